@@ -1,0 +1,1 @@
+"""The FastAPI side. Knows the contracts and nothing behind them."""

@@ -1,0 +1,58 @@
+"""Composes the application: settings, middleware, errors, routes."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
+
+from workshop import __version__
+from workshop.api.clock import Clock
+from workshop.api.errors import PROBLEM_RESPONSES, add_error_handlers
+from workshop.api.middleware.body_limit import BodyLimitMiddleware
+from workshop.api.middleware.request_id import RequestIdMiddleware
+from workshop.api.middleware.timing import TimingMiddleware
+from workshop.api.routers import service, v1
+from workshop.contracts.services import Services
+from workshop.settings import Settings
+
+
+def create_app(services: Services, settings: Settings) -> FastAPI:
+    """Build the API on top of the given services.
+
+    Args:
+        services: the ports that endpoints call. The application closes them when it stops.
+        settings: limits and the like.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # On app.state rather than yielded: Serve does not pass lifespan state on to requests.
+        app.state.services = services
+        app.state.clock = Clock()
+        await services.classifier.card()  # a service whose model does not answer must not start
+        yield
+        await services.cases.aclose()
+
+    app: FastAPI = FastAPIOffline(
+        title="Tumour classifier",
+        summary="Tells benign from malignant tumours by the measurements of their cell nuclei.",
+        version=__version__,
+        lifespan=lifespan,
+        responses=PROBLEM_RESPONSES,
+        generate_unique_id_function=_operation_id,
+    )
+    # The last one added is the outermost: the request id is known to all that follows.
+    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    app.add_middleware(TimingMiddleware)
+    app.add_middleware(RequestIdMiddleware)
+    add_error_handlers(app)
+    app.include_router(service.router)
+    app.include_router(v1.router)
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    """Short, stable names for the methods of generated clients."""
+    return route.name

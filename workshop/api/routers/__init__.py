@@ -1,0 +1,1 @@
+"""One file per resource; ``v1`` puts them together."""

@@ -1,0 +1,53 @@
+"""Cases: measurements that are kept, predicted later, corrected, and erased on request."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Query, Request, Response, status
+
+from workshop.api.dependencies import CasesDep, ClassifierDep, require_json
+from workshop.api.schemas import CaseContent, Prediction, StoredCase, to_rows
+from workshop.contracts.cases import Case
+
+router = APIRouter(prefix="/cases", tags=["cases"])
+
+
+@router.post("", status_code=status.HTTP_201_CREATED, dependencies=[Depends(require_json)])
+async def create_case(content: CaseContent, cases: CasesDep, request: Request, response: Response) -> StoredCase:
+    """Keep a new case. ``Location`` says where."""
+    case = await cases.add(content.measurements.values(), content.diagnosis)
+    response.headers["Location"] = request.url_for("get_case", case_id=str(case.id)).path
+    return StoredCase.of(case)
+
+
+@router.get("")
+async def list_cases(cases: CasesDep, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> list[StoredCase]:
+    """The newest cases first."""
+    return [StoredCase.of(case) for case in await cases.newest(limit)]
+
+
+@router.get("/{case_id}")
+async def get_case(case_id: UUID, cases: CasesDep) -> StoredCase:
+    """One case."""
+    return StoredCase.of(await cases.get(case_id))
+
+
+@router.put("/{case_id}", dependencies=[Depends(require_json)])
+async def replace_case(case_id: UUID, content: CaseContent, cases: CasesDep) -> StoredCase:
+    """Correct a case, or add its confirmed diagnosis."""
+    case = Case(case_id, content.measurements.values(), content.diagnosis)
+    await cases.replace(case)
+    return StoredCase.of(case)
+
+
+@router.delete("/{case_id}", status_code=status.HTTP_204_NO_CONTENT)
+async def delete_case(case_id: UUID, cases: CasesDep) -> None:
+    """Erase a case."""
+    await cases.delete(case_id)
+
+
+@router.get("/{case_id}/prediction")
+async def predict_case(case_id: UUID, cases: CasesDep, classifier: ClassifierDep) -> Prediction:
+    """What the present model says of a case."""
+    measurements = StoredCase.of(await cases.get(case_id)).measurements
+    return Prediction.of_one(await classifier.predict(to_rows([measurements])))

@@ -1,0 +1,98 @@
+"""One entry point: ``python -m workshop api | serve | train | doctor``."""
+
+import signal
+import socket
+import sys
+from contextlib import suppress
+from threading import Event
+from typing import Annotated
+
+import typer
+import uvicorn
+from pydantic import ValidationError
+
+from workshop.contracts.errors import StartError
+from workshop.settings import Placement, Settings
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")]
+RootPath = Annotated[str, typer.Option(help="Path prefix that a proxy in front removes.")]
+
+
+@app.command()
+def api(host: Host = "127.0.0.1", port: Port = 8000, root_path: RootPath = "") -> None:
+    """The service on uvicorn alone, models in its process."""
+    from workshop.api.app import create_app
+    from workshop.integration.local import local_services
+
+    settings = Settings()
+    application = create_app(local_services(settings), settings)
+    with _listen(host, port) as listener:
+        server = uvicorn.Server(uvicorn.Config(application, root_path=root_path, timeout_graceful_shutdown=5))
+        server.run(sockets=[listener])
+
+
+@app.command()
+def serve(
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    root_path: RootPath = "",
+    placement: Annotated[Placement | None, typer.Option(help="Where models run.")] = None,
+) -> None:
+    """The service on Ray Serve."""
+    from workshop.integration.cluster import serving
+
+    settings = Settings() if placement is None else Settings(placement=placement)
+    with _listen(host, port) as listener:
+        port = listener.getsockname()[1]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt), serving(settings, host=host, port=port, root_path=root_path):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own in place
+        print(f"Serving on http://{host}:{port} ({settings.placement} placement). Ctrl-C stops it.", flush=True)
+        Event().wait()
+
+
+@app.command()
+def train() -> None:
+    """Train the tumour classifier and write its artifact."""
+    from workshop.models.tumours import train as train_classifier
+
+    settings = Settings()
+    model = train_classifier()
+    model.save(settings.artifact)
+    card = model.card
+    print(f"{card.name} {card.version}: accuracy {card.accuracy:.3f}, f1 {card.f1:.3f}, in {settings.artifact}")
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine for what the workshop needs."""
+    from workshop.lab.doctor import main as examine
+
+    examine()
+
+
+def main() -> None:
+    """Run the command line; a start that fails for a known reason is one line and exit status 1."""
+    try:
+        app()
+    except StartError as error:
+        sys.exit(f"workshop: {error}")
+    except ValidationError as error:
+        [first, *_] = error.errors()
+        name = ".".join(str(part) for part in first["loc"])
+        sys.exit(f"workshop: setting {name}={first['input']!r}: {first['msg']}")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        StartError: the port is taken, or the address is not of this machine.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise StartError(f"cannot listen on {host}:{port}: {error.strerror}; try --port 0") from error

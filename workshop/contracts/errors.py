@@ -1,0 +1,87 @@
+"""The errors that cross a contract.
+
+Every adapter raises these and nothing else; every caller handles these and nothing else.
+
+    ServiceError
+    ├── InvalidInputError        the input has the right form but makes no sense
+    ├── NotFoundError            there is no such thing
+    ├── UnavailableError         not ready, or gone for a moment: try again
+    │   └── OverloadedError      too much is waiting already: try again later
+    ├── DeadlineExceededError    no answer in time
+    └── ModelFailedError         the model broke: a fault of the service, not of the caller
+
+An exception is pickled as its class and its ``args``. So every constructor passes all of its arguments to
+``super().__init__``: one that does not cannot be rebuilt on the other side of a process boundary.
+"""
+
+
+class StartError(Exception):
+    """The service cannot start. The message is one line that says what to do."""
+
+
+class ServiceError(Exception):
+    """Base of all errors that a contract may raise.
+
+    Args:
+        message: one sentence for the caller. Never names internals.
+    """
+
+    def __init__(self, message: str, *args: object) -> None:
+        super().__init__(message, *args)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InvalidInputError(ServiceError):
+    """The input is well formed but impossible.
+
+    Args:
+        message: what is wrong.
+        row: index of the offending row, from 0.
+        field: name of the offending feature.
+    """
+
+    def __init__(self, message: str, row: int, field: str) -> None:
+        super().__init__(message, row, field)
+        self.row = row
+        self.field = field
+
+
+class NotFoundError(ServiceError):
+    """There is no resource of that name."""
+
+
+class UnavailableError(ServiceError):
+    """The service cannot answer at the moment.
+
+    Args:
+        message: what is missing.
+        retry_after_s: when to try again, in seconds.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
+class OverloadedError(UnavailableError):
+    """More work waits than the service accepts."""
+
+
+class DeadlineExceededError(ServiceError):
+    """The answer did not come in time.
+
+    Args:
+        message: what took too long.
+        timeout_s: the limit, in seconds.
+    """
+
+    def __init__(self, message: str, timeout_s: float) -> None:
+        super().__init__(message, timeout_s)
+        self.timeout_s = timeout_s
+
+
+class ModelFailedError(ServiceError):
+    """The model raised something that is no fault of the input."""

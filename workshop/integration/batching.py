@@ -1,0 +1,115 @@
+"""Micro-batching as a decorator of the contract: every runtime and placement batches in the same way."""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from workshop.contracts.classifier import Classifier, FloatMatrix, ModelCard, Scores
+from workshop.contracts.errors import DeadlineExceededError, InvalidInputError, OverloadedError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Request:
+    rows: FloatMatrix
+    answer: asyncio.Future[Scores]
+
+
+class MicroBatched:
+    """A classifier that predicts the requests that wait together in one call of another classifier.
+
+    No timer: a lone request starts at once, and whatever arrives while a call runs shares the next one.
+    In front of a handle it sits on the caller's side, so that requests share the hop as well as the model.
+
+    Args:
+        inner: predicts the batches.
+        max_rows: rows in one call. A single larger request still goes through, alone.
+        max_waiting_rows: above it, requests are turned away.
+        max_calls: calls at the same time; the number of replicas behind ``inner``.
+        timeout_s: how long a request may take, its waiting included.
+    """
+
+    def __init__(
+        self, inner: Classifier, *, max_rows: int, max_waiting_rows: int, max_calls: int, timeout_s: float
+    ) -> None:
+        self._inner = inner
+        self._max_rows = max_rows
+        self._max_waiting_rows = max_waiting_rows
+        self._max_calls = max_calls
+        self._timeout_s = timeout_s
+        self._waiting: deque[_Request] = deque()
+        self._waiting_rows = 0
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def card(self) -> ModelCard:
+        """See ``Classifier.card``."""
+        return await self._inner.card()
+
+    async def predict(self, rows: FloatMatrix) -> Scores:
+        """See ``Classifier.predict``.
+
+        Raises:
+            OverloadedError: too many rows wait.
+            DeadlineExceededError: no answer within ``timeout_s``.
+        """
+        if self._waiting and self._waiting_rows + len(rows) > self._max_waiting_rows:
+            raise OverloadedError(f"{self._waiting_rows} rows are waiting already")
+        request = _Request(rows, asyncio.get_running_loop().create_future())
+        self._waiting.append(request)
+        self._waiting_rows += len(rows)
+        self._start_calls()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await request.answer
+        except TimeoutError:
+            raise DeadlineExceededError("the model did not answer in time", self._timeout_s) from None
+
+    def _start_calls(self) -> None:
+        while len(self._calls) < self._max_calls and (batch := self._next_batch()):
+            call = asyncio.create_task(self._predict_together(batch))
+            self._calls.add(call)
+            call.add_done_callback(self._call_ended)
+
+    def _call_ended(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        self._start_calls()
+
+    def _next_batch(self) -> list[_Request]:
+        batch: list[_Request] = []
+        size = 0
+        while self._waiting and (not batch or size + len(self._waiting[0].rows) <= self._max_rows):
+            request = self._waiting.popleft()
+            self._waiting_rows -= len(request.rows)
+            if not request.answer.done():  # its caller has not gone away
+                batch.append(request)
+                size += len(request.rows)
+        return batch
+
+    async def _predict_together(self, batch: list[_Request]) -> None:
+        try:
+            scores = await self._inner.predict(np.concatenate([request.rows for request in batch]))
+        except InvalidInputError as error:
+            # Only the guilty request may fail.
+            if len(batch) == 1:
+                _fail(batch, error)
+            else:
+                for request in batch:
+                    await self._predict_together([request])
+        except BaseException as error:
+            _fail(batch, error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            start = 0
+            for request in batch:
+                end = start + len(request.rows)
+                if not request.answer.done():
+                    request.answer.set_result(replace(scores, probabilities=scores.probabilities[start:end]))
+                start = end
+
+
+def _fail(batch: list[_Request], error: BaseException) -> None:
+    for request in batch:
+        if not request.answer.done():
+            request.answer.set_exception(error)

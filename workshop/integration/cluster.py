@@ -1,0 +1,77 @@
+"""Starts the service on Ray Serve, and stops it without leaving a process or a port behind."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Ray reads these when it is imported or started. Whoever sets them differently knows why.
+os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: replicas starve on a busy machine
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; silences a warning
+
+import ray
+from ray import serve
+
+from workshop.contracts.errors import StartError
+from workshop.integration.serve import APP_NAME, build_application
+from workshop.machine import available_memory
+from workshop.models.tumours import TumourClassifier
+from workshop.settings import Settings
+
+RAY_MEMORY = 1_000_000_000
+"""Bytes that Ray, Serve and one replica take, beside the object store; measured, and rounded up."""
+
+
+@contextmanager
+def ray_cluster(settings: Settings) -> Iterator[None]:
+    """A sparing Ray of our own for the length of the block, or the one that ``RAY_ADDRESS`` names.
+
+    Raises:
+        StartError: this machine has too little memory left, or Ray does not come up.
+    """
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False)
+    else:
+        store = settings.object_store_mb * 2**20
+        needed, available = RAY_MEMORY + store, available_memory()
+        if available < needed:
+            raise StartError(
+                f"Ray needs {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are free; "
+                "stop something, or run: python -m workshop api"
+            )
+        ray.init(
+            address="local",
+            num_cpus=settings.ray_cpus,
+            object_store_memory=store,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def serving(settings: Settings, *, host: str, port: int, root_path: str = "") -> Iterator[None]:
+    """The service at ``http://host:port`` for the length of the block.
+
+    Raises:
+        StartError: see the message; nothing is left running.
+    """
+    TumourClassifier.load(settings.artifact)  # fails here in a second, rather than in each replica after minutes
+    with ray_cluster(settings):
+        try:
+            logging.getLogger("ray.serve").setLevel(logging.WARNING)
+            serve.start(
+                http_options={"host": host, "port": port, "root_path": root_path},
+                logging_config={"log_level": "WARNING", "enable_access_log": False},
+            )
+            serve.run(build_application(settings), name=APP_NAME)
+            yield
+        except RuntimeError as error:
+            raise StartError(f"Ray Serve could not start the service: {error}") from error
+        finally:
+            serve.delete(APP_NAME)  # lets the requests under way finish

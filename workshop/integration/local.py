@@ -1,0 +1,54 @@
+"""The services within one process: for uvicorn alone, and for an API replica when models are inline."""
+
+import anyio.to_thread
+from fastapi import FastAPI
+
+from workshop.api.app import create_app
+from workshop.contracts.classifier import Classifier, FloatMatrix, ModelCard, Scores
+from workshop.contracts.services import Services
+from workshop.integration.batching import MicroBatched
+from workshop.models.tumours import TumourClassifier
+from workshop.settings import Settings
+from workshop.storage.cases import SqlCaseStore
+
+
+class InProcessClassifier:
+    """A classifier in this process, run in a worker thread so that the event loop stays free."""
+
+    def __init__(self, model: TumourClassifier) -> None:
+        self._model = model
+
+    async def predict(self, rows: FloatMatrix) -> Scores:
+        """See ``Classifier.predict``."""
+        return await anyio.to_thread.run_sync(self._model.predict, rows)
+
+    async def card(self) -> ModelCard:
+        """See ``Classifier.card``."""
+        return self._model.card
+
+
+def batched(classifier: Classifier, settings: Settings, *, max_calls: int = 1) -> Classifier:
+    """The classifier with micro-batching as the settings want it."""
+    return MicroBatched(
+        classifier,
+        max_rows=settings.batch_max_rows if settings.batching else 1,
+        max_waiting_rows=settings.queue_max_rows,
+        max_calls=max_calls,
+        timeout_s=settings.predict_timeout_s,
+    )
+
+
+def local_services(settings: Settings) -> Services:
+    """Load every model into this process.
+
+    Raises:
+        ArtifactError: a model is missing or damaged.
+    """
+    classifier = InProcessClassifier(TumourClassifier.load(settings.artifact))
+    return Services(batched(classifier, settings), SqlCaseStore(settings.database_url))
+
+
+def app() -> FastAPI:
+    """The service for ``uvicorn --factory workshop.integration.local:app``."""
+    settings = Settings()
+    return create_app(local_services(settings), settings)

@@ -1,0 +1,1 @@
+"""Plain machine learning: train, save, load, predict. No web, no Ray."""

@@ -1,0 +1,122 @@
+"""The tumour classifier: a scikit-learn pipeline, trained on the data that scikit-learn ships."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import skops.io
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from sklearn.datasets import load_breast_cancer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from workshop.contracts.classifier import FEATURES, UNITS, FeatureRange, FloatMatrix, ModelCard, Scores
+from workshop.contracts.errors import InvalidInputError, StartError
+
+NAME = "tumour-classifier"
+CLASSES = ("malignant", "benign")
+
+_MODEL_FILE = "model.skops"
+_CARD_FILE = "card.json"
+_CARD = TypeAdapter(ModelCard)
+_MEASUREMENTS = len(FEATURES) // 3
+_WORST = 2 * _MEASUREMENTS
+
+
+class ArtifactError(StartError):
+    """A saved model cannot be used."""
+
+
+class TumourClassifier:
+    """A trained pipeline and its card.
+
+    Args:
+        pipeline: fitted, with ``predict_proba``; columns in the order of ``FEATURES``.
+        card: what it says of itself.
+    """
+
+    def __init__(self, pipeline: Pipeline, card: ModelCard) -> None:
+        self.card = card
+        self._pipeline = pipeline
+
+    def predict(self, rows: FloatMatrix) -> Scores:
+        """Score rows: see ``Classifier.predict``.
+
+        Raises:
+            InvalidInputError: a worst value is smaller than its mean, so the row cannot be a measurement.
+        """
+        impossible = rows[:, _WORST:] < rows[:, :_MEASUREMENTS]
+        if impossible.any():
+            row, column = (int(index) for index in np.argwhere(impossible)[0])
+            worst, mean = FEATURES[_WORST + column], FEATURES[column]
+            raise InvalidInputError(f"{worst} must not be smaller than {mean}", row, worst)
+        return Scores(self._pipeline.predict_proba(rows), self.card.classes, self.card.version)
+
+    def save(self, folder: Path) -> None:
+        """Write the artifact: the pipeline, and a card with the pipeline's checksum."""
+        folder.mkdir(parents=True, exist_ok=True)
+        model = skops.io.dumps(self._pipeline)
+        card = asdict(self.card) | {"sha256": hashlib.sha256(model).hexdigest()}
+        for name, content in ((_MODEL_FILE, model), (_CARD_FILE, json.dumps(card, indent=2).encode())):
+            # A reader sees the old file or the new one, never half of one.
+            unfinished = folder / f"{name}.{os.getpid()}"
+            unfinished.write_bytes(content)
+            unfinished.replace(folder / name)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read an artifact.
+
+        Raises:
+            ArtifactError: missing, damaged, or made by code that is not trusted.
+        """
+        remedy = "run: python -m workshop train"
+        try:
+            model = (folder / _MODEL_FILE).read_bytes()
+            card = json.loads((folder / _CARD_FILE).read_bytes())
+            checksum = card.pop("sha256")
+            if hashlib.sha256(model).hexdigest() != checksum:
+                raise ArtifactError(f"the model in {folder} is damaged: its checksum differs; {remedy}")
+            return cls(skops.io.loads(model), _CARD.validate_python(card))
+        except FileNotFoundError as error:
+            raise ArtifactError(f"there is no model: {error.filename} is missing; {remedy}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+            raise ArtifactError(f"the model in {folder} is damaged: its card cannot be read; {remedy}") from error
+
+
+def training_data() -> tuple[FloatMatrix, NDArray[np.int64]]:
+    """The 569 rows, shape (569, 30), and their classes, shape (569,): 0 malignant, 1 benign."""
+    data = load_breast_cancer()
+    return data.data, data.target
+
+
+def train(version: str = "1.0.0") -> TumourClassifier:
+    """Fit on four fifths of the rows and score on the rest. The same every time."""
+    rows, labels = training_data()
+    train_rows, test_rows, train_labels, test_labels = train_test_split(
+        rows, labels, test_size=0.2, stratify=labels, random_state=0
+    )
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    pipeline.fit(train_rows, train_labels)
+    predicted = pipeline.predict(test_rows)
+    card = ModelCard(
+        name=NAME,
+        version=version,
+        accuracy=float(accuracy_score(test_labels, predicted)),
+        f1=float(f1_score(test_labels, predicted, pos_label=0)),
+        classes=CLASSES,
+        positive_class=CLASSES[0],
+        features=tuple(
+            FeatureRange(name, UNITS[name], float(column.min()), float(column.max()))
+            for name, column in zip(FEATURES, train_rows.T, strict=True)
+        ),
+    )
+    return TumourClassifier(pipeline, card)

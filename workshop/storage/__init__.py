@@ -1,0 +1,1 @@
+"""What the service keeps, behind the contracts. SQLite by default, any SQLAlchemy URL otherwise."""

@@ -30,7 +30,9 @@ def api(host: Host = "127.0.0.1", port: Port = 8000, root_path: RootPath = "") -
     settings = Settings()
     application = create_app(local_services(settings), settings)
     with _listen(host, port) as listener:
-        server = uvicorn.Server(uvicorn.Config(application, root_path=root_path, timeout_graceful_shutdown=5))
+        server = uvicorn.Server(
+            uvicorn.Config(application, root_path=root_path, access_log=False, timeout_graceful_shutdown=5)
+        )
         server.run(sockets=[listener])
 
 

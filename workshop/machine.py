@@ -1,5 +1,6 @@
 """What this machine, or the container around us, has."""
 
+import socket
 from pathlib import Path
 
 import psutil
@@ -17,3 +18,9 @@ def available_memory() -> int:
         if limit.exists() and (allowed := limit.read_text().strip()) != "max":
             available = min(available, int(allowed) - int(used.read_text()))
     return available
+
+
+def free_port() -> int:
+    """A TCP port that nothing on this machine's loopback address listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

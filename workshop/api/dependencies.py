@@ -1,4 +1,8 @@
-"""What endpoints ask for, as annotated types, so that their signatures read like sentences."""
+"""What endpoints ask for, as annotated types, so that their signatures read like sentences.
+
+All are ``async def``, even those that await nothing: FastAPI runs a plain ``def`` dependency in a thread, which costs more
+than the rest of the request.
+"""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, cast
@@ -11,16 +15,16 @@ from workshop.contracts.classifier import Classifier, ModelCard
 from workshop.contracts.services import Services
 
 
-def get_services(request: Request) -> Services:
+async def get_services(request: Request) -> Services:
     """The ports. Tests override this one to replace what is behind them."""
     return cast(Services, request.app.state.services)
 
 
-def get_clock(request: Request) -> Clock:
+async def get_clock(request: Request) -> Clock:
     return cast(Clock, request.app.state.clock)
 
 
-def get_classifier(services: Annotated[Services, Depends(get_services)]) -> Classifier:
+async def get_classifier(services: Annotated[Services, Depends(get_services)]) -> Classifier:
     return services.classifier
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from workshop.api.clock import now
+from workshop.api.middleware import request_id
 from workshop.contracts.errors import (
     DeadlineExceededError,
     InvalidInputError,
@@ -100,9 +101,14 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> JSONResponse:
-        # Starlette logs the traceback; the caller learns only how to ask about it.
+        # Starlette logs the traceback; the caller learns only how to ask about it. This handler, and only this one,
+        # runs outside the middleware that would add the header.
         return _problem(
-            request, HTTPStatus.INTERNAL_SERVER_ERROR, "something went wrong in the service", "InternalError"
+            request,
+            HTTPStatus.INTERNAL_SERVER_ERROR,
+            "something went wrong in the service",
+            "InternalError",
+            headers={request_id.HEADER: request.state.request_id},
         )
 
 

@@ -1,7 +1,7 @@
 """Micro-batching as a decorator of the contract: every runtime and placement batches in the same way."""
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,7 +38,7 @@ class MicroBatched:
         self._max_waiting_rows = max_waiting_rows
         self._max_calls = max_calls
         self._timeout_s = timeout_s
-        self._waiting: deque[_Request] = deque()
+        self._waiting: OrderedDict[_Request, None] = OrderedDict()
         self._waiting_rows = 0
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -56,7 +56,7 @@ class MicroBatched:
         if self._waiting and self._waiting_rows + len(rows) > self._max_waiting_rows:
             raise OverloadedError(f"{self._waiting_rows} rows are waiting already")
         request = _Request(rows, asyncio.get_running_loop().create_future())
-        self._waiting.append(request)
+        self._waiting[request] = None
         self._waiting_rows += len(rows)
         self._start_calls()
         try:
@@ -64,6 +64,8 @@ class MicroBatched:
                 return await request.answer
         except TimeoutError:
             raise DeadlineExceededError("the model did not answer in time", self._timeout_s) from None
+        finally:
+            self._leave_queue(request)  # when it still waits: its time is up, or its caller has gone away
 
     def _start_calls(self) -> None:
         while len(self._calls) < self._max_calls and (batch := self._next_batch()):
@@ -78,13 +80,19 @@ class MicroBatched:
     def _next_batch(self) -> list[_Request]:
         batch: list[_Request] = []
         size = 0
-        while self._waiting and (not batch or size + len(self._waiting[0].rows) <= self._max_rows):
-            request = self._waiting.popleft()
-            self._waiting_rows -= len(request.rows)
-            if not request.answer.done():  # its caller has not gone away
-                batch.append(request)
-                size += len(request.rows)
+        while self._waiting:
+            request = next(iter(self._waiting))
+            if batch and size + len(request.rows) > self._max_rows:
+                break
+            self._leave_queue(request)
+            batch.append(request)
+            size += len(request.rows)
         return batch
+
+    def _leave_queue(self, request: _Request) -> None:
+        if request in self._waiting:
+            del self._waiting[request]
+            self._waiting_rows -= len(request.rows)
 
     async def _predict_together(self, batch: list[_Request]) -> None:
         try:

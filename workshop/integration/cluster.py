@@ -24,8 +24,10 @@ RAY_MEMORY = 1_000_000_000
 
 
 @contextmanager
-def ray_cluster(settings: Settings) -> Iterator[None]:
-    """A sparing Ray of our own for the length of the block, or the one that ``RAY_ADDRESS`` names.
+def serve_cluster(settings: Settings, *, host: str, port: int, root_path: str = "") -> Iterator[None]:
+    """Ray and Serve, with Serve's proxy at ``http://host:port``, for the length of the block.
+
+    A sparing Ray of our own, or the one that ``RAY_ADDRESS`` names.
 
     Raises:
         StartError: this machine has too little memory left, or Ray does not come up.
@@ -46,9 +48,14 @@ def ray_cluster(settings: Settings) -> Iterator[None]:
             object_store_memory=store,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="error",
+            logging_level=logging.ERROR,
         )
     try:
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve.start(
+            http_options={"host": host, "port": port, "root_path": root_path},
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )
         yield
     finally:
         ray.shutdown()
@@ -62,13 +69,8 @@ def serving(settings: Settings, *, host: str, port: int, root_path: str = "") ->
         StartError: see the message; nothing is left running.
     """
     TumourClassifier.load(settings.artifact)  # fails here in a second, rather than in each replica after minutes
-    with ray_cluster(settings):
+    with serve_cluster(settings, host=host, port=port, root_path=root_path):
         try:
-            logging.getLogger("ray.serve").setLevel(logging.WARNING)
-            serve.start(
-                http_options={"host": host, "port": port, "root_path": root_path},
-                logging_config={"log_level": "WARNING", "enable_access_log": False},
-            )
             serve.run(build_application(settings), name=APP_NAME)
             yield
         except RuntimeError as error:

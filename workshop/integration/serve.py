@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.datastructures import MutableHeaders
@@ -47,10 +46,8 @@ class Api:
         self._settings = settings
         self._classifier = classifier
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        app = create_app(self._services(), self._settings)
-        app.add_middleware(WithoutRequestId)
-        return app
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return WithoutRequestId(create_app(self._services(), self._settings))
 
     def _services(self) -> Services:
         if self._classifier is None:

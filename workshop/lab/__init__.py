@@ -1,0 +1,37 @@
+"""What the notebooks use: `from workshop.lab import check, hint, solution, run_app, service_map, start_at`."""
+
+from importlib import import_module
+from typing import Any
+
+from workshop.lab.service_map import service_map
+
+# The other names, with the module of each, imported at first use: a notebook pays for what it uses.
+# A name that is also its module's cannot be here, since importing the module would take its place: import it above.
+_HOME = {
+    "bars": "pictures",
+    "check": "checks",
+    "curve": "pictures",
+    "explore": "explorer",
+    "hint": "checks",
+    "in_parallel": "load_generator",
+    "load": "load_generator",
+    "run_app": "serving",
+    "run_command": "commands",
+    "solution": "checks",
+    "start_at": "lessons",
+    "start_serve": "cluster",
+    "stop_serve": "cluster",
+    "timeline": "pictures",
+}
+
+__all__ = ["service_map", *_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,33 @@
+"""One small Ray Serve for a notebook."""
+
+import atexit
+from contextlib import ExitStack
+
+from workshop.integration.cluster import serve_cluster
+from workshop.machine import free_port
+from workshop.settings import Settings
+
+_running = ExitStack()
+_url: str | None = None
+
+
+def start_serve() -> str:
+    """Start Ray and Serve with memory-sparing settings, unless they run already.
+
+    Returns the address of Serve's HTTP proxy, such as ``http://127.0.0.1:43210``.
+    """
+    global _url  # noqa: PLW0603
+    if _url is None:
+        port = free_port()
+        # Many logical CPUs: the lessons' replicas mostly wait, and may share the cores.
+        _running.enter_context(serve_cluster(Settings(ray_cpus=16), host="127.0.0.1", port=port))
+        _url = f"http://127.0.0.1:{port}"
+    return _url
+
+
+@atexit.register
+def stop_serve() -> None:
+    """Stop what ``start_serve`` started. A second call does nothing."""
+    global _url  # noqa: PLW0603
+    _running.close()
+    _url = None

@@ -1,0 +1,108 @@
+"""The pictures of the lessons: each shows its point without the text around it."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from workshop.lab.load_generator import Records
+
+WORKING = "#2563eb"
+WAITING = "#cbd5e1"
+FAILED = "#dc2626"
+_INK = "#334155"
+
+
+def timeline(loads: Mapping[str, Records]) -> Figure:
+    """One panel per load: a bar per request, from its sending to its answer, all on one clock.
+
+    Where the application reports its own time, the bar is split: grey while the request waits to get in, blue while
+    it is inside the application.
+    """
+    tallest = max(len(records) for records in loads.values())
+    longest = max(records.total_ms for records in loads.values())
+    figure, axes = plt.subplots(
+        len(loads), 1, sharex=True, squeeze=False, figsize=(9, len(loads) * (0.75 + 0.11 * min(tallest, 40)))
+    )
+    for axis, (name, records) in zip(axes[:, 0], loads.items(), strict=True):
+        _draw(axis, records)
+        axis.set_title(f"{name}: {records.total_ms:,.0f} ms", loc="left", fontsize=11, color=_INK)
+    axes[-1, 0].set_xlim(0, 1.02 * longest)
+    axes[-1, 0].set_xlabel("milliseconds since the first request was sent")
+    if any(record.worked_s is not None for records in loads.values() for record in records):
+        _legend(figure)
+    return _closed(figure)
+
+
+def _draw(axis: Axes, records: Records) -> None:
+    for row, record in enumerate(records):
+        start, end = 1000 * record.start, 1000 * record.end
+        answered = record.status is not None and record.status < 400
+        if record.worked_s is None or not answered:
+            axis.barh(row, end - start, left=start, color=WORKING if answered else FAILED, height=0.8)
+        else:
+            worked = min(1000 * record.worked_s, end - start)
+            axis.barh(row, end - start - worked, left=start, color=WAITING, height=0.8)
+            axis.barh(row, worked, left=end - worked, color=WORKING, height=0.8)
+    axis.invert_yaxis()
+    axis.set_yticks([])
+    axis.set_ylabel(f"{len(records)} requests", color=_INK)
+    _plain(axis)
+
+
+def curve(
+    points: Mapping[str, Mapping[float, float]], *, x: str, y: str, title: str = "", steps: Sequence[float] = ()
+) -> Figure:
+    """A line per name through its points, with dashed vertical lines at ``steps``."""
+    figure, axis = plt.subplots(figsize=(8, 3.4))
+    for step in steps:
+        axis.axvline(step, color=FAILED, linestyle="--", linewidth=1)
+        axis.annotate(f"{step:g}", (step, 1), xycoords=("data", "axes fraction"), color=FAILED, ha="right", va="top")
+    for name, line in points.items():
+        axis.plot(list(line), list(line.values()), marker="o", label=name)
+    axis.set(xlabel=x, ylabel=y)
+    axis.set_title(title, loc="left", fontsize=11, color=_INK)
+    axis.set_ylim(bottom=0)
+    if len(points) > 1:
+        axis.legend(frameon=False)
+    _plain(axis)
+    return _closed(figure)
+
+
+def bars(groups: Mapping[str, Mapping[str, float]], *, y: str, title: str = "") -> Figure:
+    """Groups of bars side by side, each bar labelled with its value."""
+    figure, axis = plt.subplots(figsize=(8, 3.4))
+    names = list(next(iter(groups.values())))
+    width = 0.8 / len(names)
+    for index, name in enumerate(names):
+        places = [place + (index - (len(names) - 1) / 2) * width for place in range(len(groups))]
+        drawn = axis.bar(places, [group[name] for group in groups.values()], width * 0.92, label=name)
+        axis.bar_label(drawn, fmt="{:,.0f}", fontsize=9, color=_INK)
+    axis.set_xticks(range(len(groups)), list(groups))
+    axis.set_ylabel(y)
+    axis.set_title(title, loc="left", fontsize=11, color=_INK)
+    if len(names) > 1:
+        axis.legend(frameon=False)
+    _plain(axis)
+    return _closed(figure)
+
+
+def _plain(axis: Axes) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(colors=_INK)
+
+
+def _legend(figure: Figure) -> None:
+    handles = [Patch(color=color) for color in (WAITING, WORKING)]
+    figure.legend(
+        handles, ["waits for the application", "inside the application"], loc="upper right", ncols=2, frameon=False
+    )
+
+
+def _closed(figure: Figure) -> Figure:
+    """Laid out, and shown only once: by the cell that ends with it."""
+    figure.tight_layout()
+    plt.close(figure)
+    return figure

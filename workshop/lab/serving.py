@@ -1,0 +1,149 @@
+"""Run an ASGI app on a real port beside the notebook."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import socket
+import threading
+from types import TracebackType
+from typing import Any, Self
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+START_LIMIT = 60.0  # seconds; an app may load a model first
+STOP_LIMIT = 3.0  # seconds; a request that still runs then is cut off
+
+_named: dict[str, Server] = {}
+_running: set[Server] = set()
+
+
+def run_app(app: ASGIApp, port: int = 0, name: str | None = None, **options: Any) -> Server:
+    """Serve `app` with uvicorn in a background thread and return once it answers.
+
+    `port` 0 picks a free one. A server with the same `name` is stopped first, so a notebook cell can run
+    twice. `options` go to `uvicorn.Config` (for example `root_path`).
+    Raises the app's own error if it fails to start, and OSError if `port` is taken.
+    """
+    if name is not None and name in _named:
+        _named[name].stop()
+    server = Server(app, port, name, options)
+    if name is not None:
+        _named[name] = server
+    return server
+
+
+class Server:
+    """A running app: `url` is where it answers. `stop()`, or leaving a `with` block, ends it."""
+
+    def __init__(self, app: ASGIApp, port: int, name: str | None, options: dict[str, Any]) -> None:
+        self.name = name
+        listener = _listen(port)
+        self.port: int = listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._watch = _StartWatch(app)
+        # log_config=None: uvicorn's logging settings are global, and a notebook has servers of its own kind.
+        settings = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": 1} | options
+        self._uvicorn = uvicorn.Server(uvicorn.Config(self._watch, **settings))
+        self.thread = threading.Thread(
+            target=self._serve, args=(listener,), name=f"server-{name or self.port}", daemon=True
+        )
+        self.thread.start()
+        self._wait_until_started()
+        _running.add(self)
+
+    def stop(self) -> None:
+        """Stop serving and free the port. A second call does nothing."""
+        _running.discard(self)
+        if self.name is not None and _named.get(self.name) is self:
+            del _named[self.name]
+        self._uvicorn.should_exit = True
+        self.thread.join(STOP_LIMIT)
+        if self.thread.is_alive():  # the app blocks the event loop
+            self._uvicorn.force_exit = True
+            interrupt(self.thread)
+            self.thread.join(STOP_LIMIT)
+
+    def _serve(self, listener: socket.socket) -> None:
+        try:
+            self._uvicorn.run(sockets=[listener])
+        except SystemExit:  # how uvicorn says that the app did not start
+            pass
+        except _Interrupted:
+            pass
+        finally:
+            listener.close()
+
+    def _wait_until_started(self) -> None:
+        waited = 0.0
+        while not self._uvicorn.started:
+            self.thread.join(0.01)
+            waited += 0.01
+            if not self.thread.is_alive():
+                raise self._watch.error or RuntimeError("The app stopped while it was starting.")
+            if waited > START_LIMIT:
+                self.stop()
+                raise TimeoutError(f"The app did not start within {START_LIMIT:.0f} s.")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        state = "running" if self in _running else "stopped"
+        return f"<Server {self.name or ''} {self.url} {state}>".replace("  ", " ")
+
+
+class _StartWatch:
+    """Keeps the error of a failed start, which uvicorn only logs."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.error: BaseException | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self.app(scope, receive, send)
+            return
+
+        async def quiet_send(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed":
+                message = {"type": message["type"]}  # the traceback goes to the caller, not to the log
+            await send(message)
+
+        try:
+            await self.app(scope, receive, quiet_send)
+        except BaseException as error:
+            self.error = error
+            raise
+
+
+class _Interrupted(BaseException):
+    """Raised inside a thread that must end. Not an Exception, so that an `except Exception` lets it through."""
+
+
+def interrupt(thread: threading.Thread) -> None:
+    """Raise inside `thread` at its next Python instruction. A thread that waits in C ends only after that."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Interrupted))
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"Port {port} is taken. Port 0 picks a free one.") from error
+    return listener
+
+
+@atexit.register
+def _stop_all() -> None:
+    for server in list(_running):
+        server.stop()

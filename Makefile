@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-MODEL := artifacts/tumour-classifier
+MODEL := artifacts/tumour-classifier/card.json
 SOLUTIONS := $(wildcard solutions/*.ipynb)
 BENCHMARKS := $(wildcard benchmarks/*.py)
 # Notebooks start programs by name (ray, redis, curl): ours come first.
@@ -37,7 +37,7 @@ notebooks: env  ## make notebooks/ and solutions/*.ipynb from their sources
 	@$(IN_VENV) python -m workshop.lab.build
 
 bench: env artifacts  ## measure the service
-	@for script in $(BENCHMARKS); do echo "$$script"; $(IN_VENV) python "$$script" $(ARGS) || exit 1; done
+	@for script in $(BENCHMARKS); do echo "$$script"; PYTHONPATH=. $(IN_VENV) python "$$script" $(ARGS) || exit 1; done
 
 lock: env  ## requirements.lock from pyproject.toml; newest versions: make lock ARGS=--upgrade
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate --no-header \

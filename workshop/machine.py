@@ -1,6 +1,9 @@
 """What this machine, or the container around us, has."""
 
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -18,6 +21,22 @@ def available_memory() -> int:
         if limit.exists() and (allowed := limit.read_text().strip()) != "max":
             available = min(available, int(allowed) - int(used.read_text()))
     return available
+
+
+def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
+    """Cores that this process may use: the machine's, its affinity or its container's quota, whichever is least."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([cores, *_quotas(cgroup)])
+
+
+def _quotas(cgroup: Path) -> Iterator[float]:
+    with suppress(OSError, ValueError):  # version 2; "max" is no number: no quota
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        yield int(quota) / int(period)
+    with suppress(OSError):  # version 1; -1: no quota
+        quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        if int(quota) > 0:
+            yield int(quota) / int(period)
 
 
 def free_port() -> int:

@@ -1,18 +1,23 @@
 """What endpoints ask for, as annotated types, so that their signatures read like sentences.
 
-All are ``async def``, even those that await nothing: FastAPI runs a plain ``def`` dependency in a thread, which costs more
-than the rest of the request.
+All are ``async def``, even those that await nothing: FastAPI runs a plain ``def`` dependency in a thread, which costs
+more than the rest of the request.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated, cast
 
-from fastapi import Depends, HTTPException, Request, status
+from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
 
 from workshop.api.clock import Clock
 from workshop.contracts.cases import Cases
 from workshop.contracts.classifier import Classifier, ModelCard
+from workshop.contracts.errors import UnavailableError
 from workshop.contracts.services import Services
+
+PROBE_TIMEOUT_S = 3.0
 
 
 async def get_services(request: Request) -> Services:
@@ -29,7 +34,12 @@ async def get_classifier(services: Annotated[Services, Depends(get_services)]) -
 
 
 async def get_model_card(classifier: Annotated[Classifier, Depends(get_classifier)]) -> ModelCard:
-    return await classifier.card()
+    """The card, soon or not at all: a probe must not wait for a model that is being replaced."""
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            return await classifier.card()
+    except TimeoutError:
+        raise UnavailableError("the model does not answer") from None
 
 
 async def open_cases(services: Annotated[Services, Depends(get_services)]) -> AsyncIterator[Cases]:
@@ -43,10 +53,8 @@ async def require_json(request: Request) -> None:
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        raise HTTPException(
-            status.HTTP_415_UNSUPPORTED_MEDIA_TYPE,
-            f"send the header Content-Type: application/json, not {content_type or 'nothing'}",
-        )
+        message = f"Input should be application/json, not {content_type or 'nothing'}"
+        raise RequestValidationError([{"loc": ("header", "content-type"), "type": "json_content_type", "msg": message}])
 
 
 ClockDep = Annotated[Clock, Depends(get_clock)]

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from workshop.api.clock import now
@@ -66,12 +67,22 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": HTTPStatus(code).phrase,
         "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
-    for code in (400, 404, 413, 415, 422, 500, 503, 504)
+    for code in (400, 404, 413, 422, 500, 503, 504)
 }
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Make every error of the application a problem document."""
+    """Make every error of the application a problem document, in its OpenAPI schema too."""
+    openapi_without_problems = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        # A response's "model" would be declared as application/json, so PROBLEM_RESPONSES only refers to the schema.
+        document = openapi_without_problems()
+        _, problem = models_json_schema([(Problem, "serialization")], ref_template="#/components/schemas/{model}")
+        document["components"]["schemas"] |= problem["$defs"]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
     @app.exception_handler(ServiceError)
     async def on_service_error(request: Request, error: ServiceError) -> JSONResponse:

@@ -504,7 +504,7 @@ def _has_blank(value: object) -> bool:
 
 
 def _copied(value: Any) -> Any:
-    is_data = isinstance(value, list | dict | set | tuple | bytearray) or hasattr(value, "__array__")
+    is_data = isinstance(value, list | dict | set | tuple | bytearray) or hasattr(type(value), "__array__")
     return copy.deepcopy(value) if is_data else value
 
 
@@ -521,7 +521,7 @@ def _same(got: Any, expected: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value
+    return value.tolist() if hasattr(type(value), "tolist") else value
 
 
 def _text(request: httpx.Request) -> str:

@@ -6,9 +6,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import httpx
 import psutil
@@ -41,7 +40,7 @@ def run_command(command: str, *, name: str, folder: str | Path | None = None) ->
     return started
 
 
-class Command:
+class Command(AbstractContextManager["Command"]):
     """A running command. ``url`` is where it answers; ``stop()``, or the end of a ``with`` block, ends it."""
 
     def __init__(self, command: str, folder: str | Path | None) -> None:
@@ -93,12 +92,7 @@ class Command:
             process.kill()
         self._process.wait()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 

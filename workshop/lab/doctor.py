@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,7 +21,7 @@ from packaging.specifiers import SpecifierSet
 
 from workshop.contracts.errors import StartError
 from workshop.lab.verdicts import card
-from workshop.machine import available_memory
+from workshop.machine import available_memory, usable_cores
 from workshop.settings import PROJECT, Settings
 
 GB = 1_000_000_000
@@ -192,22 +191,6 @@ def check_cores(needed: int = 2) -> Finding:
     if cores >= needed:
         return Finding("Cores", Status.OK, f"{cores:g}")
     return Finding("Cores", Status.WARNING, f"{cores:g}", "Work in parallel will gain less than the lessons show.")
-
-
-def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
-    """Cores that this process may use: the machine's, its affinity or its container's quota, whichever is least."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min([cores, *_quotas(cgroup)])
-
-
-def _quotas(cgroup: Path) -> Iterator[float]:
-    with suppress(OSError, ValueError):  # version 2; "max" is no number: no quota
-        quota, period = (cgroup / "cpu.max").read_text().split()
-        yield int(quota) / int(period)
-    with suppress(OSError):  # version 1; -1: no quota
-        quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        if int(quota) > 0:
-            yield int(quota) / int(period)
 
 
 def check_disk(folders: tuple[Path, ...], needed: int = DISK_NEEDED) -> Finding:

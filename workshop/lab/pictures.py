@@ -24,7 +24,12 @@ def timeline(loads: Mapping[str, Records]) -> Figure:
     tallest = max(len(records) for records in loads.values())
     longest = max(records.total_ms for records in loads.values())
     figure, axes = plt.subplots(
-        len(loads), 1, sharex=True, squeeze=False, figsize=(9, len(loads) * (0.75 + 0.11 * min(tallest, 40)))
+        len(loads),
+        1,
+        sharex=True,
+        squeeze=False,
+        figsize=(9, 0.6 + len(loads) * (0.6 + 0.11 * min(tallest, 40))),
+        layout="constrained",
     )
     for axis, (name, records) in zip(axes[:, 0], loads.items(), strict=True):
         _draw(axis, records)
@@ -33,7 +38,8 @@ def timeline(loads: Mapping[str, Records]) -> Figure:
     axes[-1, 0].set_xlabel("milliseconds since the first request was sent")
     if any(record.worked_s is not None for records in loads.values() for record in records):
         _legend(figure)
-    return _closed(figure)
+    plt.close(figure)  # shown once: by the cell that ends with it
+    return figure
 
 
 def _draw(axis: Axes, records: Records) -> None:
@@ -56,7 +62,7 @@ def curve(
     points: Mapping[str, Mapping[float, float]], *, x: str, y: str, title: str = "", steps: Sequence[float] = ()
 ) -> Figure:
     """A line per name through its points, with dashed vertical lines at ``steps``."""
-    figure, axis = plt.subplots(figsize=(8, 3.4))
+    figure, axis = plt.subplots(figsize=(8, 3.4), layout="constrained")
     for step in steps:
         axis.axvline(step, color=FAILED, linestyle="--", linewidth=1)
         axis.annotate(f"{step:g}", (step, 1), xycoords=("data", "axes fraction"), color=FAILED, ha="right", va="top")
@@ -68,12 +74,13 @@ def curve(
     if len(points) > 1:
         axis.legend(frameon=False)
     _plain(axis)
-    return _closed(figure)
+    plt.close(figure)  # shown once: by the cell that ends with it
+    return figure
 
 
 def bars(groups: Mapping[str, Mapping[str, float]], *, y: str, title: str = "") -> Figure:
     """Groups of bars side by side, each bar labelled with its value."""
-    figure, axis = plt.subplots(figsize=(8, 3.4))
+    figure, axis = plt.subplots(figsize=(8, 3.4), layout="constrained")
     names = list(next(iter(groups.values())))
     width = 0.8 / len(names)
     for index, name in enumerate(names):
@@ -86,7 +93,8 @@ def bars(groups: Mapping[str, Mapping[str, float]], *, y: str, title: str = "") 
     if len(names) > 1:
         axis.legend(frameon=False)
     _plain(axis)
-    return _closed(figure)
+    plt.close(figure)  # shown once: by the cell that ends with it
+    return figure
 
 
 def _plain(axis: Axes) -> None:
@@ -99,10 +107,3 @@ def _legend(figure: Figure) -> None:
     figure.legend(
         handles, ["waits for the application", "inside the application"], loc="upper right", ncols=2, frameon=False
     )
-
-
-def _closed(figure: Figure) -> Figure:
-    """Laid out, and shown only once: by the cell that ends with it."""
-    figure.tight_layout()
-    plt.close(figure)
-    return figure

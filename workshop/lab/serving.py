@@ -6,8 +6,8 @@ import atexit
 import ctypes
 import socket
 import threading
-from types import TracebackType
-from typing import Any, Self
+from contextlib import AbstractContextManager
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,7 +34,7 @@ def run_app(app: ASGIApp, port: int = 0, name: str | None = None, **options: Any
     return server
 
 
-class Server:
+class Server(AbstractContextManager["Server"]):
     """A running app: `url` is where it answers. `stop()`, or leaving a `with` block, ends it."""
 
     def __init__(self, app: ASGIApp, port: int, name: str | None, options: dict[str, Any]) -> None:
@@ -86,12 +86,7 @@ class Server:
                 self.stop()
                 raise TimeoutError(f"The app did not start within {START_LIMIT:.0f} s.")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def __repr__(self) -> str:

@@ -118,8 +118,8 @@ def card(colour: str, *parts: str) -> str:
 
 
 def _rows(facts: list[tuple[str, str]]) -> str:
-    name = "opacity:.7;padding:0 1em 0 0;text-align:left;vertical-align:top;background:transparent"
-    text = "text-align:left;white-space:pre-wrap;overflow-wrap:anywhere;background:transparent"
+    name = "font:inherit;opacity:.7;padding:0 1em 0 0;text-align:left;vertical-align:top;background:transparent"
+    text = "font:inherit;text-align:left;white-space:pre-wrap;overflow-wrap:anywhere;background:transparent"
     rows = "".join(
         f'<tr style="background:transparent"><td style="{name}">{escape(label)}</td>'
         f'<td style="{text}"><code style="background:transparent;color:inherit">{escape(value)}</code></td></tr>'

@@ -2,7 +2,7 @@
 
 import time
 
-_LOOPS_PER_MS = 14_000
+_LOOPS_PER_MS = 24_000
 
 
 def wait(ms: float = 100) -> None:

@@ -86,8 +86,8 @@ class TumourClassifier:
             if hashlib.sha256(model).hexdigest() != checksum:
                 raise ArtifactError(f"the model in {folder} is damaged: its checksum differs; {remedy}")
             return cls(skops.io.loads(model), _CARD.validate_python(card))
-        except FileNotFoundError as error:
-            raise ArtifactError(f"there is no model: {error.filename} is missing; {remedy}") from error
+        except OSError as error:
+            raise ArtifactError(f"cannot read the model: {error.filename}: {error.strerror}; {remedy}") from error
         except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
             raise ArtifactError(f"the model in {folder} is damaged: its card cannot be read; {remedy}") from error
 

@@ -5,7 +5,7 @@ from fastapi.responses import PlainTextResponse
 
 from workshop import __version__
 from workshop.api.clock import now
-from workshop.api.dependencies import ClassifierDep, ClockDep, ModelCardDep
+from workshop.api.dependencies import ClassifierDep, ClockDep, ModelCardDep, get_model_card
 from workshop.api.schemas import Health
 from workshop.contracts.errors import ServiceError
 
@@ -16,7 +16,7 @@ router = APIRouter(tags=["service"])
 async def health(classifier: ClassifierDep, clock: ClockDep, response: Response) -> Health:
     """The state of the service; 503 when it cannot predict."""
     try:
-        await classifier.card()
+        await get_model_card(classifier)
         model_loaded = True
     except ServiceError:
         model_loaded = False

@@ -18,8 +18,9 @@ MALIGNANT = 212
 def counts_the_malignant(answer: Answer) -> None:
     if not isinstance(answer.value, Real):
         raise NotYet("A number is needed here.", got=show(answer.value))
-    if answer.value != MALIGNANT:
-        message = "There are fewer." if answer.value > MALIGNANT else "There are more."
+    guess = float(answer.value)
+    if guess != MALIGNANT:
+        message = "There are fewer." if guess > MALIGNANT else "There are more."
         raise NotYet(message, expected="the number of malignant tumours", got=show(answer.value))
 
 

@@ -1,0 +1,650 @@
+"""Every outcome of a check, for honest, mistaken and hostile answers."""
+
+import asyncio
+import contextlib
+import functools
+import sys
+import threading
+import time
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+from fastapi import BackgroundTasks, FastAPI, WebSocket
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field, ValidationError
+from websockets.sync.client import connect
+
+from workshop.lab import checks
+from workshop.lab.checks import Answer, NotYet, check, exercise, expect, hint, show, solution
+from workshop.lab.verdicts import Outcome, Verdict
+
+RIGHT, NOT_YET, NOT_ATTEMPTED, COULD_NOT_CHECK = Outcome
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch):
+    """Each test has a registry and a learner's record of its own."""
+    for name in ("_exercises", "_tries", "_hints_seen"):
+        monkeypatch.setattr(checks, name, {})
+    monkeypatch.setattr(checks, "_right", set())
+
+
+def judge(function, answer, *, seconds=10.0) -> Verdict:
+    checks._exercises.clear()
+    exercise("90.1", hints=["First.", "Second."], right="Well done.", seconds=seconds)(function)
+    verdict = check("90.1", answer)
+    assert verdict._repr_html_().startswith("<div")  # whatever was answered, it can be shown
+    return verdict
+
+
+def doubles(answer: Answer) -> None:
+    for number in (3, 0):
+        expect(answer.call(number), 2 * number, why="Twice the number.")
+
+
+async def async_double(number):
+    await asyncio.sleep(0)
+    return 2 * number
+
+
+class Doubler:
+    def __call__(self, number):
+        return 2 * number
+
+
+class AsyncDoubler:
+    async def __call__(self, number):
+        return 2 * number
+
+
+class Hostile:
+    """Raises whatever is asked of it."""
+
+    def __eq__(self, other):
+        raise RuntimeError("no ==")
+
+    def __repr__(self):
+        raise RuntimeError("no repr")
+
+    __hash__ = None
+
+
+# ------------------------------------------------------------------------------------------------ functions
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda n: 2 * n,
+        lambda n: float(2 * n),
+        lambda n, extra=1: n + n,
+        lambda *args: 2 * args[0],
+        lambda n: np.int64(2 * n),
+        lambda n: np.array(2 * n),
+        async_double,
+        Doubler(),
+        AsyncDoubler(),
+        Doubler().__call__,
+        functools.partial(lambda factor, n: factor * n, 2),
+    ],
+    ids=str,
+)
+def test_right_in_many_ways(answer):
+    verdict = judge(doubles, answer)
+    assert verdict.outcome == RIGHT, verdict
+    assert repr(verdict) == "90.1 right. Well done."
+
+
+def test_not_yet_says_what_was_given_expected_and_got():
+    verdict = judge(doubles, lambda n: n * n)
+    assert (verdict.outcome, verdict.given, verdict.expected, verdict.got) == (NOT_YET, "answer(3)", "6", "9")
+    assert "Twice the number." in repr(verdict)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda n: None, "is a `return` missing?"),
+        (lambda: 6, "does not take these arguments: too many positional arguments"),
+        (lambda a, b: 6, "does not take these arguments: missing a required argument: 'b'"),
+        (7, "A function is needed here."),
+        ("text", "A function is needed here."),
+        (None, "A function is needed here."),
+        (lambda n: "6", "Twice the number."),
+        (lambda n: np.array([6, 6]), "Twice the number."),
+        (lambda n: (i for i in range(n)), "Twice the number."),
+        (lambda n: float("nan"), "Twice the number."),
+    ],
+)
+def test_not_yet_messages(answer, message):
+    verdict = judge(doubles, answer)
+    assert verdict.outcome == NOT_YET
+    assert message in verdict.message
+
+
+def test_a_missing_await_is_noticed():
+    async def forgot(number):
+        return async_double(number)
+
+    verdict = judge(doubles, forgot)
+    assert verdict.outcome == NOT_YET
+    assert "is an `await` missing?" in verdict.message
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [..., lambda n: ..., lambda n: [...], lambda n: {"label": ...}, lambda n: n + ..., [...], {"a": ...}],
+)
+def test_not_attempted(answer):
+    assert judge(doubles, answer).outcome == NOT_ATTEMPTED
+
+
+def test_an_async_starter_is_not_attempted():
+    async def starter(number):
+        return ...
+
+    assert judge(doubles, starter).outcome == NOT_ATTEMPTED
+
+
+def fails(number):
+    raise ValueError("<b>my fault</b>")
+
+
+async def async_fails(number):
+    fails(number)
+
+
+def group_fails(number):
+    raise ExceptionGroup("many", [ValueError("one of many")])
+
+
+@pytest.mark.parametrize("answer", [fails, async_fails])
+def test_could_not_check_shows_the_learners_own_traceback(answer):
+    verdict = judge(doubles, answer)
+    assert verdict.outcome == COULD_NOT_CHECK
+    assert verdict.given == f"{answer.__name__}(3)"
+    assert "in fails\n    raise ValueError" in verdict.traceback
+    assert verdict.traceback.endswith("ValueError: <b>my fault</b>")
+    assert "checks.py" not in verdict.traceback
+    assert "<b>my" not in verdict._repr_html_()
+    assert "&lt;b&gt;my fault" in verdict._repr_html_()
+
+
+class UnprintableError(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+def raise_(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda n: sys.exit(1),
+        lambda n: raise_(KeyboardInterrupt()),
+        lambda n: raise_(GeneratorExit()),
+        lambda n: raise_(StopIteration()),
+        lambda n: raise_(asyncio.CancelledError()),
+        lambda n: raise_(UnprintableError()),
+        lambda n: asyncio.run(async_fails(n)),
+        lambda n: Hostile(),
+        group_fails,
+    ],
+)
+def test_nothing_that_a_learner_raises_comes_out(answer):
+    assert judge(doubles, answer).outcome == COULD_NOT_CHECK
+
+
+def test_an_async_exit_and_cancel_are_kept_in_too():
+    async def leave(number):
+        sys.exit(3)
+
+    async def cancel(number):
+        raise asyncio.CancelledError
+
+    assert judge(doubles, leave).message == "Your code asked Python to exit."
+    assert judge(doubles, cancel).outcome == COULD_NOT_CHECK
+
+
+def test_hostile_answers_themselves():
+    assert judge(doubles, Hostile()).outcome == NOT_YET
+    assert judge(lambda answer: expect(answer.value, 6), Hostile()).outcome == COULD_NOT_CHECK
+    assert judge(doubles, Doubler).outcome == COULD_NOT_CHECK  # the class, where an instance is needed
+    assert "whose repr raises" in show(Hostile())
+
+
+def test_a_learner_who_changes_the_arguments_changes_a_copy():
+    def sums(answer):
+        numbers, array = [1, 2], np.array([1.0, 2.0])
+        expect(answer.call(numbers, array), 6.0)
+        expect(numbers, [1, 2])
+        expect(array, [1, 2])
+
+    def answer(numbers, array):
+        array += numbers
+        numbers.clear()
+        return array.sum()
+
+    assert judge(sums, answer).outcome == RIGHT
+
+
+def test_other_objects_are_passed_as_they_are():
+    def uses(answer):
+        seen = Doubler()
+        expect(answer.call(seen) is seen, True)
+
+    assert judge(uses, lambda thing: thing).outcome == RIGHT
+
+
+def test_what_the_learner_prints_is_shown_in_part():
+    def chatty(number):
+        for line in range(100_000):
+            print("line", line)
+        return number
+
+    verdict = judge(doubles, chatty)
+    assert verdict.printed.splitlines()[-1] == "line 99999"
+    assert len(verdict.printed.splitlines()) <= 10
+    assert "line 99999" in repr(verdict)
+    assert judge(doubles, lambda n: print("quiet") or 2 * n).printed == ""
+
+
+def test_a_long_result_is_shortened():
+    assert len(judge(doubles, lambda n: list(range(10_000))).got) <= 310
+
+
+# ---------------------------------------------------------------------------------------------------- limits
+
+
+def spin(number):
+    while True:
+        pass
+
+
+def spin_and_catch(number):
+    while True:
+        with contextlib.suppress(Exception):
+            time.sleep(0.01)
+
+
+async def waits_for_ever(number):
+    await asyncio.Event().wait()
+
+
+def waits_in_a_lock(number):
+    threading.Event().wait(30)
+
+
+@pytest.mark.parametrize("answer", [spin, spin_and_catch, waits_for_ever, waits_in_a_lock])
+def test_an_endless_answer_is_not_yet_and_says_where_it_is_busy(answer):
+    before = threading.active_count()
+    started = time.monotonic()
+    verdict = judge(doubles, answer, seconds=0.5)
+    assert time.monotonic() - started < 20
+    assert verdict.outcome == NOT_YET
+    assert "No answer within 0.5 s." in verdict.message
+    assert f"in {answer.__name__}\n" in verdict.traceback
+    if answer is not waits_in_a_lock:
+        deadline = time.monotonic() + 10
+        while threading.active_count() > before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert threading.active_count() <= before
+
+
+def test_a_timeout_error_of_the_learners_own_is_not_the_limit():
+    async def own(number):
+        async with asyncio.timeout(0.01):
+            await asyncio.sleep(10)
+
+    verdict = judge(doubles, own)
+    assert verdict.outcome == COULD_NOT_CHECK
+    assert "TimeoutError" in verdict.traceback
+
+
+def test_check_works_inside_a_running_event_loop():
+    async def notebook():
+        return judge(doubles, async_double)
+
+    assert asyncio.run(notebook()).outcome == RIGHT
+
+
+# --------------------------------------------------------------------------------- other ways to ask an answer
+
+
+def test_together_runs_at_once():
+    def overlaps(answer):
+        started = time.monotonic()
+        expect(answer.together(*[(n,) for n in range(20)]), list(range(0, 40, 2)))
+        if time.monotonic() - started > 2:
+            raise NotYet("One after the other.")
+
+    async def good(number):
+        await asyncio.sleep(0.2)
+        return 2 * number
+
+    async def blocking(number):
+        time.sleep(0.2)  # noqa: ASYNC251
+        return 2 * number
+
+    assert judge(overlaps, good).outcome == RIGHT
+    assert judge(overlaps, blocking).message == "One after the other."
+    assert "`async def`" in judge(overlaps, lambda n: 2 * n).message
+    assert judge(overlaps, AsyncDoubler()).outcome == RIGHT
+
+
+def test_collect():
+    def counts(answer):
+        expect(answer.collect(3), [0, 1, 2])
+
+    def sync(number):
+        yield from range(number)
+
+    async def asynchronous(number):
+        for item in range(number):
+            yield item
+
+    async def endless(number):
+        while True:
+            yield 0
+
+    def fails_midway(number):
+        yield 0
+        raise ValueError("midway")
+
+    assert judge(counts, sync).outcome == RIGHT
+    assert judge(counts, asynchronous).outcome == RIGHT
+    assert judge(counts, range).outcome == NOT_YET
+    assert judge(counts, endless).outcome == NOT_YET
+    assert "`yield`" in judge(counts, lambda n: [0, 1, 2]).message
+    assert judge(counts, fails_midway).outcome == COULD_NOT_CHECK
+    assert judge(counts, lambda n: ...).outcome == NOT_ATTEMPTED
+
+
+def test_raises():
+    class Record(BaseModel):
+        size: float = Field(ge=0)
+
+    def rejects(answer):
+        error = answer.raises(ValidationError, size=-1, why="A size below 0 must be refused.")
+        expect(error.error_count(), 1)
+
+    class Lenient(BaseModel):
+        size: float
+
+    assert judge(rejects, Record).outcome == RIGHT
+    verdict = judge(rejects, Lenient)
+    assert (verdict.outcome, verdict.message) == (NOT_YET, "A size below 0 must be refused.")
+    assert verdict.expected == "ValidationError is raised"
+    assert judge(rejects, lambda size: 1 / 0).outcome == COULD_NOT_CHECK
+
+    def refuses(answer):
+        answer.raises(Exception, 1)
+
+    assert judge(refuses, 7).message == "A function is needed here."  # not taken for the error that is wanted
+
+
+@pytest.mark.parametrize(
+    ("got", "expected"),
+    [
+        (0.1 + 0.2, 0.3),
+        ([1, (2, 3)], (1, [2, 3])),
+        ({"a": np.array([1.0, 2.0])}, {"a": [1, 2]}),
+        (np.float32(0.1), 0.1),
+        (float("nan"), float("nan")),
+        (np.bool_(True), True),
+        (None, None),
+        (3, 3.0),
+        (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+    ],
+)
+def test_equal_enough(got, expected):
+    expect(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("got", "expected"),
+    [(0.31, 0.3), ([1], [1, 2]), ({"a": 1}, {"a": 1, "b": 2}), ("1", 1), (np.array([1, 2]), 1), (None, []), ([], None)],
+)
+def test_not_equal(got, expected):
+    with pytest.raises(NotYet):
+        expect(got, expected)
+
+
+# ------------------------------------------------------------------------------------------------------- apps
+
+
+def labels(answer: Answer) -> None:
+    with answer.serve(seconds=2) as client:
+        reply = client.get("/predict", params={"n": 1})
+        expect(reply.status_code, 200, why="The route must answer.")
+        expect(reply.json(), {"label": "benign"}, why="The label.")
+
+
+def app_with(endpoint, **options) -> FastAPI:
+    app = FastAPI(**options)
+    app.get("/predict")(endpoint)
+    return app
+
+
+def benign():
+    return {"label": "benign"}
+
+
+async def async_benign():
+    return {"label": "benign"}
+
+
+async def raw_asgi(scope, receive, send):
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+    await send({"type": "http.response.body", "body": b'{"label": "benign"}'})
+
+
+@pytest.mark.parametrize("app", [app_with(benign), app_with(async_benign), raw_asgi])
+def test_a_right_app(app):
+    assert judge(labels, app).outcome == RIGHT
+
+
+def test_an_app_that_is_not_yet_right():
+    verdict = judge(labels, app_with(lambda: {"label": "malignant"}))
+    assert (verdict.outcome, verdict.given) == (NOT_YET, "GET /predict?n=1")
+    assert judge(labels, FastAPI()).got == "404"
+    for no_app in (7, benign, FastAPI, lambda: app_with(benign)):
+        assert judge(labels, no_app).message == "A FastAPI app is needed here."
+
+
+def test_a_starter_app_is_not_attempted():
+    def annotated() -> dict[str, str]:
+        return ...
+
+    async def asynchronous():
+        return ...
+
+    for endpoint in (lambda: ..., lambda: {"label": ...}, annotated, asynchronous):
+        assert judge(labels, app_with(endpoint)).outcome == NOT_ATTEMPTED
+
+
+def app_error():
+    raise KeyError("my own")
+
+
+def test_an_error_in_the_app_is_shown_with_the_learners_frames():
+    for app in (app_with(app_error), app_with(app_error, debug=True)):
+        verdict = judge(labels, app)
+        assert verdict.outcome == COULD_NOT_CHECK
+        assert "in app_error\n    raise KeyError" in verdict.traceback
+        assert "site-packages" not in verdict.traceback
+        assert verdict.printed == ""
+
+
+def test_an_exit_in_the_app_is_kept_in():
+    async def leave():
+        sys.exit(1)
+
+    assert judge(labels, app_with(leave)).outcome == COULD_NOT_CHECK
+    assert judge(labels, app_with(lambda: sys.exit(1))).outcome == COULD_NOT_CHECK
+
+
+def test_a_500_that_the_exercise_asks_for():
+    def handles(answer):
+        with answer.serve(allow_500=True) as client:
+            expect(client.get("/predict").status_code, 500)
+
+    assert judge(handles, app_with(app_error)).outcome == RIGHT
+
+
+def test_an_app_that_fails_to_start():
+    @asynccontextmanager
+    async def lifespan(app):
+        raise FileNotFoundError("model.skops")
+        yield
+
+    verdict = judge(labels, app_with(benign, lifespan=lifespan))
+    assert verdict.outcome == COULD_NOT_CHECK
+    assert "in lifespan\n    raise FileNotFoundError" in verdict.traceback
+
+
+def test_an_app_that_hangs():
+    async def waits():
+        await asyncio.Event().wait()
+
+    async def blocks():
+        while True:
+            pass
+
+    assert judge(labels, app_with(waits)).message == "No answer within 2 s."
+    verdict = judge(labels, app_with(blocks))
+    assert verdict.outcome == NOT_YET
+    assert "in blocks\n" in verdict.traceback
+
+
+def test_an_error_after_the_response_started():
+    async def half():
+        async def chunks():
+            yield b"1"
+            raise ValueError("half way")
+
+        return StreamingResponse(chunks())
+
+    def reads(answer):
+        with answer.serve() as client:
+            expect(client.get("/predict").content, b"12")
+
+    verdict = judge(reads, app_with(half))
+    assert verdict.outcome == COULD_NOT_CHECK
+    assert "ValueError: half way" in verdict.traceback
+
+
+def test_an_error_in_a_background_task_explains_what_is_missing():
+    def task():
+        raise ValueError("in the background")
+
+    def endpoint(background: BackgroundTasks):
+        background.add_task(task)
+        return 1
+
+    def waits_for_effect(answer):
+        with answer.serve() as client:
+            client.get("/predict")
+            client.get("/predict")
+            raise NotYet("Nothing was written.")
+
+    assert "in the background" in judge(waits_for_effect, app_with(endpoint)).traceback
+
+
+def test_web_sockets():
+    def echoes(answer):
+        with answer.serve() as client, connect(client.socket_url("/ws")) as socket:
+            socket.send("hi")
+            expect(socket.recv(timeout=3), "hi")
+
+    good, bad = FastAPI(), FastAPI()
+
+    @good.websocket("/ws")
+    async def echo(websocket: WebSocket):
+        await websocket.accept()
+        while True:
+            await websocket.send_text(await websocket.receive_text())
+
+    @bad.websocket("/ws")
+    async def fail(websocket: WebSocket):
+        await websocket.accept()
+        raise ValueError("in the socket")
+
+    verdict = judge(echoes, good)
+    assert verdict.outcome == RIGHT, verdict
+    assert "in the socket" in judge(echoes, bad).traceback
+
+
+def test_requests_at_once():
+    async def slow():
+        await asyncio.sleep(0.1)
+        return 1
+
+    def overlap(answer):
+        with answer.serve() as client:
+            started = time.monotonic()
+            replies = client.together(30, "GET", "/predict")
+            expect([reply.json() for reply in replies], [1] * 30)
+            if time.monotonic() - started > 2.5:
+                raise NotYet("One after the other.")
+
+    assert judge(overlap, app_with(slow)).outcome == RIGHT
+    assert judge(overlap, app_with(lambda: 1 / 0)).outcome == COULD_NOT_CHECK
+
+
+# ------------------------------------------------------------------------------------- hints, solutions, state
+
+
+def test_an_unknown_exercise_lists_the_known_ones():
+    exercise("90.1", hints=["x"])(doubles)
+    for ask in (lambda: check("90.7", 1), lambda: hint("90.7"), lambda: solution("77.1"), lambda: check("nonsense", 1)):
+        with pytest.raises(LookupError, match=r"There is no exercise .* There are: .*90\.1"):
+            ask()
+
+
+def test_hints_come_one_by_one_and_the_last_one_stays():
+    exercise("90.1", hints=["First.", "Second."])(doubles)
+    assert [hint("90.1").text for _ in range(3)] == ["First.", "Second.", "Second."]
+    assert repr(hint("90.1")) == "90.1 hint 2 of 2. Second."
+    assert "Second." in hint("90.1")._repr_html_()
+
+
+def test_the_solution_opens_after_three_tries(monkeypatch):
+    monkeypatch.setattr(checks.lessons, "solution_code", lambda _: "return 2 * number  # <ok>")
+    exercise("90.1", hints=["x"])(doubles)
+    assert "opens after 3 more tries" in repr(solution("90.1"))
+    for answer in (lambda n: n, lambda n: n + 1):
+        assert check("90.1", answer).next_step == '`hint("90.1")` helps.'
+    check("90.1", ...)  # not attempted: no try
+    check("90.1", fails)  # could not check: no try
+    assert "opens after 1 more try," in solution("90.1")._repr_html_()
+    assert check("90.1", lambda n: n).next_step == '`solution("90.1")` helps.'
+    assert "return 2 * number" in repr(solution("90.1"))
+    assert "&lt;ok&gt;" in solution("90.1")._repr_html_()
+
+
+def test_the_solution_opens_after_a_right_answer(monkeypatch):
+    monkeypatch.setattr(checks.lessons, "solution_code", lambda _: "code")
+    judge(doubles, async_double)
+    assert solution("90.1").code == "code"
+
+
+def test_registration_is_guarded():
+    with pytest.raises(ValueError, match="not an exercise id"):
+        exercise("1.1", hints=["x"])
+    with pytest.raises(ValueError, match="no hint"):
+        exercise("90.1", hints=[])
+    exercise("90.1", hints=["x"])(doubles)
+    exercise("90.1", hints=["x"])(doubles)  # the module was loaded again
+    with pytest.raises(ValueError, match="registered twice"):
+        exercise("90.1", hints=["x"])(labels)
+
+
+def test_html_is_escaped_everywhere():
+    verdict = judge(doubles, lambda n: "<script>")
+    assert "<script>" not in verdict._repr_html_()
+    assert "&lt;script&gt;" in verdict._repr_html_()

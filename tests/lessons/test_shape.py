@@ -1,0 +1,81 @@
+"""The shape that every lesson has: its parts, and small cells."""
+
+import io
+import json
+import re
+import statistics
+import tokenize
+
+from workshop.lab.build import notebook
+
+LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT, tokenize.ENCODING}
+LAYOUT |= {tokenize.ENDMARKER}
+MEMORY_LIMIT_MB = 1800  # of Binder's 2 GB; Jupyter itself takes the rest
+
+
+def prose(lesson) -> list[str]:
+    return [cell.source for cell in notebook(lesson, solved=False).cells if cell.cell_type == "markdown"]
+
+
+def code(lesson) -> list[str]:
+    return [cell.source for cell in notebook(lesson, solved=True).cells if cell.cell_type == "code"]
+
+
+def lines_of_code(source: str) -> int:
+    """Lines with code on them: not blank, no comment, no part of a docstring but its first line."""
+    if source.startswith("%%"):
+        source = source.partition("\n")[2]
+    source = re.sub(r"(?m)^([%!].*)$", "pass", source)
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return len({token.start[0] for token in tokens if token.type not in LAYOUT})
+
+
+def section(lesson, heading: str) -> str:
+    """The text under a `## ` heading, up to the next one."""
+    parts = re.split(r"(?m)^## ", "\n".join(prose(lesson)))
+    found = [part for part in parts if part.startswith(f"{heading}\n")]
+    assert len(found) == 1, f"one `## {heading}` is needed"
+    return found[0]
+
+
+def test_it_has_title_figures_and_map(lesson):
+    first = prose(lesson)[0]
+    assert first.startswith(f"# {lesson.number} ")
+    assert "(not measured)" not in first, f"run python -m workshop.lab.build --execute {lesson.number}"
+    assert "{{ minutes }}" in lesson.source.read_text()
+    assert "{{ memory }}" in lesson.source.read_text()
+    assert f'service_map("{lesson.number}")' in "\n".join(code(lesson))
+
+
+def test_it_closes_with_quiz_and_recap(lesson):
+    assert 3 <= section(lesson, "Quiz").count("<details>") <= 5
+    assert section(lesson, "Recap")
+
+
+def test_it_has_three_to_five_exercises_each_with_a_check(lesson, exercise_ids):
+    fewest = 2 if lesson.number == "00" else 3
+    assert fewest <= len(exercise_ids) <= 5
+    assert exercise_ids == [f"{lesson.number}.{number}" for number in range(1, len(exercise_ids) + 1)]
+    for exercise in exercise_ids:
+        assert re.search(rf'(?m)^check\("{exercise}", ', "\n".join(code(lesson)))
+
+
+def test_code_cells_are_small(lesson):
+    sizes = sorted(lines_of_code(source) for source in code(lesson))
+    assert statistics.median(sizes) <= 3, sizes
+    assert sizes[int(0.9 * (len(sizes) - 1))] <= 10, sizes
+
+
+def test_prose_is_short(lesson):
+    between = [len(text.split()) for text in prose(lesson)[1:] if "## Quiz" not in text and "## Recap" not in text]
+    assert statistics.median(between) <= 45, sorted(between)
+
+
+def test_it_fits_into_the_memory_of_binder(lesson):
+    measured = json.loads((lesson.source.parent / "measured.json").read_text())
+    assert measured[lesson.number]["peak_memory_mb"] <= MEMORY_LIMIT_MB
+
+
+def test_lines_of_code():
+    assert lines_of_code("# a comment\n\nx = 1\n\n\ndef f():\n    # why\n    return (1 +\n            2)\n") == 4
+    assert lines_of_code("%%time\n!ls\nawait x") == 2

@@ -1,0 +1,324 @@
+# %% [markdown]
+# # 00 Start here
+#
+# A trained model is of no use to anyone while it sits in a notebook. You will put one behind a web address, ask it about
+# real tumours, and catch it giving a sure answer to a question that makes no sense.
+#
+# Afterwards you can
+#
+# - work through a lesson: predict, run, check,
+# - name the folder where each team's code lives,
+# - serve a model with FastAPI and ask it over HTTP,
+# - say what FastAPI checks for you, and what it cannot know.
+#
+# The code runs in {{ minutes }} and takes {{ memory }} at most. With the exercises, plan 15 minutes.
+#
+# Click on the grey cell below and press Shift+Enter. For some seconds it looks at this machine; it changes nothing.
+
+# %%
+from workshop.lab.doctor import doctor
+
+doctor()
+
+# %% [markdown]
+# A tick is good. An exclamation mark says what will be slower or look different. A cross comes with its remedy: solve
+# that first, then run the cell again.
+#
+# ## What you will build
+#
+# A service that tells malignant tumours from benign ones, one part per lesson. The coloured part belongs to this lesson:
+# today you are the client.
+
+# %%
+from workshop.lab import check, hint, run_app, run_command, service_map, solution
+
+service_map("00")
+
+# %% [markdown]
+# The grey lanes are folders in `workshop/`. Three teams work on this service, and none has to read another's code.
+#
+# | team | folder | knows |
+# |---|---|---|
+# | FastAPI | `api/` | HTTP, never Ray |
+# | Ray Serve | `deployments/` | processes and GPUs, never HTTP |
+# | infrastructure | `integration/` | both, and puts them together |
+#
+# What they agree on is in `contracts/`, plain machine learning in `models/`.
+#
+# The finished service is there already. In a terminal you would start it with `python -m workshop api`; from a notebook it
+# goes like this.
+
+# %%
+finished = run_command("workshop api --port {port}", name="finished service")
+finished.url
+
+# %% [markdown]
+# It listens at this address and speaks HTTP, like any web site. `httpx` sends requests; `trust_env=False` keeps them from
+# taking a detour through a proxy.
+
+# %%
+import httpx
+
+httpx.get(finished.url + "/health", trust_env=False).json()
+
+# %%
+finished.stop()
+
+# %% [markdown]
+# `python -m workshop serve` starts the same service on Ray Serve, where models get processes and machines of their own. A
+# client cannot tell which of the two has answered. How that can be is the subject of this workshop.
+#
+# ## How a lesson works
+#
+# Run the cells from top to bottom. Where a lesson asks what you expect, write that down before you run the next cell. To
+# be wrong there is the fastest way to learn.
+#
+# Here is something to guess about: 569 tumours, with 30 measurements of each.
+
+# %%
+from workshop.models.tumours import training_data
+
+rows, labels = training_data()
+rows.shape
+
+# %% [markdown]
+# `labels` says what the pathologists found: 0 for a malignant tumour, 1 for a benign one. These are the first twenty-five.
+
+# %%
+labels[:25]
+
+# %% [markdown]
+# ### Exercise 1: how many are malignant?
+#
+# 1. Run the two cells below as they are.
+# 2. Put a guess in place of the `...`, such as `malignant = 100`, and run both again.
+# 3. Let Python count, and run both again.
+
+# %% exercise="00.1"
+# solution (about 1 line)
+malignant = (labels == 0).sum()
+# starter
+# malignant = ...
+# end
+
+# %%
+check("00.1", malignant)
+
+# %% [markdown]
+# Those were three of the four outcomes that a check can have.
+#
+# | | |
+# |---|---|
+# | ○ Not attempted | a `...` is still there |
+# | → Not yet | your code runs, but does something else: the check says what |
+# | ✓ Right | go on |
+# | ! Could not check | your code stopped with an error, which is shown |
+#
+# Try as often as you like. A check looks at what your code does, never at how it is written. If you are stuck, ask for a
+# hint. Ask again for a stronger one.
+
+# %%
+hint("00.1")
+
+# %% [markdown]
+# Our own answer opens after yours is right, or after three that were not yet right.
+
+# %%
+solution("00.1")
+
+# %% [markdown]
+# No later cell needs your answers, so you may skip an exercise. If you come late, or the kernel was restarted, import
+# `start_at` from `workshop.lab`: `await start_at("00.2")` runs everything before exercise 2.
+#
+# ## Your first endpoint
+#
+# Now by hand, from the inside out. The model comes from a file, and scores rows.
+
+# %%
+from workshop.models.tumours import TumourClassifier
+from workshop.settings import Settings
+
+model = TumourClassifier.load(Settings().artifact)
+model.predict(rows[[0]])
+
+# %% [markdown]
+# Two probabilities, one for each class. An endpoint is a function with an address. This one makes a readable answer of the
+# scores; `{row}` in the address becomes its argument.
+
+# %%
+from fastapi import FastAPI
+
+app = FastAPI()
+
+
+@app.get("/predict/{row}")
+def predict(row: int):
+    scores = model.predict(rows[[row]])
+    best = scores.probabilities[0].argmax()
+    return {"label": scores.classes[best], "probability": scores.probabilities[0, best]}
+
+
+# %% [markdown]
+# `run_app` serves the app on a free port, beside this notebook. It is a real server: any program on this machine can ask
+# it. Only its log is turned off, to keep the page short.
+
+# %%
+server = run_app(app, name="lesson 00", log_level="critical")
+
+
+def ask(path: str):
+    return httpx.get(server.url + path, trust_env=False)
+
+
+ask("/predict/0").json()
+
+# %% [markdown]
+# Was that right? `truth` holds the true diagnosis of each tumour, in words.
+
+# %%
+truth = [model.card.classes[label] for label in labels]
+truth[0]
+
+# %% [markdown]
+# ### Exercise 2: beside the truth
+#
+# Write an endpoint that gives both: `{"predicted": "malignant", "truth": "malignant"}`. An endpoint is still a function:
+# `predict(0)` works here as it did before.
+
+# %% exercise="00.2"
+second = FastAPI()
+
+
+@second.get("/compare/{row}")
+def compare(row: int):
+    # solution (about 1 line)
+    return {"predicted": predict(row)["label"], "truth": truth[row]}
+    # starter
+    # return ...
+    # end
+
+
+# %%
+check("00.2", second)
+
+# %% [markdown]
+# ## How often is it wrong?
+#
+# One after the other, we ask the service about all 569 tumours. How many of its answers will be wrong? Write down what you
+# believe.
+
+# %%
+guess = 50
+
+# %%
+with httpx.Client(base_url=server.url, trust_env=False) as client:  # one connection for all
+    answers = [client.get(f"/predict/{row}").json() for row in range(569)]
+
+wrong = [row for row in range(569) if answers[row]["label"] != truth[row]]
+print(f"you said {guess}, it was {len(wrong)}")
+
+# %% [markdown]
+# Few. But it had seen four fifths of these tumours with their diagnosis in training, so expect somewhat worse of new
+# ones. And look at how sure it is where it is wrong.
+
+# %%
+for row in wrong:
+    print(f"tumour {row} is {truth[row]:9}  the answer: {answers[row]}")
+
+# %% [markdown]
+# To miss a malignant tumour is the worse mistake, and most of these are of that kind. Look at tumour 297: the service is
+# nearly certain. A high probability does not mean that the answer is right.
+#
+# ## Four odd questions
+#
+# The tumours have the numbers 0 to 568. What will the service say to these four? 200 means that it answered, 4xx that
+# the client made a mistake, 5xx that the service did.
+
+# %%
+guess = {"568": 200, "569": 200, "-1": 200, "many": 200}
+
+# %%
+replies = {row: ask(f"/predict/{row}") for row in guess}
+for row, reply in replies.items():
+    print(f"/predict/{row:4}  you said {guess[row]}, it was {reply.status_code}  {reply.text[:60]}")
+
+# %% [markdown]
+# ## What just happened?
+#
+# **many** is no number. The signature says `row: int`, so FastAPI turned the request away before your function ran. The
+# whole answer tells the client what was wrong, and you have not written a line for it.
+
+# %%
+replies["many"].json()
+
+# %% [markdown]
+# **569** is a number, so your function ran, and failed. The client learns only that the service is broken. The reason is
+# not for its eyes. Here you can call the function yourself, and see it.
+
+# %% tags=["raises-exception"]
+predict(569)
+
+# %% [markdown]
+# **-1** is the worst of the four: a sure answer, and no error anywhere. Compare it with that of tumour 568. To Python, -1
+# is the last row.
+#
+# A type can say what a row *is*. Which rows *exist*, only you can know.
+#
+# ### Exercise 3: no such tumour
+#
+# Answer 404 for every tumour that does not exist, and the prediction for every one that does. In FastAPI,
+# `raise HTTPException(404, "why")` ends an endpoint with that status.
+
+# %% exercise="00.3"
+from fastapi import HTTPException
+
+careful = FastAPI()
+
+
+@careful.get("/predict/{row}")
+def predict_carefully(row: int):
+    # solution (about 3 lines)
+    if not 0 <= row < len(rows):
+        raise HTTPException(404, f"There is no tumour {row}.")
+    return predict(row)
+    # starter
+    # return ...
+    # end
+
+
+# %%
+check("00.3", careful)
+
+# %% [markdown]
+# ## Quiz
+#
+# **1.** A client asks for `/predict/12.5`. What does it get, and does `predict` run?
+# <details><summary>Answer</summary>A 422: 12.5 is not an <code>int</code>. FastAPI finds that out before it calls
+# <code>predict</code>, so it does not run.</details>
+#
+# **2.** Why is a 404 better than a 500 for tumour 569, when the client gets no prediction in either case?
+# <details><summary>Answer</summary>A 500 says that the service is broken: someone will be woken up, and clients will try
+# again. A 404 says that the question is wrong, and that asking again will not help.</details>
+#
+# **3.** The model moves to a machine with a GPU. In which folders does code change?
+# <details><summary>Answer</summary><code>deployments/</code> or <code>integration/</code>. Not <code>api/</code>: an
+# endpoint does not know where the model is.</details>
+#
+# ## Recap
+#
+# | request | answer | who saw to it |
+# |---|---|---|
+# | a tumour that exists | 200, label and probability | your endpoint |
+# | text where a number belongs | 422, with the reason | FastAPI, from `row: int` |
+# | a number, but no such tumour | 404 | you, in exercise 3 |
+# | anything that you forgot | 500, or a sure and senseless answer | nobody |
+#
+# The model is out of the notebook: whoever knows the address can ask it. So far one client asked, one request at a time.
+# Lesson 01 sends ten at once.
+#
+# ## Tear-down
+#
+# Each lesson ends by stopping what it started.
+
+# %%
+server.stop()

@@ -1,0 +1,64 @@
+"""The whole service on a real cluster, when a part of it breaks."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from uuid import UUID
+
+import httpx
+import pytest
+import ray
+
+from tests.cluster import deployed
+from tests.service import RECORD
+from workshop.models.tumours import TumourClassifier, train
+from workshop.settings import Placement, Settings
+
+
+@pytest.fixture(scope="module")
+def service(cluster, tmp_path_factory) -> Iterator[httpx.Client]:
+    """With a card that names one class too few, so that each prediction meets a bug."""
+    folder = tmp_path_factory.mktemp("service")
+    model = train()
+    TumourClassifier(model._pipeline, replace(model.card, classes=("malignant",))).save(folder / "artifact")
+    settings = Settings(
+        artifact=folder / "artifact",
+        database_url=f"sqlite+aiosqlite:///{folder}/service.sqlite",
+        placement=Placement.DEPLOYMENT,
+    )
+    with deployed(settings), httpx.Client(base_url=cluster, timeout=30) as client:
+        yield client
+
+
+def kill_the_classifier() -> None:
+    [name] = [name for name in ray.util.list_named_actors(all_namespaces=True) if "#classifier#" in name["name"]]
+    ray.kill(ray.get_actor(**name), no_restart=True)
+
+
+def wait_for(service: httpx.Client, status: int) -> httpx.Response:
+    end = time.monotonic() + 60
+    while (answer := service.get("/readiness")).status_code != status:
+        assert time.monotonic() < end, f"readiness is still {answer.status_code}"
+        time.sleep(0.1)
+    return answer
+
+
+def test_readiness_is_503_while_the_classifier_is_gone_and_comes_back(service):
+    wait_for(service, 200)
+    kill_the_classifier()
+    answer = wait_for(service, 503)
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert answer.json()["error"] == "UnavailableError"
+    assert service.get("/liveness").status_code == 200
+    wait_for(service, 200)
+    assert service.get("/health").json()["model_loaded"] is True
+
+
+def test_a_bug_is_a_500_with_one_request_id_and_no_internals(service):
+    answers = [service.post("/v1/predict", json=RECORD) for _ in range(2)]
+    for answer in answers:
+        assert answer.status_code == 500
+        assert answer.json()["error"] == "InternalError"
+        assert "ValueError" not in answer.text
+        [request_id] = answer.headers.get_list("X-Request-ID")
+        assert answer.json()["request_id"] == str(UUID(request_id))

@@ -1,0 +1,147 @@
+"""The model and its artifact."""
+
+import hashlib
+import json
+import re
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skops.io
+from sklearn.preprocessing import FunctionTransformer
+
+from tests.service import ROWS
+from workshop.contracts.classifier import FEATURES
+from workshop.contracts.errors import InvalidInputError, StartError
+from workshop.models.tumours import ArtifactError, TumourClassifier, train, training_data
+
+MODEL, CARD = "model.skops", "card.json"
+
+
+@pytest.fixture(scope="module")
+def trained() -> TumourClassifier:
+    return train()
+
+
+@pytest.fixture
+def artifact(trained, tmp_path) -> Path:
+    trained.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_training_is_the_same_every_time(trained):
+    again = train()
+    assert again.card == trained.card
+    np.testing.assert_array_equal(again.predict(ROWS).probabilities, trained.predict(ROWS).probabilities)
+
+
+def test_the_model_is_good_and_says_how_good(trained):
+    _, labels = training_data()
+    scores = trained.predict(ROWS)
+    assert (scores.probabilities.argmax(axis=1) == labels).mean() > 0.97
+    assert trained.card.accuracy > 0.97
+    assert trained.card.f1 > 0.97
+    assert scores.classes == trained.card.classes == ("malignant", "benign")
+    assert trained.card.positive_class == "malignant"
+
+
+def test_the_card_names_each_feature_with_the_range_seen_in_training(trained):
+    assert tuple(feature.name for feature in trained.card.features) == FEATURES
+    assert all(
+        ROWS[:, i].min() <= f.minimum < f.maximum <= ROWS[:, i].max() for i, f in enumerate(trained.card.features)
+    )
+
+
+def test_probabilities_have_one_row_each_and_sum_to_one(trained):
+    probabilities = trained.predict(ROWS[:7]).probabilities
+    assert probabilities.shape == (7, 2)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("feature", range(10))
+def test_a_worst_value_below_its_mean_is_impossible(trained, feature):
+    rows = ROWS[:3].copy()
+    rows[1, 20 + feature] = rows[1, feature] / 2
+    with pytest.raises(InvalidInputError) as caught:
+        trained.predict(rows)
+    assert (caught.value.row, caught.value.field) == (1, FEATURES[20 + feature])
+    assert FEATURES[feature] in caught.value.message
+
+
+def test_a_saved_model_is_the_same_model(trained, artifact):
+    loaded = TumourClassifier.load(artifact)
+    assert loaded.card == trained.card
+    np.testing.assert_array_equal(loaded.predict(ROWS).probabilities, trained.predict(ROWS).probabilities)
+
+
+def test_the_artifact_is_two_files_and_nothing_unfinished(artifact):
+    assert {path.name for path in artifact.iterdir()} == {MODEL, CARD}
+
+
+def edit_card(artifact: Path, **changes: object) -> None:
+    path = artifact / CARD
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def flip_a_byte(artifact: Path) -> None:
+    content = bytearray((artifact / MODEL).read_bytes())
+    content[len(content) // 2] ^= 1
+    (artifact / MODEL).write_bytes(content)
+
+
+def put_in_untrusted_code(artifact: Path) -> None:
+    content = skops.io.dumps(FunctionTransformer(re.compile))
+    (artifact / MODEL).write_bytes(content)
+    edit_card(artifact, sha256=hashlib.sha256(content).hexdigest())
+
+
+DAMAGES = {
+    "no folder": lambda folder: folder.rename(folder.with_name("elsewhere")),
+    "a file in place of the folder": lambda folder: (
+        folder.rename(folder.with_name("elsewhere")),
+        folder.write_text(""),
+    ),
+    "no model": lambda folder: (folder / MODEL).unlink(),
+    "no card": lambda folder: (folder / CARD).unlink(),
+    "a folder in place of the card": lambda folder: ((folder / CARD).unlink(), (folder / CARD).mkdir()),
+    "a damaged model": flip_a_byte,
+    "a model cut short": lambda folder: (folder / MODEL).write_bytes((folder / MODEL).read_bytes()[:1000]),
+    "a model with code of its own": put_in_untrusted_code,
+    "a card that is not JSON": lambda folder: (folder / CARD).write_text("{"),
+    "a card that is not text": lambda folder: (folder / CARD).write_bytes(b"\xff\xfe\x00"),
+    "a card that is a list": lambda folder: (folder / CARD).write_text("[]"),
+    "an empty card": lambda folder: (folder / CARD).write_text("{}"),
+    "a card with text for a number": lambda folder: edit_card(folder, accuracy="good"),
+    "a card with other classes": lambda folder: edit_card(folder, classes=3),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_bad_artifact_is_one_line_with_the_remedy(artifact, damage):
+    damage(artifact)
+    with pytest.raises(ArtifactError) as caught:
+        TumourClassifier.load(artifact)
+    assert isinstance(caught.value, StartError)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(artifact) in message
+    assert message.endswith("run: python -m workshop train")
+
+
+def test_who_reads_while_another_saves_sees_whole_files(trained, artifact):
+    stop = threading.Event()
+
+    def save_again_and_again():
+        while not stop.is_set():
+            trained.save(artifact)
+
+    saver = threading.Thread(target=save_again_and_again)
+    saver.start()
+    try:
+        for _ in range(20):
+            json.loads((artifact / CARD).read_bytes())
+            skops.io.loads((artifact / MODEL).read_bytes())
+    finally:
+        stop.set()
+        saver.join()

@@ -32,12 +32,9 @@ def main(lesson: str = "09") -> None:
         browser_page(chromium) as page,
     ):
         shutil.copy(solved, Path(folder) / "notebooks")
-        page.goto(url.replace("/?", f"/lab/tree/notebooks/{solved.name}?"))
-        notebook = NotebookPage(page)
-        notebook.wait_until_idle()
+        notebook = NotebookPage(page, url.replace("/?", f"/lab/tree/notebooks/{solved.name}?"))
         before = memory.peak_mb
         notebook.run_all()
-        notebook.wait_until_done()
     print(f"lesson {lesson}: peak {memory.peak_mb} MB, of which {before} MB before the first cell")
     sys.exit(memory.peak_mb > LIMIT_MB)
 

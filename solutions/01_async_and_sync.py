@@ -122,7 +122,7 @@ from workshop.lab import in_parallel
 
 
 def ping_a_moment_later():
-    time.sleep(0.05)
+    time.sleep(0.25)
     return load(server.url + "/ping", requests=1)
 
 

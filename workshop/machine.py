@@ -8,18 +8,21 @@ from pathlib import Path
 
 import psutil
 
+# Control groups, versions 2 and 1: the limit, what is used, and the part of it that is cache and can be given back.
 _CGROUPS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
 )
 
 
-def available_memory() -> int:
+def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that can still be allocated: of the machine, or of the container when that allows less."""
     available = int(psutil.virtual_memory().available)
-    for limit, used in _CGROUPS:
-        if limit.exists() and (allowed := limit.read_text().strip()) != "max":
-            available = min(available, int(allowed) - int(used.read_text()))
+    for limit, used, statistics, cache in _CGROUPS:
+        with suppress(OSError, ValueError):  # no such version, or "max": no limit
+            allowed, taken = (int((cgroup / name).read_text()) for name in (limit, used))
+            counts = dict(line.split() for line in (cgroup / statistics).read_text().splitlines())
+            available = min(available, allowed - taken + int(counts.get(cache, 0)))
     return available
 
 

@@ -90,7 +90,9 @@ async def test_a_replica_that_dies_is_unavailable_and_its_successor_answers(clas
 
 
 async def test_a_deployment_that_is_gone_is_unavailable(cluster):
-    handle = serve.run(serve.deployment(raises_what_it_gets()).bind(), name="short-lived", route_prefix=None)
+    deployment = serve.deployment(raises_what_it_gets())
+    classifier = HandleClassifier(serve.run(deployment.bind(), name="short-lived", route_prefix=None))
+    assert await classifier.predict(1) == 1
     await asyncio.to_thread(serve.delete, "short-lived")
     with pytest.raises(UnavailableError):
-        await HandleClassifier(handle).predict(1)
+        await classifier.predict(1)

@@ -10,7 +10,8 @@ from workshop.lab.build import Lesson, notebook
 from workshop.lab.verdicts import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = dict(re.findall(r", `([^`\n]+\.py)`:\n\n`{3,4}python\n(.*?)^`{3,4}$", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S))  # fmt: skip
+TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+FILES = dict(re.findall(r", `(\S+\.py)`:\n\n`+python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL))
 NUMBER = "17"
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any
 
@@ -90,33 +90,31 @@ def refers_patients(answer: Answer) -> None:
 
 
 class Scanner:
-    """Reads one image per call, and waits most of the time. Counts the calls that it has at the same time."""
+    """The checks' own deployment, for answers that take a handle.
+
+    It reads one image per call, and waits until all the images that it was told to expect are there.
+    """
 
     PATIENCE_S = 4.0
 
-    def __init__(self) -> None:
-        self._waiting = 0
-        self._most = 0
-        self._patience_s = self.PATIENCE_S
-        self._everybody = asyncio.Event()
-
     async def expect(self, images: int) -> None:
-        """Begin anew: this many images will come."""
-        self.__init__()  # type: ignore[misc]
-        self._images = images
+        """Begin anew: so many images will come."""
+        self._expected = images
+        self._reading = self._most = 0
+        self._patience_s = self.PATIENCE_S
+        self._all_there = asyncio.Event()
 
     async def read(self, image: int) -> str:
         """What the image shows."""
-        self._waiting += 1
-        self._most = max(self._most, self._waiting)
-        if self._waiting == self._images:
-            self._everybody.set()
-        try:
-            await asyncio.wait_for(self._everybody.wait(), self._patience_s)
-        except TimeoutError:
-            self._patience_s = 0.05  # whoever sends one by one should not wait for long
-        self._waiting -= 1
-        return f"image {image}: {'shadow' if image % 3 == 0 else 'clear'}"
+        self._reading += 1
+        self._most = max(self._most, self._reading)
+        if self._reading == self._expected:
+            self._all_there.set()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._all_there.wait(), self._patience_s)
+        self._patience_s = 0.05  # whoever sends one by one need not wait for long
+        self._reading -= 1
+        return what_it_shows(image)
 
     async def most(self) -> int:
         """The largest number of images that were read at the same time."""
@@ -127,15 +125,18 @@ class Scanner:
         raise kind(*args)
 
 
-_SCANNER = "lesson 09 scanner"
+def what_it_shows(image: int) -> str:
+    return f"image {image}: {'shadow' if image % 3 == 0 else 'clear'}"
+
+
+_SCANNER = "scanner of the checks"
 
 
 def _scanner() -> Any:
-    """A handle of the checks' own deployment. It stays until Serve stops: to deploy it each time would take seconds."""
+    """A handle. The deployment stays until Serve stops: to make it anew for each check would take seconds."""
     _need_serve()
     if _SCANNER not in serve.status().applications:
-        deployment = serve.deployment(max_ongoing_requests=100)(Scanner)
-        serve.run(deployment.bind(), name=_SCANNER, route_prefix=None)
+        serve.run(serve.deployment(max_ongoing_requests=100)(Scanner).bind(), name=_SCANNER, route_prefix=None)
     return serve.get_app_handle(_SCANNER)
 
 
@@ -155,7 +156,7 @@ def reads_together(answer: Answer) -> None:
         [got] = answer.together((scanner, images))
         answer.given = f"read_all(scanner, {images})"
         why = "One text per image, in the order of the images."
-        expect(got, [f"image {image}: {'shadow' if image % 3 == 0 else 'clear'}" for image in images], why=why)
+        expect(got, [what_it_shows(image) for image in images], why=why)
         most = answer.run(_answer_of(scanner.most.remote()))
         if most < len(images):
             raise NotYet(
@@ -283,7 +284,7 @@ def _burst(answer: Answer, handle: Any, patients: list[int]) -> list[Any]:
     seconds=90,
 )
 def survives_the_trip(answer: Answer) -> None:
-    kind = answer.value
+    kind: Any = answer.value
     if not (isinstance(kind, type) and issubclass(kind, Exception)):
         raise NotYet("A class of errors is needed here.", got=show(kind))
     scanner = _scanner()

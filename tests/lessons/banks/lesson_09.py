@@ -1,0 +1,293 @@
+"""Answers to lesson 09: deployment handles."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ray import serve
+
+from workshop.lab import start_serve, stop_serve  # isort: split  # sets Ray's environment, so before Ray
+from workshop.lab.exercises.lesson_09 import Expert, diagnose, draft
+
+
+@contextmanager
+def environment() -> Iterator[None]:
+    start_serve()
+    try:
+        yield
+    finally:
+        stop_serve()
+
+
+def bound(kind: Any, *args: Any, **options: Any) -> serve.Application:
+    return serve.deployment(kind).options(**options).bind(*args)
+
+
+# 09.1: from class to application
+
+
+class Referral:
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+
+    def decide(self, probability: float) -> str:
+        return "refer" if probability >= self.limit else "routine"
+
+
+class AwaitedReferral:
+    def __init__(self, *, limit: float) -> None:
+        self.limit = limit
+
+    async def decide(self, probability: float) -> str:
+        if probability < self.limit:
+            return "routine"
+        return "refer"
+
+
+class Strict(Referral):
+    def decide(self, probability: float) -> str:
+        return "refer" if probability > self.limit else "routine"
+
+
+class Forgetful(Referral):
+    def __init__(self, limit: float) -> None:
+        pass
+
+
+# 09.2: all at once
+
+
+async def gathers(scanner: Any, images: list[int]) -> list[str]:
+    return await asyncio.gather(*(scanner.read.remote(image) for image in images))
+
+
+async def starts_then_awaits(scanner: Any, images: list[int]) -> list[str]:
+    started = [scanner.read.remote(image) for image in images]
+    return [await response for response in started]
+
+
+async def in_a_task_group(scanner: Any, images: list[int]) -> list[str]:
+    async def read(image: int) -> str:
+        return await scanner.read.remote(image)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(read(image)) for image in images]
+    return [task.result() for task in tasks]
+
+
+async def one_by_one(scanner: Any, images: list[int]) -> list[str]:
+    return [await scanner.read.remote(image) for image in images]
+
+
+async def as_they_come(scanner: Any, images: list[int]) -> list[str]:
+    started = [asyncio.ensure_future(gathers(scanner, [image])) for image in sorted(images)]
+    return [text for ended in started for text in await ended]
+
+
+async def never_awaits(scanner: Any, images: list[int]) -> Any:
+    return [scanner.read.remote(image) for image in images]
+
+
+async def blocks(scanner: Any, images: list[int]) -> Any:
+    return [scanner.read.remote(image).result() for image in images]
+
+
+def not_async(scanner: Any, images: list[int]) -> Any:
+    return [scanner.read.remote(image).result() for image in images]
+
+
+# 09.3: ask the expert
+
+
+class Cascade:
+    def __init__(self, expert: Any) -> None:
+        self.expert = expert
+
+    async def label(self, patient: int) -> str:
+        label, certainty = draft(patient)
+        if certainty < 0.9:
+            label = await self.expert.label.remote(patient)
+        return label
+
+
+class CascadeByOptions(Cascade):
+    def __init__(self, expert: Any) -> None:
+        self.ask = expert.options(method_name="label").remote
+
+    async def label(self, patient: int) -> str:
+        label, certainty = draft(patient)
+        return label if certainty >= 0.9 else await self.ask(patient)
+
+
+class AlwaysAsks(Cascade):
+    async def label(self, patient: int) -> str:
+        return await self.expert.label.remote(patient)
+
+
+class NeverAsks(Cascade):
+    async def label(self, patient: int) -> str:
+        return draft(patient)[0]
+
+
+class ForgetsAwait(Cascade):
+    async def label(self, patient: int) -> Any:
+        label, certainty = draft(patient)
+        return label if certainty >= 0.9 else self.expert.label.remote(patient)
+
+
+# 09.4: share a call
+
+
+class Ward:
+    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.2)
+    async def diagnose(self, patients: list[int]) -> list[Any]:
+        return diagnose(patients)
+
+
+class WardByHand:
+    """Collects by itself: whoever comes first waits for the others, and asks for all."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[int, asyncio.Future[Any]]] = []
+
+    async def diagnose(self, patient: int) -> Any:
+        answer = asyncio.get_running_loop().create_future()
+        self.waiting.append((patient, answer))
+        if len(self.waiting) == 1:
+            await asyncio.sleep(0.15)
+            while self.waiting:
+                batch, self.waiting = self.waiting[:16], self.waiting[16:]
+                for (_, future), one in zip(batch, diagnose([patient for patient, _ in batch]), strict=True):
+                    future.set_result(one)
+        return await answer
+
+
+class WardAlone:
+    async def diagnose(self, patient: int) -> Any:
+        return diagnose([patient])[0]
+
+
+class WardTooLarge:
+    @serve.batch(max_batch_size=100, batch_wait_timeout_s=0.2)
+    async def diagnose(self, patients: list[int]) -> list[Any]:
+        return diagnose(patients)
+
+
+class WardWithoutBatch:
+    async def diagnose(self, patients: Any) -> Any:
+        return diagnose(patients)
+
+
+class WardInDisorder:
+    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.2)
+    async def diagnose(self, patients: list[int]) -> list[Any]:
+        return diagnose(sorted(patients, reverse=True))
+
+
+# 09.5: an error that survives
+
+
+class PassesBoth(Exception):
+    def __init__(self, row: int, field: str) -> None:
+        super().__init__(row, field)
+        self.row, self.field = row, field
+
+    def __str__(self) -> str:
+        return f"row {self.row}: {self.field} is impossible"
+
+
+class SaysHowToRebuild(Exception):
+    def __init__(self, row: int, field: str) -> None:
+        super().__init__(f"row {row}: {field} is impossible")
+        self.row, self.field = row, field
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.row, self.field)
+
+
+class ReadsArgs(Exception):
+    row = property(lambda self: self.args[0])
+    field = property(lambda self: self.args[1])
+
+    def __str__(self) -> str:
+        return f"row {self.row}: {self.field} is impossible"
+
+
+class PassesTheText(Exception):
+    def __init__(self, row: int, field: str) -> None:
+        super().__init__(f"row {row}: {field} is impossible")
+        self.row, self.field = row, field
+
+
+class HasNoText(Exception):
+    def __init__(self, row: int, field: str) -> None:
+        super().__init__(row, field)
+        self.row, self.field = row, field
+
+
+class KeepsNothing(Exception):
+    def __str__(self) -> str:
+        return "row {}: {} is impossible".format(*self.args)
+
+
+class OneDefault(Exception):
+    def __init__(self, row: int, field: str = "unknown") -> None:
+        super().__init__(row)
+        self.row, self.field = row, field
+
+    def __str__(self) -> str:
+        return f"row {self.row}: {self.field} is impossible"
+
+
+BANK = {
+    "09.1": {
+        "right": [bound(Referral, 0.3), serve.deployment(AwaitedReferral).bind(limit=0.3)],
+        "wrong": [
+            (Referral, "This is a class"),
+            (serve.deployment(Referral), "`.bind(…)` makes an application"),
+            (Referral(0.3), "bound application"),
+            (bound(Strict, 0.3), "the limit itself is a referral"),
+            (bound(Forgetful, 0.3), "no attribute 'limit'"),
+        ],
+    },
+    "09.2": {
+        "right": [gathers, starts_then_awaits, in_a_task_group],
+        "wrong": [
+            (one_by_one, "The images wait for each other"),
+            (as_they_come, "in the order of the images"),
+            (never_awaits, "One text per image"),
+            (blocks, "Use `await response` instead"),
+            (not_async, "`async def` function"),
+        ],
+    },
+    "09.3": {
+        "right": [bound(Cascade, bound(Expert)), bound(CascadeByOptions, bound(Expert, max_ongoing_requests=10))],
+        "wrong": [
+            (bound(Cascade, Expert), "no deployment of `Expert`"),
+            (bound(AlwaysAsks, bound(Expert)), "Nobody had to ask the expert"),
+            (bound(NeverAsks, bound(Expert)), "The draft is 85% certain"),
+            (bound(ForgetsAwait, bound(Expert)), "not serializable"),
+        ],
+    },
+    "09.4": {
+        "right": [bound(Ward, max_ongoing_requests=32), bound(WardByHand, max_ongoing_requests=100)],
+        "wrong": [
+            (bound(Ward), "something lets only a few callers in"),
+            (bound(WardAlone, max_ongoing_requests=32), "got a single patient"),
+            (bound(WardTooLarge, max_ongoing_requests=100), "too many in one call"),
+            (bound(WardWithoutBatch), "takes a list of patients"),
+            (bound(WardInDisorder, max_ongoing_requests=32), "the answer for its own patient"),
+        ],
+    },
+    "09.5": {
+        "right": [PassesBoth, SaysHowToRebuild, ReadsArgs],
+        "wrong": [
+            (PassesTheText, "could not be rebuilt"),
+            (HasNoText, "This is its text"),
+            (KeepsNothing, "no attribute 'row'"),
+            (OneDefault, "lost what it knew"),
+            (PassesBoth(1, "mean_area"), "A class of errors"),
+        ],
+    },
+}

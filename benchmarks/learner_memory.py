@@ -3,7 +3,7 @@
 The figure is the proportional set size (PSS), sampled while a real browser runs the solved lesson from top to bottom.
 The browser itself is not counted: with Binder it is on the learner's own machine.
 
-    make bench, or: python benchmarks/learner_memory.py [09]
+    make bench, or: python benchmarks/learner_memory.py --lesson 09
 """
 
 import shutil

@@ -157,6 +157,16 @@ async def test_a_late_answer_is_a_deadline_error(inner, place):
     assert len(values(await batched(inner).predict(rows(2)))) == 2
 
 
+async def test_a_call_that_hangs_does_not_hold_up_the_next_one(inner):
+    classifier = batched(inner, timeout_s=0.2)
+    [hung] = await send(classifier, row(1))
+    with pytest.raises(DeadlineExceededError):
+        await hung
+    inner.go.set()
+    assert (await classifier.predict(row(2))).probabilities[0, 0] == 2
+    assert inner.calls == [1, 1]
+
+
 async def test_a_caller_that_goes_away_is_dropped_from_the_queue(inner):
     tasks = await send(batched(inner), row(0), row(1), row(2), row(3))
     tasks[2].cancel()

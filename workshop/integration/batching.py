@@ -96,7 +96,8 @@ class MicroBatched:
 
     async def _predict_together(self, batch: list[_Request]) -> None:
         try:
-            scores = await self._inner.predict(np.concatenate([request.rows for request in batch]))
+            async with asyncio.timeout(self._timeout_s):  # a call that hangs must not hold up the next one for ever
+                scores = await self._inner.predict(np.concatenate([request.rows for request in batch]))
         except InvalidInputError as error:
             # Only the guilty request may fail.
             if len(batch) == 1:

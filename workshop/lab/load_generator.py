@@ -74,7 +74,7 @@ def load(
     json: Any = None,
     timeout_s: float = 60,
 ) -> Records:
-    """Send the same request many times to one address.
+    """Send the same request many times to one address, each on a connection of its own, as from a user of its own.
 
     Args:
         url: where to.
@@ -86,7 +86,7 @@ def load(
     """
 
     async def send_all() -> Records:
-        limits = httpx.Limits(max_connections=None)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         async with httpx.AsyncClient(limits=limits, timeout=timeout_s, trust_env=False) as client:
             free = asyncio.Semaphore(concurrency or requests)
             began = time.perf_counter()

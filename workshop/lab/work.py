@@ -1,4 +1,4 @@
-"""Two kinds of work that take the same time: one waits, one computes."""
+"""Two kinds of work: one waits, one computes."""
 
 import time
 

@@ -48,6 +48,10 @@ async def in_own_pool(patient: int) -> Any:
         return await asyncio.wrap_future(pool.submit(old_library, record))
 
 
+async def asks_nobody(patient: int) -> Any:
+    return {"patient": patient, "label": "benign"}
+
+
 def plain_def(patient: int) -> Any:
     return old_library(asyncio.run(look_up(patient)))
 
@@ -90,6 +94,14 @@ def office_with_executor() -> FastAPI:
 def office_with_a_limiter_per_request() -> FastAPI:
     async def report() -> Any:
         return await to_thread.run_sync(make_report, limiter=CapacityLimiter(60))
+
+    return app("/report", report)
+
+
+def office_with_a_larger_common_pool() -> FastAPI:
+    async def report() -> Any:
+        to_thread.current_default_thread_limiter().total_tokens = 60
+        return await to_thread.run_sync(make_report)
 
     return app("/report", report)
 
@@ -162,7 +174,11 @@ def always(url: str) -> bool:
 
 
 def fixed_limit(url: str) -> bool:
-    return load(url, requests=8).total_ms > 150
+    return load(url, requests=8).total_ms > 500
+
+
+def tight(url: str) -> bool:
+    return load(url, requests=8).total_ms > 2 * load(url, requests=1).total_ms
 
 
 def no_return(url: str) -> None:
@@ -175,6 +191,7 @@ BANK = {
         "wrong": [
             (app(DIAGNOSIS, still_blocks), "still wait for each other"),
             (app(DIAGNOSIS, forgets_the_library), "The answer itself must stay the same"),
+            (app(DIAGNOSIS, asks_nobody), "Was `old_library` called"),
             (app(DIAGNOSIS, forgets_return), "is a `return` missing"),
             (app(DIAGNOSIS, forgets_await), "error"),
             (app("/diagnoses/{patient}", in_anyio_thread), "404"),
@@ -187,6 +204,7 @@ BANK = {
             (office(CapacityLimiter(6)), "too few"),
             (office(CapacityLimiter(100)), "too many"),
             (office_with_a_limiter_per_request(), "too many"),
+            (office_with_a_larger_common_pool(), "that everything else needs"),
         ],
     },
     "01.3": {
@@ -198,11 +216,11 @@ BANK = {
         ],
     },
     "01.4": {
-        "right": [compares_totals, compares_sequential, compares_the_slowest, with_httpx],
+        "right": [compares_totals, compares_sequential, compares_the_slowest, tight, with_httpx],
         "wrong": [
             (one_request, "an endpoint that"),
             (always, "an endpoint that awaits"),
-            (fixed_limit, "an endpoint that awaits"),
+            (fixed_limit, "an endpoint that blocks for 50 ms"),
             (no_return, "is a `return` missing"),
         ],
     },

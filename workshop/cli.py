@@ -24,12 +24,14 @@ RootPath = Annotated[str, typer.Option(help="Path prefix that a proxy in front r
 @app.command()
 def api(host: Host = "127.0.0.1", port: Port = 8000, root_path: RootPath = "") -> None:
     """The service on uvicorn alone, models in its process."""
-    from workshop.api.app import create_app
-    from workshop.integration.local import local_services
-
     settings = Settings()
+    from workshop.api.app import create_app
+    from workshop.integration.local import check_start, local_services
+
+    check_start(settings)
     application = create_app(local_services(settings), settings)
     with _listen(host, port) as listener:
+        print(f"Serving on {_url(host, listener)}. Ctrl-C stops it.", flush=True)
         server = uvicorn.Server(
             uvicorn.Config(application, root_path=root_path, access_log=False, timeout_graceful_shutdown=5)
         )
@@ -44,15 +46,18 @@ def serve(
     placement: Annotated[Placement | None, typer.Option(help="Where models run.")] = None,
 ) -> None:
     """The service on Ray Serve."""
-    from workshop.integration.cluster import serving
-
     settings = Settings() if placement is None else Settings(placement=placement)
+    from workshop.integration.local import check_start
+
+    check_start(settings)
     with _listen(host, port) as listener:
-        port = listener.getsockname()[1]
+        url, port = _url(host, listener), listener.getsockname()[1]
+    from workshop.integration.cluster import serving  # imports Ray, which takes a while
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt), serving(settings, host=host, port=port, root_path=root_path):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own in place
-        print(f"Serving on http://{host}:{port} ({settings.placement} placement). Ctrl-C stops it.", flush=True)
+        print(f"Serving on {url} ({settings.placement} placement). Ctrl-C stops it.", flush=True)
         Event().wait()
 
 
@@ -86,6 +91,10 @@ def main() -> None:
         [first, *_] = error.errors()
         name = ".".join(str(part) for part in first["loc"])
         sys.exit(f"workshop: setting {name}={first['input']!r}: {first['msg']}")
+
+
+def _url(host: str, listener: socket.socket) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -16,7 +16,6 @@ from ray import serve
 from workshop.contracts.errors import StartError
 from workshop.integration.serve import APP_NAME, build_application
 from workshop.machine import available_memory
-from workshop.models.tumours import TumourClassifier
 from workshop.settings import Settings
 
 RAY_MEMORY = 1_000_000_000
@@ -68,7 +67,6 @@ def serving(settings: Settings, *, host: str, port: int, root_path: str = "") ->
     Raises:
         StartError: see the message; nothing is left running.
     """
-    TumourClassifier.load(settings.artifact)  # fails here in a second, rather than in each replica after minutes
     with serve_cluster(settings, host=host, port=port, root_path=root_path):
         try:
             serve.run(build_application(settings), name=APP_NAME)

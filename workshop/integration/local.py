@@ -1,10 +1,14 @@
 """The services within one process: for uvicorn alone, and for an API replica when models are inline."""
 
+import asyncio
+
 import anyio.to_thread
 from fastapi import FastAPI
+from sqlalchemy.exc import SQLAlchemyError
 
 from workshop.api.app import create_app
 from workshop.contracts.classifier import Classifier, FloatMatrix, ModelCard, Scores
+from workshop.contracts.errors import ServiceError, StartError
 from workshop.contracts.services import Services
 from workshop.integration.batching import MicroBatched
 from workshop.models.tumours import TumourClassifier
@@ -46,6 +50,30 @@ def local_services(settings: Settings) -> Services:
     """
     classifier = InProcessClassifier(TumourClassifier.load(settings.artifact))
     return Services(batched(classifier, settings), SqlCaseStore(settings.database_url))
+
+
+def check_start(settings: Settings) -> None:
+    """Use the model and the database once: what is wrong shows here, rather than in each replica after minutes.
+
+    Raises:
+        ArtifactError: the model is missing or damaged.
+        StartError: the database does not answer, or its URL is none.
+    """
+    TumourClassifier.load(settings.artifact)
+
+    async def use_database() -> None:
+        store = SqlCaseStore(settings.database_url)
+        try:
+            async with store.transaction():
+                pass
+        finally:
+            await store.aclose()
+
+    try:
+        asyncio.run(use_database())
+    except (SQLAlchemyError, ServiceError, ImportError, OSError) as error:
+        reason, *_ = str(error.__cause__ or error).splitlines()
+        raise StartError(f"cannot use the database that DATABASE_URL names: {reason}") from error
 
 
 def app() -> FastAPI:

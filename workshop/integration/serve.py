@@ -70,5 +70,9 @@ def build_application(settings: Settings) -> serve.Application:
     )(serve.ingress()(Api))
     if settings.placement is Placement.INLINE:
         return api.bind(settings)
-    classifier = serve.deployment(name="classifier", num_replicas=settings.classifier_replicas)(ClassifierDeployment)
+    classifier = serve.deployment(
+        name="classifier",
+        num_replicas=settings.classifier_replicas,
+        max_ongoing_requests=100,  # calls are quick: at a limit, handles would back off for longer than a call takes
+    )(ClassifierDeployment)
     return api.bind(settings, classifier.bind(settings.artifact))

@@ -59,12 +59,12 @@ def _call(answer: Answer, handle: Any, method: str, *args: Any) -> Any:
 
 
 def _as_in_the_replica(error: RayTaskError) -> BaseException:
-    """The error without Ray's frames, with the learner's own line as a note."""
+    """The error as it was raised, with a note that says where."""
     cause: BaseException = error.cause
-    own = re.findall(r'File "[^"]*", line (\d+), in (\w+)\n +(.+)', error.traceback_str)
-    if own and not isinstance(cause, RayError):
-        line, function, code = own[-1]
-        cause.add_note(f"in the replica, line {line}, in {function}\n    {code}")
+    frames = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', str(error))
+    own = [(line, function) for file, line, function in frames if "site-packages" not in file]
+    if own:
+        cause.add_note("(in the replica: line {}, in {})".format(*own[-1]))
     return cause
 
 
@@ -208,14 +208,13 @@ def asks_the_expert(answer: Answer) -> None:
         expert = serve.get_deployment_handle("Expert", name)
         asked = 0
         for patient, label, unsure in ((5, "benign", 0), (3, "malignant", 1), (4, "benign", 1), (12, "malignant", 0)):
-            certainty = f"The draft is {draft(patient)[1]:.0%} certain."
-            expect(_call(answer, cascade, "label", patient), label, why=certainty)
+            certainty = f"The draft is {draft(patient)[1]:.0%} certain"
+            why = f"{certainty}: the label of {'the expert' if unsure else 'the draft'} counts."
+            expect(_call(answer, cascade, "label", patient), label, why=why)
             asked += unsure
             times = answer.run(_answer_of(expert.asked.remote()))
             if times != asked:
-                raise NotYet(
-                    f"{certainty} {'The expert was not asked' if times < asked else 'Nobody had to ask the expert'}."
-                )
+                raise NotYet(f"{certainty}: the expert {'was not' if times < asked else 'need not be'} asked.")
 
 
 def diagnose(patients: list[int]) -> list[dict[str, Any]]:
@@ -301,7 +300,7 @@ def survives_the_trip(answer: Answer) -> None:
             raise NotYet(
                 "It could not be rebuilt on this side.", expected=kind.__name__, got=type(error).__name__
             ) from None
-        if not isinstance(arrived, kind):
+        if not isinstance(arrived, answer.value):
             raise NotYet("Something else arrived.", expected=kind.__name__, got=show(arrived))
         expect((arrived.row, arrived.field), (row, field), why="It lost what it knew on the way.")
         expect(str(arrived), str(made), why="Its text changed on the way.")

@@ -1,0 +1,124 @@
+"""Runs the command line as a user does, and knows every process that a run leaves."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+import pytest
+
+from workshop.models.tumours import train
+
+MARK = "WORKSHOP_TEST_RUN"
+START_S, STOP_S = 120, 60  # generous: the machine may be busy with other tests
+
+
+class Run:
+    """``python -m workshop ...`` in a process group of its own, as in a terminal of its own."""
+
+    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+        self._mark = uuid4().hex
+        self._out, self._err = folder / "out", folder / "err"
+        self._family: set[psutil.Process] = set()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "workshop", *arguments],
+            env={**os.environ, **environment, MARK: self._mark},
+            stdout=self._out.open("wb"),
+            stderr=self._err.open("wb"),
+            start_new_session=True,
+        )
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text()
+
+    def url(self) -> str:
+        """Where it says that it serves, once it does."""
+        end = time.monotonic() + START_S
+        while not (found := re.search(r"http://[\w.]+:\d+", self.out)):
+            assert self.process.poll() is None, self.err
+            assert time.monotonic() < end, "it does not start"
+            time.sleep(0.1)
+        return found[0]
+
+    def wait(self) -> int:
+        """Its exit status."""
+        return self.process.wait(START_S)
+
+    def interrupt(self) -> int:
+        """Ctrl-C: the terminal signals every process in the group."""
+        self.processes()
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.process.wait(STOP_S)
+
+    def send(self, number: signal.Signals) -> int:
+        """Signal the one process that the user started."""
+        self.processes()
+        self.process.send_signal(number)
+        return self.process.wait(STOP_S)
+
+    def processes(self) -> set[psutil.Process]:
+        """All that descend from it and still run, whoever is their parent by now."""
+        # By the mark that they inherit, and by descent: a process that sets its title overwrites its environment.
+        with suppress(psutil.NoSuchProcess):
+            self._family |= {psutil.Process(self.process.pid)}
+            self._family |= set(psutil.Process(self.process.pid).children(recursive=True))
+        self._family |= {process for process in psutil.process_iter() if self._is_marked(process)}
+        return {process for process in self._family if _runs(process)}
+
+    def _is_marked(self, process: psutil.Process) -> bool:
+        with suppress(psutil.Error, OSError):
+            return process.environ().get(MARK) == self._mark
+        return False
+
+    def leftovers(self) -> set[psutil.Process]:
+        """What still runs a while after the end."""
+        end = time.monotonic() + 15
+        while (left := self.processes()) and time.monotonic() < end:
+            time.sleep(0.2)
+        return left
+
+
+def _runs(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@pytest.fixture
+def run(tmp_path, artifact) -> Iterator[Callable[..., Run]]:
+    """Starts a command with a model and a database of its own; whatever is left of it is killed after the test."""
+    runs = []
+
+    def run(*arguments: str, **environment: str) -> Run:
+        defaults = {
+            "WORKSHOP_ARTIFACT": str(artifact),
+            "DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/service.sqlite",
+        }
+        runs.append(Run(tmp_path, *arguments, **defaults | environment))
+        return runs[-1]
+
+    yield run
+    for each in runs:
+        for process in each.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        each.process.wait()
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("artifact")
+    train().save(folder)
+    return folder

@@ -1,0 +1,82 @@
+"""From start to stop: however it is stopped, the service ends, and no process and no port is left."""
+
+import re
+import signal
+from urllib.parse import urljoin
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tests.service import RECORD
+from workshop.lab.serving import run_app
+
+WAYS = {
+    "Ctrl-C": lambda run: run.interrupt(),
+    "SIGINT": lambda run: run.send(signal.SIGINT),
+    "SIGTERM": lambda run: run.send(signal.SIGTERM),
+}
+PREFIX = "/behind/a/proxy"
+
+
+def proxy_to(url: str):
+    """A reverse proxy that removes ``PREFIX``."""
+
+    async def forward(scope, receive, send):
+        assert scope["type"] == "http"
+        request = Request(scope, receive)
+        assert request.url.path.startswith(PREFIX)
+        async with httpx.AsyncClient(base_url=url) as client:
+            answer = await client.request(
+                request.method,
+                request.url.path.removeprefix(PREFIX),
+                content=await request.body(),
+                headers={"Content-Type": request.headers.get("Content-Type", "")},
+            )
+        headers = {name: answer.headers[name] for name in ("Content-Type", "Location") if name in answer.headers}
+        await Response(answer.content, answer.status_code, headers)(scope, receive, send)
+
+    return forward
+
+
+def assert_works_behind_a_proxy(url: str) -> None:
+    """Its pages, and all that they and its answers point to, are found where the proxy is."""
+    with run_app(proxy_to(url), lifespan="off") as proxy, httpx.Client(base_url=proxy.url) as client:
+        for page in ("/docs", "/redoc"):
+            text = client.get(PREFIX + page).text
+            assert f"{PREFIX}/openapi.json" in text
+            assets = re.findall(r"""(?:src|href|url|spec-url)\s*[=:]\s*["']([^"']+)["']""", text)
+            assert len(assets) >= 2
+            for asset in assets:
+                assert client.get(urljoin(PREFIX + page, asset)).status_code == 200, asset
+        assert client.get(f"{PREFIX}/openapi.json").json()["servers"] == [{"url": PREFIX}]
+        kept = client.post(f"{PREFIX}/v1/cases", json={"measurements": RECORD})
+        assert client.get(kept.headers["Location"]).json() == kept.json()
+
+
+def assert_stops(run, url, stop) -> None:
+    assert run.processes()
+    assert stop(run) in (0, 128 + signal.SIGINT, -signal.SIGTERM)
+    assert "Traceback" not in run.err
+    assert not run.leftovers()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_api(run, way):
+    run = run("api", "--port", "0", "--root-path", PREFIX)
+    url = run.url()
+    assert_works_behind_a_proxy(url)
+    assert_stops(run, url, WAYS[way])
+
+
+@pytest.mark.parametrize(("way", "placement"), [("Ctrl-C", "deployment"), ("SIGINT", "inline"), ("SIGTERM", "inline")])
+def test_serve(run, way, placement):
+    run = run("serve", "--port", "0", "--root-path", PREFIX, WORKSHOP_PLACEMENT=placement)
+    url = run.url()
+    assert f"{placement} placement" in run.out
+    assert httpx.get(url + "/readiness").status_code == 200
+    assert_works_behind_a_proxy(url)
+    assert_stops(run, url, WAYS[way])

@@ -54,6 +54,8 @@ def serve(
         url, port = _url(host, listener), listener.getsockname()[1]
     from workshop.integration.cluster import serving  # imports Ray, which takes a while
 
+    # SIGINT too: a program that a script starts in the background is born ignoring it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt), serving(settings, host=host, port=port, root_path=root_path):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own in place

@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field, ValidationError
 from websockets.sync.client import connect
 
-from workshop.lab import checks
+from workshop.lab import checks, exercises
 from workshop.lab.checks import Answer, NotYet, check, exercise, expect, hint, show, solution
 from workshop.lab.verdicts import Outcome, Verdict
 
@@ -28,6 +28,12 @@ def registry(monkeypatch):
     for name in ("_exercises", "_tries", "_hints_seen"):
         monkeypatch.setattr(checks, name, {})
     monkeypatch.setattr(checks, "_right", set())
+    before = set(sys.modules)
+    yield
+    # A lesson's checks that were registered meanwhile went into this test's registry: let them be imported again.
+    for name in set(sys.modules) - before:
+        if name.startswith(f"{exercises.__name__}."):
+            del sys.modules[name]
 
 
 def judge(function, answer, *, seconds=10.0) -> Verdict:

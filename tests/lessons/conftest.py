@@ -2,7 +2,10 @@
 
 import pytest
 
+from tests.cluster import cluster
 from workshop.lab.build import Lesson, lessons, notebook
+
+__all__ = ["cluster"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 from workshop.lab import check, hint, solution
 from workshop.lab.build import Lesson
 from workshop.lab.verdicts import Outcome
@@ -29,6 +31,13 @@ def bank_of(lesson: Lesson) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(autouse=True)
+def _ray_for_a_lesson_that_needs_it(request: pytest.FixtureRequest) -> None:
+    """The test run's one cluster: a bank's `environment` finds it running."""
+    if request.node.get_closest_marker("ray"):
+        request.getfixturevalue("cluster")
 
 
 @contextmanager

@@ -876,7 +876,7 @@ arrived.cause
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError, UnserializableException
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from workshop.contracts.errors import ModelFailedError, OverloadedError, ServiceError, UnavailableError
@@ -889,6 +889,8 @@ def contract_errors() -> Iterator[None]:
     except RayTaskError as error:
         if isinstance(error.cause, ServiceError):
             raise error.cause from error
+        raise ModelFailedError("the model failed") from error
+    except UnserializableException as error:
         raise ModelFailedError("the model failed") from error
     except BackPressureError as error:
         raise OverloadedError("the model's queue is full", error.retry_after_s or 1.0) from error

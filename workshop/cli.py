@@ -26,9 +26,9 @@ def api(host: Host = "127.0.0.1", port: Port = 8000, root_path: RootPath = "") -
     """The service on uvicorn alone, models in its process."""
     settings = Settings()
     from workshop.api.app import create_app
-    from workshop.integration.local import check_start, local_services
+    from workshop.integration.local import check_database, local_services
 
-    check_start(settings)
+    check_database(settings)
     application = create_app(local_services(settings), settings)
     with _listen(host, port) as listener:
         print(f"Serving on {_url(host, listener)}. Ctrl-C stops it.", flush=True)
@@ -47,9 +47,11 @@ def serve(
 ) -> None:
     """The service on Ray Serve."""
     settings = Settings() if placement is None else Settings(placement=placement)
-    from workshop.integration.local import check_start
+    from workshop.integration.local import check_database
+    from workshop.models.tumours import TumourClassifier
 
-    check_start(settings)
+    check_database(settings)
+    TumourClassifier.load(settings.artifact)  # what is wrong shows here, rather than in each replica after minutes
     with _listen(host, port) as listener:
         url, port = _url(host, listener), listener.getsockname()[1]
     from workshop.integration.cluster import serving  # imports Ray, which takes a while
@@ -58,7 +60,6 @@ def serve(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt), serving(settings, host=host, port=port, root_path=root_path):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own in place
         print(f"Serving on {url} ({settings.placement} placement). Ctrl-C stops it.", flush=True)
         Event().wait()
 

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import time
 from urllib.parse import urljoin
 
 import httpx
@@ -80,3 +81,14 @@ def test_serve(run, way, placement):
     assert httpx.get(url + "/readiness").status_code == 200
     assert_works_behind_a_proxy(url)
     assert_stops(run, url, WAYS[way])
+
+
+@pytest.mark.parametrize("way", ["Ctrl-C", "SIGTERM"])
+def test_serve_while_it_starts(run, way):
+    run = run("serve", "--port", "0")
+    while not any(process.name() == "raylet" for process in run.processes()):
+        assert run.process.poll() is None, run.err
+        time.sleep(0.1)
+    assert WAYS[way](run) == 0
+    assert run.out == run.err == ""
+    assert not run.leftovers()

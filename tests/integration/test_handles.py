@@ -65,6 +65,15 @@ async def test_any_other_error_is_a_failed_model_and_names_no_internals(classifi
     assert SECRET in str(caught.value.__cause__)  # for the log
 
 
+async def test_an_error_that_does_not_survive_the_way_is_a_failed_model_too(classifier):
+    class LosesAnArgument(Exception):
+        def __init__(self, message: str, code: int) -> None:
+            super().__init__(message)
+
+    with pytest.raises(ModelFailedError):
+        await classifier.predict(LosesAnArgument(SECRET, 7))
+
+
 async def test_a_full_queue_is_overload_and_those_within_are_served(classifier, tmp_path):
     busy = tmp_path / "busy"
     busy.touch()

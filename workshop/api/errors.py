@@ -28,6 +28,9 @@ from workshop.contracts.errors import (
 
 logger = logging.getLogger(__name__)
 
+MAX_DETAILS = 100
+"""A problem document names no more than this many mistakes, however many a batch has."""
+
 # The most specific class of an error decides.
 _STATUS: dict[type[ServiceError], HTTPStatus] = {
     InvalidInputError: HTTPStatus.BAD_REQUEST,
@@ -100,8 +103,10 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-        details = [_detail(item) for item in error.errors()]
-        summary = f"{len(details)} of the request's values break a rule; see details"
+        mistakes = error.errors()
+        details = [_detail(item) for item in mistakes[:MAX_DETAILS]]
+        shown = "see details" if len(details) == len(mistakes) else f"details names the first {len(details)}"
+        summary = f"{len(mistakes)} of the request's values break a rule; {shown}"
         return _problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, summary, "ValidationError", details=details)
 
     @app.exception_handler(HTTPException)

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 # Ray reads these when it is imported or started. Whoever sets them differently knows why.
@@ -31,6 +33,45 @@ def serve_cluster(settings: Settings, *, host: str, port: int, root_path: str = 
     Raises:
         StartError: this machine has too little memory left, or Ray does not come up.
     """
+    # In a thread, so that a signal waits until Ray is up: stopped half-started, it leaves processes behind. These
+    # inherit that Ctrl-C does not reach them. Linux ends them with the thread that started them: it stays.
+    with ThreadPoolExecutor(
+        1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, {signal.SIGINT})
+    ) as thread:
+        start = thread.submit(_start_ray, settings)
+        try:
+            on_sigterm = signal.getsignal(signal.SIGTERM)
+            start.result()
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put one in place that aborts
+            logging.getLogger("ray.serve").setLevel(logging.WARNING)
+            serve.start(
+                http_options={"host": host, "port": port, "root_path": root_path},
+                logging_config={"log_level": "WARNING", "enable_access_log": False},
+            )
+            yield
+        finally:
+            wait([start])
+            ray.shutdown()
+
+
+@contextmanager
+def serving(settings: Settings, *, host: str, port: int, root_path: str = "") -> Iterator[None]:
+    """The service at ``http://host:port`` for the length of the block.
+
+    Raises:
+        StartError: see the message; nothing is left running.
+    """
+    with serve_cluster(settings, host=host, port=port, root_path=root_path):
+        try:
+            serve.run(build_application(settings), name=APP_NAME)
+            yield
+        except RuntimeError as error:
+            raise StartError(f"Ray Serve could not start the service: {error}") from error
+        finally:
+            serve.delete(APP_NAME)  # lets the requests under way finish
+
+
+def _start_ray(settings: Settings) -> None:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False)
     else:
@@ -49,29 +90,3 @@ def serve_cluster(settings: Settings, *, host: str, port: int, root_path: str = 
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    try:
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        serve.start(
-            http_options={"host": host, "port": port, "root_path": root_path},
-            logging_config={"log_level": "WARNING", "enable_access_log": False},
-        )
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def serving(settings: Settings, *, host: str, port: int, root_path: str = "") -> Iterator[None]:
-    """The service at ``http://host:port`` for the length of the block.
-
-    Raises:
-        StartError: see the message; nothing is left running.
-    """
-    with serve_cluster(settings, host=host, port=port, root_path=root_path):
-        try:
-            serve.run(build_application(settings), name=APP_NAME)
-            yield
-        except RuntimeError as error:
-            raise StartError(f"Ray Serve could not start the service: {error}") from error
-        finally:
-            serve.delete(APP_NAME)  # lets the requests under way finish

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError, UnserializableException
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -20,6 +20,7 @@ def contract_errors() -> Iterator[None]:
     |---------------------------------------------|--------------------|
     | a contract's error raised in the replica    | that error         |
     | any other error raised in the replica       | ModelFailedError   |
+    | an error that cannot be unpickled here      | ModelFailedError   |
     | BackPressureError                           | OverloadedError    |
     | a replica that died or never came up        | UnavailableError   |
     """
@@ -28,6 +29,8 @@ def contract_errors() -> Iterator[None]:
     except RayTaskError as error:
         if isinstance(error.cause, ServiceError):
             raise error.cause from error
+        raise ModelFailedError("the model failed") from error
+    except UnserializableException as error:
         raise ModelFailedError("the model failed") from error
     except BackPressureError as error:
         raise OverloadedError("the model's queue is full", error.retry_after_s or 1.0) from error

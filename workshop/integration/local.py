@@ -52,14 +52,12 @@ def local_services(settings: Settings) -> Services:
     return Services(batched(classifier, settings), SqlCaseStore(settings.database_url))
 
 
-def check_start(settings: Settings) -> None:
-    """Use the model and the database once: what is wrong shows here, rather than in each replica after minutes.
+def check_database(settings: Settings) -> None:
+    """Use the database once: what is wrong with it shows here, rather than at the first request.
 
     Raises:
-        ArtifactError: the model is missing or damaged.
         StartError: the database does not answer, or its URL is none.
     """
-    TumourClassifier.load(settings.artifact)
 
     async def use_database() -> None:
         store = SqlCaseStore(settings.database_url)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 from sqlalchemy import JSON, DateTime, delete, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.schema import CreateTable
@@ -91,7 +91,7 @@ class SqlCaseStore:
                 if not self._has_tables:
                     await self._create_tables(session)
                 yield SqlCases(session)
-        except OperationalError as error:
+        except (OperationalError, InterfaceError, TimeoutError, OSError) as error:  # drivers differ in what they raise
             raise UnavailableError("the database does not answer") from error
 
     async def aclose(self) -> None:

@@ -61,7 +61,7 @@ def test_each_request_has_a_record_on_one_clock(url):
 
 def test_the_time_that_the_application_reports_is_kept(url):
     [record] = load(f"{url}/slow", 1)
-    assert 0.2 <= record.worked_s <= record.ms / 1000
+    assert 0.19 <= record.worked_s <= record.ms / 1000
 
 
 def test_the_body_is_sent_and_the_answer_kept(url):

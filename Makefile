@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-MODEL := artifacts/tumour-classifier/card.json
+MODELS := artifacts/retriever/retriever.skops
 SOLUTIONS := $(wildcard solutions/*.ipynb)
 BENCHMARKS := $(wildcard benchmarks/*.py)
+APART := torch sentence-transformers
 # Notebooks start programs by name (ray, redis, curl): ours come first.
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
@@ -17,7 +18,7 @@ help:  ## list these commands
 
 env: $(READY)  ## the Python environment, in .venv/
 
-artifacts: $(MODEL)  ## the trained tumour classifier, in artifacts/
+artifacts: $(MODELS)  ## the trained models, in artifacts/
 
 lab: env artifacts  ## JupyterLab at lesson 00; make lab ARGS="--no-browser --port 9999"
 	@$(IN_VENV) JUPYTER_CONFIG_PATH="$(CURDIR)/binder/jupyter" \
@@ -41,7 +42,8 @@ bench: env artifacts  ## measure the service
 
 lock: env  ## requirements.lock from pyproject.toml; newest versions: make lock ARGS=--upgrade
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate --no-header \
-	  --no-emit-index-url --no-emit-find-links $(ARGS) pyproject.toml -o requirements.lock
+	  --no-emit-index-url --no-emit-find-links $(patsubst %,--no-emit-package %,$(APART)) --constraint torch.lock \
+	  $(ARGS) pyproject.toml -o requirements.lock
 
 clean:  ## remove everything that these commands made
 	rm -rf $(VENV) artifacts build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
@@ -50,22 +52,23 @@ clean:  ## remove everything that these commands made
 # JupyterLab does not start as root, the only user of many containers, unless told to.
 ALLOW_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 
-$(MODEL): $(READY)
-	@echo "Training the tumour classifier"
+$(MODELS): $(READY)
+	@echo "Training the models"
 	@$(IN_VENV) python -m workshop train
 	@touch $@
 
 # uv installs in seconds. pip takes over where only pip knows the way, such as an index in pip's own settings.
 # An update that is broken off may leave half a package behind: without $(READY) the next run starts afresh.
-$(READY): requirements.lock pyproject.toml
-	@echo "Installing requirements.lock into $(VENV) (about 1 GB)"
+$(READY): requirements.lock torch.lock pyproject.toml
+	@echo "Installing requirements.lock into $(VENV) (about 2 GB)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
 	@trap 'rm -f $(READY); exit 1' HUP INT TERM; \
 	{ $(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock && \
 	  $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .; } || \
 	{ echo "uv could not install it; trying again with pip, which takes minutes"; \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.lock && \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .; }
+	@binder/install_torch $(BIN)/python
 	@echo "$(CURDIR)" > $@
 
 # $(READY) holds the path of the folder that it was made for: an environment that was never finished, was moved, or

@@ -82,7 +82,7 @@ def running(arguments: list[str], variables: dict[str, str]) -> Iterator[int]:
     port = free_port()
     command = [sys.executable, "-m", "workshop", *arguments, "--port", str(port)]
     # No access log: it would cost a fifth of the throughput, and Serve writes none either.
-    environment = os.environ | {"UVICORN_LOG_LEVEL": "warning"} | variables
+    environment = os.environ | {"UVICORN_LOG_LEVEL": "warning", "WORKSHOP_LANGUAGE_MODELS": "false"} | variables
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as service:
         try:
             deadline = time.monotonic() + 180

@@ -958,7 +958,7 @@ await through_customs(ZeroDivisionError)
 # %%
 from workshop.integration.serve import APP_NAME, build_application
 
-settings = Settings(placement="deployment")
+settings = Settings(placement="deployment", language_models=False)
 serve.run(build_application(settings), name=APP_NAME)
 list(serve.status().applications[APP_NAME].deployments)
 

@@ -65,6 +65,6 @@ def every_error() -> list[ServiceError]:
 
 
 def _arguments(kind: type[ServiceError]) -> Iterable[object]:
-    values = {str: "some text", int: 3, float: 2.5}
+    values = {str: "some text", int: 3, int | None: 3, float: 2.5}
     parameters = inspect.signature(kind).parameters.values()
     return [values[parameter.annotation] for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]

@@ -12,7 +12,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from workshop.contracts.errors import StartError
-from workshop.settings import Placement, Settings
+from workshop.settings import LESSONS, WEIGHTS, Placement, Settings
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -47,11 +47,10 @@ def serve(
 ) -> None:
     """The service on Ray Serve."""
     settings = Settings() if placement is None else Settings(placement=placement)
-    from workshop.integration.local import check_database
-    from workshop.models.tumours import TumourClassifier
+    from workshop.integration.local import check_database, check_models
 
     check_database(settings)
-    TumourClassifier.load(settings.artifact)  # what is wrong shows here, rather than in each replica after minutes
+    check_models(settings)
     with _listen(host, port) as listener:
         url, port = _url(host, listener), listener.getsockname()[1]
     from workshop.integration.cluster import serving  # imports Ray, which takes a while
@@ -65,15 +64,35 @@ def serve(
 
 
 @app.command()
-def train() -> None:
-    """Train the tumour classifier and write its artifact."""
+def train(
+    language_models: Annotated[
+        bool, typer.Option("--language-models", help="The shipped language models instead; takes minutes.")
+    ] = False,
+) -> None:
+    """Train the tumour classifier and index the passages of the retriever."""
+    settings = Settings()
+    if language_models:
+        from workshop.models.language_model_training import RECIPES
+        from workshop.models.language_model_training import train as train_language_model
+
+        for name, recipe in RECIPES.items():
+            card = train_language_model(recipe, WEIGHTS / name)
+            print(
+                f"{name}: {card['parameters']} parameters, {card['exact_answers']:.1%} of held-out questions answered"
+            )
+        return
+    from workshop.models.retriever import CorpusRetriever
     from workshop.models.tumours import train as train_classifier
 
-    settings = Settings()
     model = train_classifier()
     model.save(settings.artifact)
-    card = model.card
-    print(f"{card.name} {card.version}: accuracy {card.accuracy:.3f}, f1 {card.f1:.3f}, in {settings.artifact}")
+    print(
+        f"{model.card.name} {model.card.version}: accuracy {model.card.accuracy:.3f}, f1 {model.card.f1:.3f}, "
+        f"in {settings.artifact}"
+    )
+    retriever = CorpusRetriever.build(LESSONS if LESSONS.is_dir() else None, settings.embedding_model)
+    retriever.save(settings.retriever_artifact)
+    print(f"{retriever.card.embedding}: {retriever.card.passages} passages, in {settings.retriever_artifact}")
 
 
 @app.command()

@@ -4,11 +4,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from annotated_types import Ge, Gt
-from pydantic import Field
+from annotated_types import Ge, Gt, Le
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PROJECT = Path(__file__).resolve().parents[1]
+LESSONS = PROJECT / "solutions"
+WEIGHTS = Path(__file__).resolve().parent / "models" / "weights"
 
 
 class Placement(StrEnum):
@@ -40,9 +42,37 @@ class Settings(BaseSettings):
     queue_max_rows: Annotated[int, Ge(1)] = 16384
     """Rows that may wait in one process; above it, requests are turned away with a 503."""
 
+    language_models: bool = True
+    """Off: the tumour classifier alone, which needs no PyTorch and a quarter of the memory."""
+    draft_model: str = str(WEIGHTS / "workshop-draft")
+    """The cascade's cheap model: a folder, or a name on the Hugging Face hub."""
+    main_model: str = str(WEIGHTS / "workshop-main")
+    """The cascade's better model: a folder, or a name on the hub, or on the server that LLM_BASE_URL names."""
+    llm_base_url: Annotated[str | None, Field(validation_alias="LLM_BASE_URL")] = None
+    """An OpenAI-compatible server that runs ``main_model`` for us, such as ``http://127.0.0.1:9000/v1``."""
+    llm_api_key: Annotated[SecretStr | None, Field(validation_alias="LLM_API_KEY")] = None
+    generate_timeout_s: Annotated[float, Gt(0)] = 60.0
+    """How long an answer, or the next piece of a stream, may take."""
+
+    retriever_artifact: Path = PROJECT / "artifacts" / "retriever"
+    embedding_model: str | None = None
+    """A sentence-transformers model, by folder or hub name; by default TF-IDF with truncated SVD, which needs none."""
+
+    cascade_threshold: Annotated[float, Ge(0), Le(1)] = 0.97
+    """Quality above which a draft is the answer: the geometric mean of its tokens' probabilities."""
+    draft_cost: Annotated[float, Ge(0)] = 0.0001
+    """Dollars for 1000 tokens, of prompt and answer together."""
+    main_cost: Annotated[float, Ge(0)] = 0.001
+    """Dollars for 1000 tokens, of prompt and answer together."""
+    daily_budget: Annotated[float, Gt(0)] | None = None
+    """Dollars that one principal may spend on a day (UTC); above it, requests get a 402."""
+    api_keys: Annotated[dict[str, str], Field(repr=False)] = {}
+    """Bearer keys and the principals they stand for, as JSON. Without any, a key is the principal's own name."""
+
     placement: Placement = Placement.INLINE
     api_replicas: Annotated[int, Ge(1)] = 1
     classifier_replicas: Annotated[int, Ge(1)] = 1
+    language_model_replicas: Annotated[int, Ge(1)] = 1
     ray_cpus: Annotated[int, Ge(1)] = 4
     """Logical CPUs of our own Ray: how many replicas it places, not how many cores they may use."""
     object_store_mb: Annotated[int, Ge(75)] = 75

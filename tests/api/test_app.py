@@ -14,7 +14,7 @@ import pytest
 from tests.service import RECORD
 from workshop.api.app import create_app
 from workshop.api.dependencies import CasesDep, get_services
-from workshop.api.schemas import CaseContent, Measurements, StoredCase
+from workshop.api.schemas.tumours import CaseContent, Measurements, StoredCase
 from workshop.contracts import errors
 from workshop.contracts.classifier import FEATURES, FeatureRange, FloatMatrix, ModelCard, Scores
 from workshop.contracts.services import Services

@@ -104,6 +104,7 @@ def run(tmp_path, artifact) -> Iterator[Callable[..., Run]]:
     def run(*arguments: str, **environment: str) -> Run:
         defaults = {
             "WORKSHOP_ARTIFACT": str(artifact),
+            "WORKSHOP_LANGUAGE_MODELS": "false",
             "DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/service.sqlite",
         }
         runs.append(Run(tmp_path, *arguments, **defaults | environment))

@@ -9,6 +9,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 import httpx
@@ -22,14 +23,16 @@ from workshop.machine import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = (ROOT / "requirements.lock").read_text().splitlines()
+TORCH_LOCK = (ROOT / "torch.lock").read_text().splitlines()
 PINS = [Requirement(line) for line in LOCK]
+APART = [Requirement(line) for line in TORCH_LOCK]
 
 
 # The lock
 
 
 def test_every_line_of_the_lock_is_one_exact_pin():
-    for line, pin in zip(LOCK, PINS, strict=True):
+    for line, pin in zip(LOCK + TORCH_LOCK, PINS + APART, strict=True):
         assert not pin.url, line
         assert [specifier.operator for specifier in pin.specifier] == ["=="], line
 
@@ -40,7 +43,7 @@ def test_the_lock_is_of_this_pyproject():
         *project["dependencies"],
         *(line for extra in project["optional-dependencies"].values() for line in extra),
     ]
-    locked = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in PINS}
+    locked = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in PINS + APART}
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
 
@@ -51,6 +54,25 @@ def test_linux_without_a_gpu_never_gets_cuda(machine):
     on_linux = {**linux, "platform_machine": machine}
     names = [pin.name for pin in PINS if pin.marker is None or pin.marker.evaluate(on_linux)]
     assert [name for name in names if re.match(r"nvidia-|cuda|triton|torch$", name)] == []
+
+
+def test_nothing_in_the_lock_asks_for_pytorch():
+    """Binder's pip resolves what the lock's packages ask for: it would fetch the build with CUDA."""
+    asking = [
+        pin.name
+        for pin in PINS
+        for need in requires_of(pin.name)
+        if need.name == "torch" and not (need.marker and "extra" in str(need.marker))
+    ]
+    assert asking == []
+
+
+def requires_of(name: str) -> list[Requirement]:
+    """What an installed package needs; nothing, if it is for another system."""
+    try:
+        return [Requirement(line) for line in metadata.requires(name) or []]
+    except metadata.PackageNotFoundError:
+        return []
 
 
 def test_notebook_is_pinned_beside_jupyterlab():
@@ -77,7 +99,7 @@ def test_environment_is_python_and_the_lock(folder):
     assert file.resolve() == ROOT / "requirements.lock"
 
 
-@pytest.mark.parametrize("script", ["binder/postBuild", ".ci/run"])
+@pytest.mark.parametrize("script", ["binder/postBuild", "binder/install_torch", ".ci/run"])
 def test_scripts_can_be_run(script):
     assert os.access(ROOT / script, os.X_OK)
     subprocess.run(["bash", "-n", ROOT / script], check=True)
@@ -105,7 +127,7 @@ def copy(tmp_path):
     """The Makefile and what it watches, in a folder with a space in its name."""
     folder = tmp_path / "a copy"
     folder.mkdir()
-    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+    for name in ("Makefile", "requirements.lock", "torch.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
     return folder
 
@@ -134,7 +156,7 @@ def test_a_finished_environment_is_left_alone(environment):
     assert up_to_date(environment)
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "pyproject.toml"])
+@pytest.mark.parametrize("name", ["requirements.lock", "torch.lock", "pyproject.toml"])
 def test_a_changed_list_of_packages_is_installed(environment, name):
     later = time.time() + 60
     os.utime(environment / name, (later, later))

@@ -25,6 +25,7 @@ def service(cluster, tmp_path_factory) -> Iterator[httpx.Client]:
         artifact=folder / "artifact",
         database_url=f"sqlite+aiosqlite:///{folder}/service.sqlite",
         placement=Placement.DEPLOYMENT,
+        language_models=False,
     )
     with deployed(settings), httpx.Client(base_url=cluster, timeout=30) as client:
         yield client

@@ -11,8 +11,9 @@ from tests.cluster import cluster, deployed
 from workshop.api.app import create_app
 from workshop.integration.local import local_services
 from workshop.lab.serving import run_app
+from workshop.models.retriever import CorpusRetriever
 from workshop.models.tumours import train
-from workshop.settings import Placement, Settings
+from workshop.settings import LESSONS, Placement, Settings
 
 __all__ = ["cluster"]
 
@@ -28,12 +29,24 @@ def artifact(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def new_settings(artifact, tmp_path_factory):
+def retriever_artifact(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("retriever")
+    CorpusRetriever.build(LESSONS).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def new_settings(artifact, retriever_artifact, tmp_path_factory):
     """Settings with a database of their own."""
 
     def new_settings(**settings) -> Settings:
         database = tmp_path_factory.mktemp("database") / "service.sqlite"
-        return Settings(artifact=artifact, database_url=f"sqlite+aiosqlite:///{database}", **settings)
+        return Settings(
+            artifact=artifact,
+            retriever_artifact=retriever_artifact,
+            database_url=f"sqlite+aiosqlite:///{database}",
+            **settings,
+        )
 
     return new_settings
 

@@ -13,7 +13,7 @@ from workshop.api.errors import PROBLEM_RESPONSES, add_error_handlers
 from workshop.api.middleware.body_limit import BodyLimitMiddleware
 from workshop.api.middleware.request_id import RequestIdMiddleware
 from workshop.api.middleware.timing import TimingMiddleware
-from workshop.api.routers import service, v1
+from workshop.api.routers import metrics, playground, service, v1
 from workshop.contracts.services import Services
 from workshop.settings import Settings
 
@@ -30,10 +30,11 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # On app.state rather than yielded: Serve does not pass lifespan state on to requests.
         app.state.services = services
+        app.state.settings = settings
         app.state.clock = Clock()
-        await services.classifier.card()  # a service whose model does not answer must not start
+        await services.ready()  # a service whose models do not answer must not start
         yield
-        await services.cases.aclose()
+        await services.aclose()
 
     app: FastAPI = FastAPIOffline(
         title="Tumour classifier",
@@ -50,6 +51,10 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     add_error_handlers(app)
     app.include_router(service.router)
     app.include_router(v1.router)
+    if services.language is not None:
+        app.include_router(v1.language_router)
+        app.include_router(metrics.router)
+    app.include_router(playground.router)
     return app
 
 

@@ -5,24 +5,41 @@ more than the rest of the request.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Annotated, cast
 
-from fastapi import Depends, Request
+from fastapi import Depends, HTTPException, Request, WebSocket, WebSocketException, status
 from fastapi.exceptions import RequestValidationError
+from fastapi.security.utils import get_authorization_scheme_param
+from starlette.requests import HTTPConnection
 
 from workshop.api.clock import Clock
+from workshop.contracts.cascade import Cascade
 from workshop.contracts.cases import Cases
 from workshop.contracts.classifier import Classifier, ModelCard
 from workshop.contracts.errors import UnavailableError
-from workshop.contracts.services import Services
+from workshop.contracts.generator import TextGenerator
+from workshop.contracts.rag import QuestionAnswerer
+from workshop.contracts.retriever import Retriever
+from workshop.contracts.services import LanguageServices, Services
+from workshop.contracts.usage import UsageStore
+from workshop.settings import Settings
 
 PROBE_TIMEOUT_S = 3.0
 
+NO_KEY = "this service wants a known key"
+SUBPROTOCOL = "workshop.chat"
+KEY_PREFIX = "bearer."
 
-async def get_services(request: Request) -> Services:
+
+async def get_services(connection: HTTPConnection) -> Services:
     """The ports. Tests override this one to replace what is behind them."""
-    return cast(Services, request.app.state.services)
+    return cast(Services, connection.app.state.services)
+
+
+async def get_settings(connection: HTTPConnection) -> Settings:
+    return cast(Settings, connection.app.state.settings)
 
 
 async def get_clock(request: Request) -> Clock:
@@ -33,19 +50,91 @@ async def get_classifier(services: Annotated[Services, Depends(get_services)]) -
     return services.classifier
 
 
-async def get_model_card(classifier: Annotated[Classifier, Depends(get_classifier)]) -> ModelCard:
-    """The card, soon or not at all: a probe must not wait for a model that is being replaced."""
+@asynccontextmanager
+async def _soon() -> AsyncIterator[None]:
+    """Soon or not at all: a probe must not wait for a model that is being replaced."""
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
-            return await classifier.card()
+            yield
     except TimeoutError:
         raise UnavailableError("the model does not answer") from None
+
+
+async def get_model_card(classifier: Annotated[Classifier, Depends(get_classifier)]) -> ModelCard:
+    async with _soon():
+        return await classifier.card()
+
+
+async def require_ready(services: Annotated[Services, Depends(get_services)]) -> None:
+    """Every model answers."""
+    async with _soon():
+        await services.ready()
 
 
 async def open_cases(services: Annotated[Services, Depends(get_services)]) -> AsyncIterator[Cases]:
     """The cases, in a transaction that ends before the response is sent: who gets an answer knows it is kept."""
     async with services.cases.transaction() as cases:
         yield cases
+
+
+def _owner(key: str, settings: Settings) -> str | None:
+    """Whose key it is: nobody's, if it is unknown. Where no keys are set, a key is a name."""
+    return settings.api_keys.get(key) if settings.api_keys else key or "anonymous"
+
+
+async def get_principal(connection: HTTPConnection, settings: Annotated[Settings, Depends(get_settings)]) -> str:
+    """Who asks, by the bearer key; ``anonymous`` without one, where no keys are set."""
+    _, key = get_authorization_scheme_param(connection.headers.get("Authorization"))
+    principal = _owner(key, settings)
+    if principal is None:
+        raise HTTPException(status.HTTP_401_UNAUTHORIZED, NO_KEY, {"WWW-Authenticate": "Bearer"})
+    return principal
+
+
+async def accept_socket(websocket: WebSocket, settings: Annotated[Settings, Depends(get_settings)]) -> str:
+    """Who asks, as ``get_principal`` says. Browsers set no headers: they name the key as a subprotocol beside ours.
+
+    The socket is accepted in any case: before that, a close is a 403, and a browser tells its page nothing of it.
+    """
+    offered = websocket.scope["subprotocols"]
+    await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+    _, key = get_authorization_scheme_param(websocket.headers.get("Authorization"))
+    keys = [name.removeprefix(KEY_PREFIX) for name in offered if name.startswith(KEY_PREFIX)]
+    principal = _owner(key or "".join(keys[:1]), settings)
+    if principal is None:
+        raise WebSocketException(status.WS_1008_POLICY_VIOLATION, NO_KEY)
+    return principal
+
+
+async def get_language(services: Annotated[Services, Depends(get_services)]) -> LanguageServices:
+    return cast(LanguageServices, services.language)  # its routes exist only where it does
+
+
+LanguageDep = Annotated[LanguageServices, Depends(get_language)]
+
+
+async def get_generators(language: LanguageDep) -> Mapping[str, TextGenerator]:
+    return language.generators
+
+
+async def get_prices(language: LanguageDep) -> Mapping[str, float]:
+    return language.prices
+
+
+async def get_cascade(language: LanguageDep) -> Cascade:
+    return language.cascade
+
+
+async def get_retriever(language: LanguageDep) -> Retriever:
+    return language.retriever
+
+
+async def get_rag(language: LanguageDep) -> QuestionAnswerer:
+    return language.rag
+
+
+async def get_usage(language: LanguageDep) -> UsageStore:
+    return language.usage
 
 
 async def require_json(request: Request) -> None:
@@ -57,6 +146,16 @@ async def require_json(request: Request) -> None:
         raise RequestValidationError([{"loc": ("header", "content-type"), "type": "json_content_type", "msg": message}])
 
 
+SettingsDep = Annotated[Settings, Depends(get_settings)]
+PrincipalDep = Annotated[str, Depends(get_principal)]
+SocketPrincipalDep = Annotated[str, Depends(accept_socket)]
+GeneratorsDep = Annotated[Mapping[str, TextGenerator], Depends(get_generators)]
+PricesDep = Annotated[Mapping[str, float], Depends(get_prices)]
+CascadeDep = Annotated[Cascade, Depends(get_cascade)]
+RetrieverDep = Annotated[Retriever, Depends(get_retriever)]
+RagDep = Annotated[QuestionAnswerer, Depends(get_rag)]
+UsageDep = Annotated[UsageStore, Depends(get_usage)]
+ServicesDep = Annotated[Services, Depends(get_services)]
 ClockDep = Annotated[Clock, Depends(get_clock)]
 ClassifierDep = Annotated[Classifier, Depends(get_classifier)]
 ModelCardDep = Annotated[ModelCard, Depends(get_model_card)]

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any
@@ -17,11 +18,13 @@ from starlette.exceptions import HTTPException
 from workshop.api.clock import now
 from workshop.api.middleware import request_id
 from workshop.contracts.errors import (
+    BudgetExceededError,
     DeadlineExceededError,
     InvalidInputError,
     ModelFailedError,
     NotFoundError,
     OverloadedError,
+    PromptTooLongError,
     ServiceError,
     UnavailableError,
 )
@@ -34,6 +37,8 @@ MAX_DETAILS = 100
 # The most specific class of an error decides.
 _STATUS: dict[type[ServiceError], HTTPStatus] = {
     InvalidInputError: HTTPStatus.BAD_REQUEST,
+    PromptTooLongError: HTTPStatus.BAD_REQUEST,
+    BudgetExceededError: HTTPStatus.PAYMENT_REQUIRED,
     NotFoundError: HTTPStatus.NOT_FOUND,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -70,7 +75,7 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": HTTPStatus(code).phrase,
         "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
-    for code in (400, 404, 413, 422, 500, 503, 504)
+    for code in (400, 401, 402, 404, 413, 422, 429, 500, 503, 504)
 }
 
 
@@ -87,67 +92,81 @@ def add_error_handlers(app: FastAPI) -> None:
 
     app.openapi = openapi  # type: ignore[method-assign]
 
-    @app.exception_handler(ServiceError)
-    async def on_service_error(request: Request, error: ServiceError) -> JSONResponse:
-        code = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
-        headers = {}
-        details = []
-        if isinstance(error, UnavailableError):
-            headers["Retry-After"] = str(math.ceil(error.retry_after_s))
-        if isinstance(error, InvalidInputError):
-            where = f"row {error.row}: {error.field}"
-            details = [ProblemDetail(field=where, rule="impossible_value", message=error.message)]
-        if code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            logger.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
-        return _problem(request, code, error.message, type(error).__name__, details=details, headers=headers)
+    for kind in (ServiceError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _on_error)
 
-    @app.exception_handler(RequestValidationError)
-    async def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a caller is told of an error, in whatever form."""
+
+    status: HTTPStatus
+    error: str
+    message: str
+    details: Sequence[ProblemDetail] = ()
+    headers: Mapping[str, str] | None = None
+
+
+def explain(error: Exception) -> Explanation:
+    """The caller's side of an error. Nothing of the inside of the service is in it."""
+    if isinstance(error, ServiceError):
+        return _explain_service_error(error)
+    if isinstance(error, RequestValidationError):
         mistakes = error.errors()
         details = [_detail(item) for item in mistakes[:MAX_DETAILS]]
         shown = "see details" if len(details) == len(mistakes) else f"details names the first {len(details)}"
         summary = f"{len(mistakes)} of the request's values break a rule; {shown}"
-        return _problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, summary, "ValidationError", details=details)
-
-    @app.exception_handler(HTTPException)
-    async def on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
-        code = HTTPStatus(error.status_code)
-        name = code.phrase.title().replace(" ", "")
-        return _problem(request, code, error.detail, name, headers=error.headers)
-
-    @app.exception_handler(Exception)
-    async def on_bug(request: Request, error: Exception) -> JSONResponse:
-        # Starlette logs the traceback; the caller learns only how to ask about it. This handler, and only this one,
-        # runs outside the middleware that would add the header.
-        return _problem(
-            request,
-            HTTPStatus.INTERNAL_SERVER_ERROR,
-            "something went wrong in the service",
-            "InternalError",
-            headers={request_id.HEADER: request.state.request_id},
-        )
+        return Explanation(HTTPStatus.UNPROCESSABLE_ENTITY, "ValidationError", summary, details)
+    if isinstance(error, HTTPException):
+        status = HTTPStatus(error.status_code)
+        return Explanation(status, status.phrase.title().replace(" ", ""), error.detail, headers=error.headers)
+    return Explanation(HTTPStatus.INTERNAL_SERVER_ERROR, "InternalError", "something went wrong in the service")
 
 
-def _problem(
-    request: Request,
-    code: HTTPStatus,
-    detail: str,
-    error: str,
-    *,
-    details: Sequence[ProblemDetail] = (),
-    headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
-    problem = Problem(
-        title=code.phrase,
-        status=code,
-        detail=detail,
+def _explain_service_error(error: ServiceError) -> Explanation:
+    status = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+    headers = {}
+    details = []
+    if isinstance(error, UnavailableError):
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, BudgetExceededError):
+        left = datetime.fromisoformat(error.resets) - now()
+        headers["Retry-After"] = str(max(1, math.ceil(left.total_seconds())))
+    if isinstance(error, InvalidInputError):
+        where = f"row {error.row}: {error.field}"
+        details = [ProblemDetail(field=where, rule="impossible_value", message=error.message)]
+    return Explanation(status, type(error).__name__, error.message, details, headers)
+
+
+def log_failure(request: Request, error: Exception) -> None:
+    """Keep what the caller is not told."""
+    if explain(error).status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
+
+
+def problem_of(request: Request, error: Exception) -> Problem:
+    """What a caller is told of an error, as the body of a response or a part of one."""
+    explanation = explain(error)
+    return Problem(
+        title=explanation.status.phrase,
+        status=explanation.status,
+        detail=explanation.message,
         instance=request.url.path,
-        error=error,
-        details=list(details),
+        error=explanation.error,
+        details=list(explanation.details),
         timestamp=now(),
         request_id=request.state.request_id,
     )
-    return JSONResponse(problem.model_dump(mode="json"), code, headers, media_type="application/problem+json")
+
+
+async def _on_error(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, ServiceError):  # Starlette logs what is none
+        log_failure(request, error)
+    explanation = explain(error)
+    # The handler of unknown errors runs outside the middleware that adds this header to every other response.
+    headers = {request_id.HEADER: request.state.request_id, **(explanation.headers or {})}
+    content = problem_of(request, error).model_dump(mode="json")
+    return JSONResponse(content, explanation.status, headers, media_type="application/problem+json")
 
 
 def _detail(item: Mapping[str, Any]) -> ProblemDetail:

@@ -4,7 +4,9 @@ Every adapter raises these and nothing else; every caller handles these and noth
 
     ServiceError
     ├── InvalidInputError        the input has the right form but makes no sense
+    ├── PromptTooLongError       the prompt does not fit into the model's context
     ├── NotFoundError            there is no such thing
+    ├── BudgetExceededError      the caller has spent what it may spend
     ├── UnavailableError         not ready, or gone for a moment: try again
     │   └── OverloadedError      too much is waiting already: try again later
     ├── DeadlineExceededError    no answer in time
@@ -47,6 +49,34 @@ class InvalidInputError(ServiceError):
         super().__init__(message, row, field)
         self.row = row
         self.field = field
+
+
+class PromptTooLongError(ServiceError):
+    """The prompt leaves no room for an answer.
+
+    Args:
+        message: how long it is and how long it may be.
+        prompt_tokens: its length; None when only another server knows.
+        context_length: what prompt and answer may take together, in tokens; None likewise.
+    """
+
+    def __init__(self, message: str, prompt_tokens: int | None, context_length: int | None) -> None:
+        super().__init__(message, prompt_tokens, context_length)
+        self.prompt_tokens = prompt_tokens
+        self.context_length = context_length
+
+
+class BudgetExceededError(ServiceError):
+    """The caller's budget is used up until ``resets`` (a date and time in ISO 8601).
+
+    Args:
+        message: how much was spent of how much.
+        resets: when the budget starts anew.
+    """
+
+    def __init__(self, message: str, resets: str) -> None:
+        super().__init__(message, resets)
+        self.resets = resets
 
 
 class NotFoundError(ServiceError):

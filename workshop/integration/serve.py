@@ -1,9 +1,10 @@
 """The service on Ray Serve."""
 
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ray import serve
-from ray.serve.handle import DeploymentHandle
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -11,8 +12,11 @@ from workshop.api.app import create_app
 from workshop.api.middleware import request_id
 from workshop.contracts.services import Services
 from workshop.deployments.classifier import ClassifierDeployment
-from workshop.integration.handles import HandleClassifier
-from workshop.integration.local import batched, local_services
+from workshop.deployments.language_models import LanguageModelsDeployment
+from workshop.deployments.rag import RagDeployment
+from workshop.deployments.retriever import RetrieverDeployment
+from workshop.integration.handles import HandleClassifier, HandleGenerator, HandleQuestionAnswerer, HandleRetriever
+from workshop.integration.local import batched, language_services, local_services, model_sources
 from workshop.settings import Placement, Settings
 from workshop.storage.cases import SqlCaseStore
 
@@ -34,28 +38,43 @@ class WithoutRequestId:
         await self.app(scope, receive, send_without_id)
 
 
+@dataclass(frozen=True)
+class Handles:
+    """The deployments that hold the models: bound ones when the application is built, handles in its replicas."""
+
+    classifier: Any
+    language_models: Any = None
+    retriever: Any = None
+    rag: Any = None
+
+
 class Api:
     """The ingress: each replica builds the FastAPI application for itself, so nothing of it is pickled.
 
     Args:
         settings: of the whole service.
-        classifier: a handle, or None to predict in this process.
+        handles: of the deployments that hold the models, or None to hold them in this process.
     """
 
-    def __init__(self, settings: Settings, classifier: DeploymentHandle[Any] | None = None) -> None:
+    def __init__(self, settings: Settings, handles: Handles | None = None) -> None:
         self._settings = settings
-        self._classifier = classifier
+        self._handles = handles
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return WithoutRequestId(create_app(self._services(), self._settings))
 
     def _services(self) -> Services:
-        if self._classifier is None:
-            return local_services(self._settings)
-        classifier = batched(
-            HandleClassifier(self._classifier), self._settings, max_calls=self._settings.classifier_replicas
-        )
-        return Services(classifier, SqlCaseStore(self._settings.database_url))
+        settings, handles = self._settings, self._handles
+        if handles is None:
+            return local_services(settings)
+        classifier = batched(HandleClassifier(handles.classifier), settings, max_calls=settings.classifier_replicas)
+        cases = SqlCaseStore(settings.database_url)
+        if not settings.language_models:
+            return Services(classifier, cases)
+        models = {name: HandleGenerator(handles.language_models, name) for name in model_sources(settings)}
+        retriever = HandleRetriever(handles.retriever)
+        rag = HandleQuestionAnswerer(handles.rag) if handles.rag is not None else None
+        return Services(classifier, cases, language_services(models, retriever, settings, rag=rag))
 
 
 def build_application(settings: Settings) -> serve.Application:
@@ -70,9 +89,25 @@ def build_application(settings: Settings) -> serve.Application:
     )(serve.ingress()(Api))
     if settings.placement is Placement.INLINE:
         return api.bind(settings)
-    classifier = serve.deployment(
-        name="classifier",
-        num_replicas=settings.classifier_replicas,
-        max_ongoing_requests=100,  # calls are quick: at a limit, handles would back off for longer than a call takes
-    )(ClassifierDeployment)
-    return api.bind(settings, classifier.bind(settings.artifact))
+    handles = Handles(_deployment("classifier", ClassifierDeployment, settings.classifier_replicas, settings.artifact))
+    if settings.language_models:
+        sources, main = model_sources(settings), Path(settings.main_model).name
+        models = _deployment("language-models", LanguageModelsDeployment, settings.language_model_replicas, sources)
+        retriever = _deployment(
+            "retriever", RetrieverDeployment, 1, settings.retriever_artifact, settings.embedding_model
+        )
+        handles = replace(handles, language_models=models, retriever=retriever)
+        if main in sources:
+            # Serve puts a handle in the place of each bound deployment, within the adapters too.
+            rag = _deployment("rag", RagDeployment, 1, HandleRetriever(retriever), HandleGenerator(models, main), main)
+            handles = replace(handles, rag=rag)
+    return api.bind(settings, handles)
+
+
+def _deployment(name: str, kind: type, replicas: int, *arguments: object) -> Any:
+    deployment = serve.deployment(
+        name=name,
+        num_replicas=replicas,
+        max_ongoing_requests=100,  # at a limit, handles would back off for longer than a quick call takes
+    )(kind)
+    return deployment.bind(*arguments)

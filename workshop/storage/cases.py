@@ -6,17 +6,12 @@ from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 from sqlalchemy import JSON, DateTime, delete, select
-from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.schema import CreateTable
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
 
 from workshop.contracts.cases import Case
-from workshop.contracts.errors import NotFoundError, UnavailableError
-
-
-class Base(DeclarativeBase):
-    """The tables of the service."""
+from workshop.contracts.errors import NotFoundError
+from workshop.storage.database import Base, Database
 
 
 class CaseRow(Base):
@@ -75,31 +70,18 @@ class SqlCaseStore:
     """``CaseStore`` in the database at a URL.
 
     Args:
-        url: an async SQLAlchemy URL, such as ``sqlite+aiosqlite:///cases.sqlite``.
+        url: see ``Database``.
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = create_async_engine(url)
-        self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
-        self._has_tables = False
+        self._database = Database(url)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[SqlCases]:
         """See ``CaseStore.transaction``."""
-        try:
-            async with self._sessions.begin() as session:
-                if not self._has_tables:
-                    await self._create_tables(session)
-                yield SqlCases(session)
-        except (OperationalError, InterfaceError, TimeoutError, OSError) as error:  # drivers differ in what they raise
-            raise UnavailableError("the database does not answer") from error
+        async with self._database.transaction() as session:
+            yield SqlCases(session)
 
     async def aclose(self) -> None:
-        """Close the connections."""
-        await self._engine.dispose()
-
-    async def _create_tables(self, session: AsyncSession) -> None:
-        # IF NOT EXISTS, because every replica does this.
-        for table in Base.metadata.sorted_tables:
-            await session.execute(CreateTable(table, if_not_exists=True))
-        self._has_tables = True
+        """See ``CaseStore.aclose``."""
+        await self._database.aclose()

@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request, Response, status
 
 from workshop.api.dependencies import CasesDep, ClassifierDep, require_json
-from workshop.api.schemas import CaseContent, Prediction, StoredCase, to_rows
+from workshop.api.schemas.tumours import CaseContent, Prediction, StoredCase, to_rows
 from workshop.contracts.cases import Case
 
 router = APIRouter(prefix="/cases", tags=["cases"])

@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from workshop.api.dependencies import ModelCardDep
-from workshop.api.schemas import Feature, ModelMetadata
+from workshop.api.schemas.tumours import Feature, ModelMetadata
 
 router = APIRouter(prefix="/model", tags=["model"])
 

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Depends
 
 from workshop.api.dependencies import ClassifierDep, require_json
-from workshop.api.schemas import Batch, BatchPrediction, Measurements, Prediction, to_rows
+from workshop.api.schemas.tumours import Batch, BatchPrediction, Measurements, Prediction, to_rows
 
 router = APIRouter(tags=["predictions"], dependencies=[Depends(require_json)])
 

@@ -1,22 +1,22 @@
 """Unversioned: is it up, is it ready, what is it."""
 
-from fastapi import APIRouter, Response, status
+from fastapi import APIRouter, Depends, Response, status
 from fastapi.responses import PlainTextResponse
 
 from workshop import __version__
 from workshop.api.clock import now
-from workshop.api.dependencies import ClassifierDep, ClockDep, ModelCardDep, get_model_card
-from workshop.api.schemas import Health
+from workshop.api.dependencies import ClockDep, ServicesDep, require_ready
+from workshop.api.schemas.tumours import Health
 from workshop.contracts.errors import ServiceError
 
 router = APIRouter(tags=["service"])
 
 
 @router.get("/health")
-async def health(classifier: ClassifierDep, clock: ClockDep, response: Response) -> Health:
+async def health(services: ServicesDep, clock: ClockDep, response: Response) -> Health:
     """The state of the service; 503 when it cannot predict."""
     try:
-        await get_model_card(classifier)
+        await require_ready(services)
         model_loaded = True
     except ServiceError:
         model_loaded = False
@@ -36,14 +36,14 @@ async def liveness() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/readiness")
-async def readiness(_: ModelCardDep) -> dict[str, str]:
+@router.get("/readiness", dependencies=[Depends(require_ready)])
+async def readiness() -> dict[str, str]:
     """The models answer. If not (503), send no requests."""
     return {"status": "ready"}
 
 
-@router.get("/ping", response_class=PlainTextResponse)
-async def ping(_: ModelCardDep) -> str:
+@router.get("/ping", response_class=PlainTextResponse, dependencies=[Depends(require_ready)])
+async def ping() -> str:
     """MLflow's name for readiness."""
     return "\n"
 

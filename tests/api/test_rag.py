@@ -1,0 +1,166 @@
+"""Answers from sources over HTTP, with stand-ins behind the contract."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from tests.language import StandInClassifier, StandInRetriever
+from workshop.api.app import create_app
+from workshop.contracts.cascade import Cascade
+from workshop.contracts.errors import ModelFailedError, OverloadedError
+from workshop.contracts.generator import Usage
+from workshop.contracts.rag import RagAnswer
+from workshop.contracts.retriever import Hit, Passage
+from workshop.contracts.services import LanguageServices, Services
+from workshop.lab.serving import run_app
+from workshop.settings import Settings
+from workshop.storage.cases import SqlCaseStore
+from workshop.storage.usage import SqlUsageStore
+
+HITS = (Hit(Passage("1", "ray_serve", "A replica is a process."), 0.75), Hit(Passage("2", "lesson 09", "Copies."), 0.5))
+SURE = RagAnswer("A process.", HITS, "main", Usage(20, 3), sure=True)
+UNSURE = RagAnswer("I am not sure.", (), None, Usage(0, 0), sure=False)
+
+
+@dataclass
+class StandInRag:
+    """Answers every question in the same way, or raises."""
+
+    outcome: RagAnswer | Exception = SURE
+    asked: list[tuple[str, int]] = field(default_factory=list)
+
+    async def answer(self, question: str, k: int) -> RagAnswer:
+        self.asked.append((question, k))
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+def application(rag: StandInRag, file: Path) -> FastAPI:
+    url = f"sqlite+aiosqlite:///{file}"
+    language = LanguageServices(
+        generators={},
+        prices={"main": 0.001},
+        cascade=cast(Cascade, None),
+        retriever=StandInRetriever(),
+        rag=rag,
+        usage=SqlUsageStore(url),
+    )
+    return create_app(Services(StandInClassifier(), SqlCaseStore(url), language), Settings())
+
+
+@pytest.fixture
+def answerer() -> StandInRag:
+    return StandInRag()
+
+
+@pytest.fixture
+def client(answerer, tmp_path) -> Iterator[httpx.Client]:
+    with (
+        run_app(application(answerer, tmp_path / "service.sqlite")) as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
+        yield client
+
+
+def ask(client: httpx.Client, **body: Any) -> httpx.Response:
+    return client.post("/v1/rag/query", json=body)
+
+
+def test_the_answer_comes_with_its_sources(client):
+    answer = ask(client, query="What is a replica?")
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == {
+        "answer": "A process.",
+        "sources": [
+            {"source": "ray_serve", "text": "A replica is a process.", "score": 0.75},
+            {"source": "lesson 09", "text": "Copies.", "score": 0.5},
+        ],
+        "sure": True,
+        "model": "main",
+    }
+
+
+def test_who_is_unsure_says_so_and_names_neither_sources_nor_model(client, answerer):
+    answerer.outcome = UNSURE
+    assert ask(client, query="How long do I boil an egg?").json() == {
+        "answer": "I am not sure.",
+        "sources": [],
+        "sure": False,
+        "model": None,
+    }
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"query": "x"}, {"query": "x" * 2000}, {"query": "Où?", "k": 1}, {"query": " {x}\n", "k": 10}],
+    ids=["one character", "2000 characters", "one source", "ten sources"],
+)
+def test_a_question_arrives_as_it_was_asked(client, answerer, body):
+    assert ask(client, **body).status_code == 200
+    assert answerer.asked == [(body["query"], body.get("k", 3))]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "query"),
+        ({"query": ""}, "query"),
+        ({"query": " \t\n\u00a0\u3000"}, "query"),
+        ({"query": "x" * 2001}, "query"),
+        ({"query": 7}, "query"),
+        ({"query": None}, "query"),
+        ({"query": "x", "k": 0}, "k"),
+        ({"query": "x", "k": 11}, "k"),
+        ({"query": "x", "k": "3"}, "k"),
+        ({"query": "x", "k": 2.5}, "k"),
+        ({"query": "x", "k": True}, "k"),
+        ({"query": "x", "limit": 3}, "limit"),
+    ],
+    ids=str,
+)
+def test_a_bad_question_is_named_and_reaches_no_model(client, answerer, body, field):
+    answer = ask(client, **body)
+    assert answer.status_code == 422
+    assert [detail["field"] for detail in answer.json()["details"]] == [field]
+    assert answerer.asked == []
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type"),
+    [(b'{"query": "x"', "application/json"), (b'{"query": "\\ud800"}', "application/json"), (b"query=x", "text/plain")],
+    ids=["malformed", "half a character", "not JSON"],
+)
+def test_a_body_that_is_no_json_is_a_problem_document(client, answerer, content, content_type):
+    answer = client.post("/v1/rag/query", content=content, headers={"Content-Type": content_type})
+    assert (answer.status_code, answer.headers["Content-Type"]) == (422, "application/problem+json")
+    assert answerer.asked == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(OverloadedError("too much is waiting", 7.0), 503), (ModelFailedError("the model failed"), 500)],
+)
+def test_an_error_of_the_contract_has_its_status(client, answerer, error, status):
+    answerer.outcome = error
+    answer = ask(client, query="What is a replica?")
+    assert (answer.status_code, answer.json()["error"]) == (status, type(error).__name__)
+
+
+def test_only_what_a_model_has_answered_is_charged(answerer, tmp_path):
+    file = tmp_path / "service.sqlite"
+    with run_app(application(answerer, file)) as server:
+        for outcome in (SURE, UNSURE):
+            answerer.outcome = outcome
+            body, headers = {"query": "What is a replica?"}, {"Authorization": "Bearer ada"}
+            assert httpx.post(f"{server.url}/v1/rag/query", json=body, headers=headers).status_code == 200
+    with closing(sqlite3.connect(file)) as connection:  # records are written after the response, and before the end
+        records = connection.execute("SELECT principal, model, prompt_tokens, completion_tokens, cost FROM usage")
+        assert records.fetchall() == [("ada", "main", 20, 3, pytest.approx(23 * 0.001 / 1000))]

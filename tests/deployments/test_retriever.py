@@ -1,0 +1,36 @@
+"""The retriever deployment as a plain class."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.retriever import HELD_OUT, built
+from workshop.deployments.retriever import RetrieverDeployment
+from workshop.models.tumours import ArtifactError
+
+QUESTION, _ = HELD_OUT[0]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("retriever")
+    built().save(folder)
+    return folder
+
+
+def test_it_does_what_the_retriever_does(artifact):
+    deployment = RetrieverDeployment(artifact)
+    assert deployment.card() == built().card
+    assert deployment.search(QUESTION, 3) == built().search(QUESTION, 3)
+    np.testing.assert_array_equal(deployment.embed([QUESTION]), built().embed([QUESTION]))
+
+
+def test_without_an_artifact_it_does_not_start(tmp_path):
+    with pytest.raises(ArtifactError, match="python -m workshop train"):
+        RetrieverDeployment(tmp_path / "nothing")
+
+
+def test_with_another_embedding_than_the_artifacts_it_does_not_start(artifact):
+    with pytest.raises(ArtifactError, match="made with tfidf-svd, not another-model"):
+        RetrieverDeployment(artifact, "somewhere/another-model")

@@ -1,0 +1,106 @@
+"""A language model that says what a test wants, and the services around it."""
+
+import asyncio
+import math
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from itertools import cycle
+
+import numpy as np
+
+from workshop.contracts.classifier import FEATURES, FeatureRange, FloatMatrix, ModelCard, Scores
+from workshop.contracts.generator import (
+    Activity,
+    Chunk,
+    Completion,
+    GeneratorCard,
+    Prompt,
+    Token,
+    Usage,
+    collect,
+)
+from workshop.contracts.retriever import Hit, Passage, RetrieverCard
+
+PROMPT_TOKENS = 10
+
+
+@dataclass
+class StandInModel:
+    """Answers every prompt with the same words, each a token of the same probability.
+
+    Attributes:
+        endless: says its words again and again.
+        error: raised after the words.
+        over: set when a stream has ended, however it ended.
+    """
+
+    name: str = "stand-in"
+    words: Sequence[str] = ("It", " is", " so.")
+    probability: float = 0.9
+    endless: bool = False
+    error: Exception | None = None
+    prompts: list[Prompt] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
+    running: int = 0
+    completed: int = 0
+    cancelled: int = 0
+    generated_tokens: int = 0
+
+    async def complete(self, prompt: Prompt) -> Completion:
+        async with aclosing(self.stream(prompt)) as chunks:
+            return await collect(chunks)
+
+    async def stream(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
+        self.prompts.append(prompt)
+        self.over.clear()
+        self.running += 1
+        ended = False
+        try:
+            for word in cycle(self.words) if self.endless else self.words:
+                await asyncio.sleep(0.001 if self.endless else 0)  # what a model does at each token
+                self.generated_tokens += 1
+                yield Chunk(word, (Token(word, math.log(self.probability)),))
+            ended = True
+            if self.error is not None:
+                raise self.error
+            self.completed += 1
+            yield Chunk("", (), "stop", Usage(PROMPT_TOKENS, len(self.words)))
+        finally:
+            self.running -= 1
+            self.cancelled += not ended
+            self.over.set()
+
+    async def card(self) -> GeneratorCard:
+        return GeneratorCard(self.name, 1024)
+
+    async def activity(self) -> Activity:
+        return Activity(self.running, self.completed, self.cancelled, self.generated_tokens)
+
+    async def aclose(self) -> None:
+        pass
+
+
+class StandInRetriever:
+    """Knows one passage."""
+
+    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
+        return np.tile([1.0, 0.0], (len(texts), 1))
+
+    async def search(self, text: str, k: int) -> list[Hit]:
+        return [Hit(Passage("1", "stand-in", "It is so."), 1.0)][:k]
+
+    async def card(self) -> RetrieverCard:
+        return RetrieverCard("stand-in", 2, 1)
+
+
+class StandInClassifier:
+    """Says no."""
+
+    async def predict(self, rows: FloatMatrix) -> Scores:
+        return Scores(np.tile([0.75, 0.25], (len(rows), 1)), ("no", "yes"), "1")
+
+    async def card(self) -> ModelCard:
+        ranges = tuple(FeatureRange(name, "1", 0.0, 1.0) for name in FEATURES)
+        return ModelCard("stand-in", "1", 0.5, 0.5, ("no", "yes"), "yes", ranges)

@@ -1,0 +1,147 @@
+"""The cascade over HTTP, the same in every runtime."""
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from httpx_sse import connect_sse
+
+from workshop import corpus
+
+ENTRY = corpus.entries()[3]
+QUESTIONS = [entry.held_out[0] for entry in corpus.entries()[::17]]
+SAME = ("content", "model_used", "quality", "cost", "cascaded", "draft_accepted")
+
+
+def same(answer: dict) -> dict:
+    """An answer without what differs from run to run."""
+    return {name: pytest.approx(answer[name], abs=1e-4) for name in SAME if isinstance(answer[name], float)} | {
+        name: answer[name] for name in SAME if not isinstance(answer[name], float)
+    }
+
+
+def events(client: httpx.Client, **parameters) -> list[tuple[str, dict]]:
+    with connect_sse(client, "GET", "/v1/query/stream", params=parameters) as source:
+        return [(event.event, json.loads(event.data)) for event in source.iter_sse()]
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_same_question_gets_the_same_answer(service, reference, question):
+    answer, expected = (each.post("/v1/query", json={"query": question}) for each in (service, reference))
+    assert answer.status_code == 200, answer.text
+    assert answer.json() | same(expected.json()) == answer.json()
+
+
+def test_drafts_are_accepted_and_refused(service):
+    answers = [service.get("/v1/query", params={"query": question}).json() for question in QUESTIONS]
+    assert {answer["draft_accepted"] for answer in answers} == {True, False}
+    for answer in answers:
+        assert answer["model_used"] == ("workshop-draft" if answer["draft_accepted"] else "workshop-main")
+        assert answer["cascaded"] is not answer["draft_accepted"]
+
+
+def test_the_main_model_alone_costs_more_than_an_accepted_draft(service):
+    draft = service.post("/v1/query", json={"query": ENTRY.questions[0]}).json()
+    direct = service.post("/v1/query", json={"query": ENTRY.questions[0], "force_direct": True}).json()
+    assert (draft["draft_accepted"], direct["model_used"]) == (True, "workshop-main")
+    assert 0 < draft["cost"] < direct["cost"]
+
+
+@pytest.mark.parametrize("question", QUESTIONS[:8])
+def test_a_stream_tells_the_same_in_events(service, question):
+    answer = service.post("/v1/query", json={"query": question}).json()
+    kinds, data = zip(*events(service, query=question), strict=True)
+    assert kinds[-1] == "complete"
+    assert data[-1] | same(answer) == data[-1]
+    assert kinds.count("switch") == answer["cascaded"]
+    told = data[kinds.index("switch") + 1 : -1] if "switch" in kinds else data[:-1]
+    assert "".join(piece["text"] for piece in told) == answer["content"]
+
+
+def test_a_reader_who_comes_back_is_not_answered_twice(service):
+    answer = service.get("/v1/query/stream", params={"query": "What is a replica?"}, headers={"Last-Event-ID": "3"})
+    assert answer.status_code == 204
+
+
+def test_a_batch_answers_each_and_keeps_their_order(service):
+    results = service.post("/v1/batch", json={"queries": [{"query": question} for question in QUESTIONS]}).json()
+    alone = [service.post("/v1/query", json={"query": question}).json() for question in QUESTIONS]
+    for item, answer in zip(results["results"], alone, strict=True):
+        assert item["answer"] | same(answer) == item["answer"]
+
+
+def test_the_statistics_are_of_the_whole_service(service):
+    before = service.get("/v1/stats").json()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda question: service.post("/v1/query", json={"query": question}), QUESTIONS))
+    after = until(lambda: service.get("/v1/stats").json(), lambda stats: grown(before, stats) >= len(answers))
+    assert grown(before, after) == len(answers)
+    assert after["total_cost"] - before["total_cost"] == pytest.approx(sum(each.json()["cost"] for each in answers))
+    metrics = service.get("/metrics").text
+    assert 'cascade_queries_total{model="workshop-draft"}' in metrics
+    assert "cascade_query_duration_seconds_bucket" in metrics
+
+
+def grown(before: dict, after: dict) -> int:
+    return after["total_queries"] - before["total_queries"]
+
+
+def until(look: Callable, found: Callable, patience: float = 20.0):
+    """What one sees once it is what one looks for, or when patience ends."""
+    end = time.monotonic() + patience
+    while not found(seen := look()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return seen
+
+
+class Watch:
+    """The counters of all replicas of a model, each known by its process."""
+
+    def __init__(self, client: httpx.Client, model: str) -> None:
+        self._client, self._model = client, model
+        self._replicas: dict[int, dict] = {}
+
+    def look(self) -> "Watch":
+        for _ in range(12):  # whichever replica answers
+            activity = self._client.get("/v1/activity").json()[self._model]
+            self._replicas[activity["process"]] = activity
+        return self
+
+    def total(self, counter: str) -> int:
+        return sum(replica[counter] for replica in self._replicas.values())
+
+
+LONG = {"temperature": 2.0, "max_tokens": 900}
+HOT_QUESTION = "What is a deployment handle?"
+
+
+def leave_chat(client: httpx.Client) -> None:
+    body = {"model": "workshop-main", "messages": [{"role": "user", "content": HOT_QUESTION}], "stream": True} | LONG
+    with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        for _, _ in zip(range(3), answer.iter_lines(), strict=False):
+            pass
+
+
+def leave_events(client: httpx.Client) -> None:
+    query = {"query": HOT_QUESTION, "force_direct": True} | LONG
+    with connect_sse(client, "GET", "/v1/query/stream", params=query) as source:
+        next(source.iter_sse())
+
+
+@pytest.mark.parametrize("leave", [leave_chat, leave_events])
+def test_a_client_that_goes_away_stops_the_model(service, leave):
+    """By the replicas' own counters: a long answer is cancelled, and is not finished behind the client's back."""
+    watch = Watch(service, "workshop-main").look()
+    cancelled, tokens = watch.total("cancelled"), watch.total("generated_tokens")
+    with httpx.Client(base_url=service.base_url) as client:
+        leave(client)
+    until(watch.look, lambda seen: seen.total("cancelled") > cancelled)
+    assert watch.total("cancelled") == cancelled + 1
+    assert watch.total("running") == 0
+    made = watch.total("generated_tokens")
+    assert made - tokens < 700
+    time.sleep(0.5)
+    assert watch.look().total("generated_tokens") == made

@@ -1,0 +1,161 @@
+"""Chat completions, models and embeddings as OpenAI's clients expect them, errors included."""
+
+import base64
+import json
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, BackgroundTasks, Depends, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
+from fastapi.sse import EventSourceResponse, format_sse_event
+
+from workshop.api.budget import AccountDep
+from workshop.api.dependencies import GeneratorsDep, PricesDep, RetrieverDep, require_json
+from workshop.api.errors import Explanation, explain, log_failure
+from workshop.api.schemas.openai import (
+    ChatChunk,
+    ChatCompletion,
+    ChatRequest,
+    Embedding,
+    EmbeddingList,
+    EmbeddingRequest,
+    EmbeddingUsage,
+    ModelEntry,
+    ModelList,
+)
+from workshop.api.streams import started
+from workshop.contracts.errors import NotFoundError, ServiceError
+from workshop.contracts.generator import Chunk
+
+_CODES = {"PromptTooLongError": "context_length_exceeded", "NotFoundError": "model_not_found"}
+
+
+class OpenAIRoute(APIRoute):
+    """A route whose errors have OpenAI's form: its clients raise the right exception, and show the message."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler, with errors turned into answers."""
+        handler = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except (ServiceError, RequestValidationError, HTTPException) as error:
+                log_failure(request, error)
+                explanation = explain(error)
+                # OpenAI knows no 422: what is wrong with a request is a 400.
+                status = explanation.status
+                invalid = status == HTTPStatus.UNPROCESSABLE_ENTITY
+                return JSONResponse(
+                    openai_error(explanation),
+                    HTTPStatus.BAD_REQUEST if invalid else status,
+                    dict(explanation.headers or {}),
+                )
+
+        return answer
+
+
+def openai_error(explanation: Explanation) -> dict[str, Any]:
+    """An error as OpenAI's clients read it. ``param`` names the first field that is wrong."""
+    message, param = explanation.message, None
+    if explanation.details:
+        param = explanation.details[0].field
+        message = "; ".join(f"{detail.field}: {detail.message}" for detail in explanation.details)
+    server = explanation.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return {
+        "error": {
+            "message": message,
+            "type": "server_error" if server else "invalid_request_error",
+            "param": param,
+            "code": _CODES.get(explanation.error, explanation.error),
+        }
+    }
+
+
+router = APIRouter(tags=["openai"], route_class=OpenAIRoute)
+
+
+@router.post("/chat/completions", dependencies=[Depends(require_json)], response_model=ChatCompletion)
+async def create_chat_completion(
+    body: ChatRequest,
+    generators: GeneratorsDep,
+    prices: PricesDep,
+    account: AccountDep,
+    background: BackgroundTasks,
+) -> ChatCompletion | StreamingResponse:
+    """Continue a conversation; with ``stream``, as server-sent events that end with ``[DONE]``."""
+    if body.model not in generators:
+        raise NotFoundError(f"there is no model {body.model}; there are {', '.join(generators)}")
+    generator, price = generators[body.model], prices[body.model]
+    if body.stream:
+        chunks = account.metered(generator.stream(body.to_prompt()), body.model, price)
+        return EventSourceResponse(_chat_events(await started(chunks), body))
+    start = time.perf_counter()
+    completion = await generator.complete(body.to_prompt())
+    latency_ms = 1000 * (time.perf_counter() - start)
+    cost = completion.usage.total_tokens * price / 1000
+    background.add_task(account.charge, account.record(body.model, completion.usage, cost=cost, latency_ms=latency_ms))
+    return ChatCompletion.of(completion, body)
+
+
+async def _chat_events(chunks: AsyncGenerator[Chunk, None], body: ChatRequest) -> AsyncGenerator[bytes, None]:
+    answer = ChatChunk(model=body.model)
+    async with aclosing(chunks):
+        try:
+            yield _event(answer.opening())
+            async for chunk in chunks:
+                yield _event(answer.text(chunk, logprobs=bool(body.logprobs)))
+                if chunk.usage and body.stream_options and body.stream_options.include_usage:
+                    yield _event(answer.closing(chunk.usage))
+        except ServiceError as error:
+            # The status is long sent: OpenAI's clients raise what comes as an error event.
+            yield format_sse_event(data_str=json.dumps(openai_error(explain(error))))
+            return
+        yield format_sse_event(data_str="[DONE]")
+
+
+def _event(chunk: ChatChunk) -> bytes:
+    return format_sse_event(data_str=chunk.model_dump_json(exclude_none=True))
+
+
+@router.get("/models")
+async def list_models(generators: GeneratorsDep, retriever: RetrieverDep) -> ModelList:
+    """Every model that can be asked, the embedding among them."""
+    entries = [
+        ModelEntry(id=name, context_length=(await generator.card()).context_length)
+        for name, generator in generators.items()
+    ]
+    return ModelList(data=[*entries, ModelEntry(id=(await retriever.card()).embedding)])
+
+
+@router.get("/models/{model:path}")
+async def retrieve_model(model: str, generators: GeneratorsDep, retriever: RetrieverDep) -> ModelEntry:
+    """One model."""
+    for entry in (await list_models(generators, retriever)).data:
+        if entry.id == model:
+            return entry
+    raise NotFoundError(f"there is no model {model}")
+
+
+@router.post("/embeddings", dependencies=[Depends(require_json)])
+async def create_embeddings(body: EmbeddingRequest, retriever: RetrieverDep) -> EmbeddingList:
+    """Texts as vectors of length 1."""
+    if body.model != (await retriever.card()).embedding:
+        raise NotFoundError(f"there is no embedding {body.model}; there is {(await retriever.card()).embedding}")
+    vectors = (await retriever.embed(body.texts)).astype("<f4")
+    n_words = sum(len(text.split()) for text in body.texts)
+    return EmbeddingList(
+        data=[Embedding(index=i, embedding=_encode(row, body.encoding_format)) for i, row in enumerate(vectors)],
+        model=body.model,
+        usage=EmbeddingUsage(prompt_tokens=n_words, total_tokens=n_words),
+    )
+
+
+def _encode(vector: np.ndarray[Any, np.dtype[np.float32]], encoding: str) -> list[float] | str:
+    return base64.b64encode(vector.tobytes()).decode() if encoding == "base64" else vector.tolist()

@@ -1,0 +1,286 @@
+"""OpenAI's protocol: what its clients send and expect, as far as this service goes.
+
+What it does not do (tools, images, several choices) is refused by name rather than ignored. Source: the OpenAI API
+reference, chat completions, models and embeddings.
+"""
+
+import time
+from typing import Annotated, Any, Literal, Self
+from uuid import uuid4
+
+from annotated_types import Len
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from workshop.contracts.generator import Chunk, Completion, FinishReason, Message, Prompt, Role, Token, Usage
+
+MAX_MESSAGES = 256
+MAX_TEXT = 32_768
+MAX_EMBEDDINGS = 256
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    user: str | None = None
+    """Accepted for the sake of clients that send it."""
+
+
+class TextPart(_Request):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: Annotated[str, Field(max_length=MAX_TEXT)]
+
+
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Stop = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class ChatMessage(BaseModel):
+    """One turn. ``developer`` is today's name of ``system``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Len(1, 64)]
+    name: str | None = None
+
+    def to_message(self) -> Message:
+        """The contract's value."""
+        role: Role = "system" if self.role == "developer" else self.role
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return Message(role, text)
+
+
+class StreamOptions(BaseModel):
+    """``include_usage``: one more chunk at the end, with the usage and no choice."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool = False
+
+
+class ChatRequest(_Request):
+    """A conversation to continue. Unlike OpenAI's, the default temperature is 0: the same answer every time."""
+
+    model: str
+    messages: Annotated[list[ChatMessage], Len(1, MAX_MESSAGES)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    stop: Stop | Annotated[list[Stop], Len(1, 4)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: bool | None = None
+    # Clients send these with the one value that is served.
+    n: Literal[1] | None = None
+    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Literal[0] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.messages[-1].role != "user":
+            raise ValueError("the last message must be the user's")
+        if not self.messages[-1].to_message().content.strip():
+            raise ValueError("the last message must not be blank")
+        if self.stream_options and not self.stream:
+            raise ValueError("stream_options goes with stream: true")
+        return self
+
+    def to_prompt(self) -> Prompt:
+        """The contract's value."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return Prompt(
+            messages=tuple(message.to_message() for message in self.messages),
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            temperature=self.temperature or 0.0,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            stop=tuple(stop),
+        )
+
+
+class TokenCounts(BaseModel):
+    """Usage in tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, usage: Usage) -> Self:
+        """From the contract's value."""
+        return cls(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            total_tokens=usage.total_tokens,
+        )
+
+
+class TokenLogprob(BaseModel):
+    """One token with the natural logarithm of its probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[Any] = []
+
+
+class Logprobs(BaseModel):
+    """The tokens of a text."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+    @classmethod
+    def of(cls, tokens: tuple[Token, ...]) -> Self:
+        """From the contract's values."""
+        return cls(
+            content=[
+                TokenLogprob(token=token.text, logprob=token.logprob, bytes=list(token.text.encode()))
+                for token in tokens
+            ]
+        )
+
+
+class AssistantMessage(BaseModel):
+    """The answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    """The one answer."""
+
+    index: int = 0
+    message: AssistantMessage
+    logprobs: Logprobs | None = None
+    finish_reason: FinishReason
+
+
+class _Answer(BaseModel):
+    id: str = Field(default_factory=lambda: f"chatcmpl-{uuid4().hex}")
+    created: int = Field(default_factory=lambda: int(time.time()))
+    model: str
+
+
+class ChatCompletion(_Answer):
+    """A whole answer."""
+
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[Choice]
+    usage: TokenCounts
+
+    @classmethod
+    def of(cls, completion: Completion, request: ChatRequest) -> Self:
+        """From the contract's value."""
+        choice = Choice(
+            message=AssistantMessage(content=completion.text),
+            logprobs=Logprobs.of(completion.tokens) if request.logprobs else None,
+            finish_reason=completion.finish_reason,
+        )
+        return cls(model=request.model, choices=[choice], usage=TokenCounts.of(completion.usage))
+
+
+class Delta(BaseModel):
+    """What a chunk adds to the answer."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(BaseModel):
+    """The next piece of the one answer."""
+
+    index: int = 0
+    delta: Delta
+    logprobs: Logprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatChunk(_Answer):
+    """A piece of an answer that is streamed. All pieces of one answer have the same ``id`` and ``created``."""
+
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    choices: list[ChunkChoice] = []
+    usage: TokenCounts | None = None
+
+    def opening(self) -> "ChatChunk":
+        """The first chunk: who speaks."""
+        return self.model_copy(update={"choices": [ChunkChoice(delta=Delta(role="assistant", content=""))]})
+
+    def text(self, chunk: Chunk, *, logprobs: bool) -> "ChatChunk":
+        """A piece of text."""
+        choice = ChunkChoice(
+            delta=Delta(content=chunk.text),
+            logprobs=Logprobs.of(chunk.tokens) if logprobs else None,
+            finish_reason=chunk.finish_reason,
+        )
+        return self.model_copy(update={"choices": [choice]})
+
+    def closing(self, usage: Usage) -> "ChatChunk":
+        """The last chunk, for who asked for the usage."""
+        return self.model_copy(update={"usage": TokenCounts.of(usage)})
+
+
+class ModelEntry(BaseModel):
+    """One model. ``context_length`` is of prompt and answer together, in tokens; None for an embedding."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "workshop"
+    context_length: int | None = None
+
+
+class ModelList(BaseModel):
+    """Every model that may be asked for."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelEntry]
+
+
+class EmbeddingRequest(_Request):
+    """Texts to embed."""
+
+    model: str
+    input: Text | Annotated[list[Text], Len(1, MAX_EMBEDDINGS)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """The input as a list."""
+        return [self.input] if isinstance(self.input, str) else self.input
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not all(text.strip() for text in self.texts):
+            raise ValueError("a text to embed must not be blank")
+        return self
+
+
+class Embedding(BaseModel):
+    """One vector: numbers, or little-endian 32-bit floats in base 64."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    """Words stand for tokens: the default embedding has no others."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(BaseModel):
+    """The vectors, in the order of the texts."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage

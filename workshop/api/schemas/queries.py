@@ -1,0 +1,145 @@
+"""Questions for the cascade, and its answers."""
+
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from workshop.api.errors import Problem
+from workshop.contracts.cascade import Query
+from workshop.contracts.usage import UsageTotals
+
+MAX_CHARACTERS = 2000
+MAX_WORDS = 500
+MAX_TOKENS = 4096
+MAX_BATCH = 32
+
+
+def _check_words(text: str) -> str:
+    n_words = len(text.split())
+    if n_words == 0:
+        raise PydanticCustomError("blank", "Text should not be blank")
+    if n_words > MAX_WORDS:
+        raise PydanticCustomError(
+            "too_many_words", "Text should have at most {most} words, not {n}", {"most": MAX_WORDS, "n": n_words}
+        )
+    return text
+
+
+class QueryParameters(BaseModel):
+    """A question, and how it shall be answered."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"query": "What is a replica?"}]})
+
+    query: Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(_check_words)]
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.0
+    force_direct: bool = False
+
+    def to_query(self) -> Query:
+        """The contract's value."""
+        return Query(self.query, self.max_tokens, self.temperature, self.force_direct)
+
+
+class QueryBody(QueryParameters):
+    """A question as JSON, where "12" is text and not a number."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class QueryAnswer(BaseModel):
+    """An answer, by whom, and what it took: ``cost`` is in dollars, of all models that worked on it.
+
+    ``quality`` is the draft's score from 0 to 1, or null when there was no draft.
+    """
+
+    model_config = ConfigDict(from_attributes=True)
+
+    content: str
+    model_used: str
+    quality: float | None
+    cascaded: bool
+    draft_accepted: bool
+    cost: float
+    latency_ms: float
+
+
+class AnswerChunk(BaseModel):
+    """The next piece of the answer that ``model`` is giving."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    model: str
+    text: str
+
+
+class ModelSwitch(BaseModel):
+    """What came so far is void: ``to_model`` answers from the start."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    from_model: str
+    to_model: str
+    quality: float
+    threshold: float
+
+
+class QueryBatch(BaseModel):
+    """Several questions."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    queries: Annotated[list[QueryBody], Field(min_length=1, max_length=MAX_BATCH)]
+
+
+class BatchItem(BaseModel):
+    """What became of one question of a batch: an answer, or an error."""
+
+    answer: QueryAnswer | None = None
+    error: Problem | None = None
+
+
+class QueryBatchAnswer(BaseModel):
+    """What became of each question, in the order of the questions. ``cost`` is in dollars, of all together."""
+
+    results: list[BatchItem]
+    answered: int
+    failed: int
+    cost: float
+
+    @classmethod
+    def of(cls, results: list[BatchItem]) -> Self:
+        """From the results of all questions."""
+        answers = [item.answer for item in results if item.answer]
+        return cls(
+            results=results,
+            answered=len(answers),
+            failed=len(results) - len(answers),
+            cost=sum(answer.cost for answer in answers),
+        )
+
+
+class Stats(BaseModel):
+    """The language models' answers since the first start, of all replicas together.
+
+    ``acceptance_rate`` is the share of drafts that became the answer; ``uptime_seconds`` is of the replica asked.
+    """
+
+    total_queries: int
+    total_cost: float
+    average_cost: float | None
+    queries_by_model: dict[str, int]
+    acceptance_rate: float | None
+    uptime_seconds: float
+
+    @classmethod
+    def of(cls, totals: UsageTotals, uptime_s: float) -> Self:
+        """From the contract's value."""
+        return cls(
+            total_queries=totals.answers,
+            total_cost=totals.cost,
+            average_cost=totals.cost / totals.answers if totals.answers else None,
+            queries_by_model=dict(totals.answers_by_model),
+            acceptance_rate=totals.drafts_accepted / totals.drafts if totals.drafts else None,
+            uptime_seconds=uptime_s,
+        )

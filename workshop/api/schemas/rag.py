@@ -1,0 +1,44 @@
+"""Questions that are answered from sources."""
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from workshop.contracts.rag import RagAnswer
+
+MAX_CHARACTERS = 2000
+MAX_SOURCES = 10
+
+
+class RagQuestion(BaseModel):
+    """A question, and how many sources the answer may stand on."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"query": "What is a deployment handle?", "k": 3}]}
+    )
+
+    query: Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS, pattern=r"\S")]
+    k: Annotated[int, Field(ge=1, le=MAX_SOURCES)] = 3
+
+
+class Source(BaseModel):
+    """A passage, where it stands, and its cosine similarity with the question."""
+
+    source: str
+    text: str
+    score: float
+
+
+class RagReply(BaseModel):
+    """The answer, and its sources, the best first. Without ``sure``, nothing relevant was found and no model asked."""
+
+    answer: str
+    sources: list[Source]
+    sure: bool
+    model: str | None
+
+    @classmethod
+    def of(cls, answer: RagAnswer) -> Self:
+        """From the contract's value."""
+        sources = [Source(source=hit.passage.source, text=hit.passage.text, score=hit.score) for hit in answer.sources]
+        return cls(answer=answer.text, sources=sources, sure=answer.sure, model=answer.model)

@@ -1,0 +1,275 @@
+"""Finds the passages that answer a question: the corpus and the lessons as vectors in a FAISS index."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple
+from itertools import islice
+from pathlib import Path
+from typing import Protocol, Self
+
+import faiss
+import numpy as np
+import skops.io
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
+from sklearn.preprocessing import normalize
+from threadpoolctl import threadpool_limits
+
+from workshop import corpus
+from workshop.contracts.classifier import FloatMatrix
+from workshop.contracts.errors import StartError
+from workshop.contracts.retriever import Hit, Passage, RetrieverCard
+from workshop.models.tumours import ArtifactError
+
+DIMENSIONS = 384
+PASSAGE_WORDS = 120
+"""A lesson's passage has at most so many words, unless a single paragraph has more."""
+
+_FILE = "retriever.skops"
+_REMEDY = "run: python -m workshop train"
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_WORD = re.compile(r"\w+")
+_MARKUP = re.compile(r"<summary>.*?</summary>|</?\w+>|\*\*\d+\.\*\* ")
+
+
+class Embedding(Protocol):
+    """Texts as vectors."""
+
+    @property
+    def name(self) -> str: ...
+
+    def project(self, texts: Sequence[str]) -> FloatMatrix:
+        """Vectors of shape (n, dimensions), n ≥ 1, of length at most 1.
+
+        What a vector lacks is the share of its text that the embedding does not know.
+        """
+        ...
+
+
+class TfidfSvd:
+    """TF-IDF of the letters of words, two to four in a row, reduced by a truncated SVD. Forgives typing errors.
+
+    Words such as "how" and "the" do not count: they would make all questions alike.
+
+    Args:
+        vectorizer: fitted, without a norm.
+        svd: fitted on the vectorizer's rows of length 1.
+    """
+
+    name = "tfidf-svd"
+
+    def __init__(self, vectorizer: TfidfVectorizer, svd: TruncatedSVD) -> None:
+        self.vectorizer = vectorizer
+        self.svd = svd
+        self._ngrams = vectorizer.build_analyzer()
+
+    @classmethod
+    def fit(cls, texts: Sequence[str]) -> Self:
+        """Learn from texts. The same every time."""
+        vectorizer = TfidfVectorizer(
+            analyzer="char_wb", ngram_range=(2, 4), min_df=2, sublinear_tf=True, norm=None, dtype=np.float32
+        )
+        weights = vectorizer.fit_transform(map(_content, texts))
+        with threadpool_limits(1):  # on busy cores, several threads wait for each other much longer than they work
+            svd = TruncatedSVD(DIMENSIONS, random_state=0).fit(normalize(weights))
+        return cls(vectorizer, svd)
+
+    def project(self, texts: Sequence[str]) -> FloatMatrix:
+        """See ``Embedding.project``."""
+        contents = [_content(text) for text in texts]
+        weights = self.vectorizer.transform(contents)
+        # What the corpus has never seen weighs as much as its rarest letters, and points nowhere: a question about
+        # something else is near to nothing, however well the little that is known of it fits.
+        known = self.vectorizer.vocabulary_
+        unknown = np.array([len(set(self._ngrams(content)).difference(known)) for content in contents])
+        squares = weights.power(2).sum(axis=1).A1 + unknown * self.vectorizer.idf_.max() ** 2
+        vectors: FloatMatrix = self.svd.transform(weights) / np.sqrt(np.maximum(squares, 1.0))[:, None]
+        return vectors.astype(np.float64)
+
+
+class SentenceEmbedding:
+    """A model of ``sentence-transformers``.
+
+    Args:
+        source: a folder, or a name on the Hugging Face hub.
+
+    Raises:
+        StartError: there is no such model, or its files cannot be used.
+    """
+
+    def __init__(self, source: str) -> None:
+        from sentence_transformers import SentenceTransformer  # noqa: PLC0415 takes seconds, and needs PyTorch
+
+        try:
+            self._model = SentenceTransformer(source)
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise StartError(f"cannot load the embedding model {source}: {reason}") from error
+        self.name = Path(source).name
+
+    def project(self, texts: Sequence[str]) -> FloatMatrix:
+        """See ``Embedding.project``."""
+        vectors = self._model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        return np.asarray(vectors, dtype=np.float64)
+
+
+class CorpusRetriever:
+    """Passages, and vectors that point to them: of the passage itself, and of the questions that it answers.
+
+    Args:
+        embedding: makes the vectors.
+        passages: what can be found.
+        vectors: shape (n, dimensions), rows of length 1.
+        owners: shape (n,): index of the passage that each vector points to.
+    """
+
+    def __init__(
+        self,
+        embedding: Embedding,
+        passages: Sequence[Passage],
+        vectors: NDArray[np.float32],
+        owners: NDArray[np.int64],
+    ) -> None:
+        dimensions = vectors.shape[1]
+        self.card = RetrieverCard(embedding.name, dimensions, len(passages))
+        self._embedding = embedding
+        self._passages = passages
+        self._vectors = vectors
+        self._owners = owners
+        self._most_vectors = int(np.bincount(owners).max())
+        self._index = faiss.IndexFlatIP(dimensions)
+        self._index.add(vectors)
+
+    @classmethod
+    def build(cls, lessons: Path | None = None, embedding_model: str | None = None) -> Self:
+        """Index the corpus, and the lessons if there are any.
+
+        Args:
+            lessons: folder of the lessons' sources.
+            embedding_model: see ``SentenceEmbedding``; by default ``TfidfSvd``.
+        """
+        entries = corpus.entries()
+        passages = [_passage(entry.topic, entry.topic, entry.answer) for entry in entries]
+        texts = [entry.answer for entry in entries]
+        owners = list(range(len(entries)))
+        for owner, entry in enumerate(entries):
+            texts += entry.questions
+            owners += [owner] * len(entry.questions)
+        if lessons is not None:
+            for passage in lesson_passages(lessons):
+                owners.append(len(passages))
+                passages.append(passage)
+                texts.append(passage.text)
+        embedding = TfidfSvd.fit(texts) if embedding_model is None else SentenceEmbedding(embedding_model)
+        return cls(embedding, passages, normalize(embedding.project(texts)).astype(np.float32), np.array(owners))
+
+    def embed(self, texts: Sequence[str]) -> FloatMatrix:
+        """See ``Retriever.embed``."""
+        vectors: FloatMatrix = normalize(self._embedding.project(texts))
+        return vectors
+
+    def search(self, text: str, k: int) -> list[Hit]:
+        """See ``Retriever.search``. Finds nothing for a text of which it knows no part."""
+        vector = self._embedding.project([text]).astype(np.float32)
+        if not vector.any():
+            return []
+        # So many vectors are of k passages at least, even if all of the first ones point to the same.
+        scores, rows = self._index.search(vector, min(k * self._most_vectors, self._index.ntotal))
+        best: dict[int, float] = {}
+        for owner, score in zip(self._owners[rows[0]].tolist(), scores[0].tolist(), strict=True):
+            best.setdefault(owner, min(score, 1.0))
+        return [Hit(self._passages[owner], score) for owner, score in islice(best.items(), k)]
+
+    def save(self, folder: Path) -> None:
+        """Write the artifact: one file, so that a reader sees the old one or the new one, never a mixture."""
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = {
+            "embedding": self.card.embedding,
+            "passages": [list(astuple(passage)) for passage in self._passages],
+            "vectors": self._vectors,
+            "owners": self._owners,
+        }
+        if isinstance(self._embedding, TfidfSvd):
+            parts |= {"vectorizer": self._embedding.vectorizer, "svd": self._embedding.svd}
+        content = skops.io.dumps(parts)
+        unfinished = folder / f"{_FILE}.{os.getpid()}"
+        unfinished.write_bytes(hashlib.sha256(content).digest() + content)
+        unfinished.replace(folder / _FILE)
+
+    @classmethod
+    def load(cls, folder: Path, embedding_model: str | None = None) -> Self:
+        """Read an artifact.
+
+        Args:
+            folder: where ``save`` wrote it.
+            embedding_model: as in ``build``.
+
+        Raises:
+            ArtifactError: missing, damaged, made with another embedding, or by code that is not trusted.
+            StartError: the embedding model cannot be loaded.
+        """
+        try:
+            content = (folder / _FILE).read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"cannot read the retriever: {error.filename}: {error.strerror}; {_REMEDY}") from error
+        digest, content = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if hashlib.sha256(content).digest() != digest:
+            raise ArtifactError(f"the retriever in {folder} is damaged: its checksum differs; {_REMEDY}")
+        try:
+            parts = skops.io.loads(content)
+            passages = [Passage(*fields) for fields in parts["passages"]]
+            made_with, wanted = parts["embedding"], Path(embedding_model).name if embedding_model else TfidfSvd.name
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"the retriever in {folder} is damaged: it cannot be read; {_REMEDY}") from error
+        if made_with != wanted:
+            raise ArtifactError(f"the retriever in {folder} was made with {made_with}, not {wanted}; {_REMEDY}")
+        embedding: Embedding = (
+            SentenceEmbedding(embedding_model) if embedding_model else TfidfSvd(parts["vectorizer"], parts["svd"])
+        )
+        return cls(embedding, passages, parts["vectors"], parts["owners"])
+
+
+def lesson_passages(folder: Path) -> list[Passage]:
+    """The prose of the lessons: the Markdown cells of the sources, in jupytext's percent format."""
+    return [
+        _passage(f"lesson-{path.stem[:2]}", f"lesson {path.stem[:2]}: {path.stem[3:].replace('_', ' ')}", text)
+        for path in sorted(folder.glob("[0-9][0-9]_*.py"))
+        for text in _prose(path.read_text(encoding="utf-8"))
+    ]
+
+
+def _prose(source: str) -> Iterator[str]:
+    """Passages of at most ``PASSAGE_WORDS``, each below its heading; tables, exercises and code stay out."""
+    heading, words = "", list[str]()
+    for paragraph in _paragraphs(source):
+        is_heading, is_quiz = paragraph.startswith("#"), "<details>" in paragraph
+        new = _MARKUP.sub("", paragraph).split()
+        if words and (is_heading or is_quiz or len(words) + len(new) > PASSAGE_WORDS):
+            yield f"{heading}: {' '.join(words)}"
+            words = []
+        if is_heading:
+            heading = paragraph.lstrip("# ").rstrip("?!.")
+        elif not (heading.startswith("Exercise") or paragraph.startswith("|") or "{{" in paragraph):
+            words += new
+    if words:
+        yield f"{heading}: {' '.join(words)}"
+
+
+def _paragraphs(source: str) -> Iterator[str]:
+    for cell in re.split(r"(?m)^# %% *", source):
+        if cell.startswith("[markdown]"):
+            lines = (line.removeprefix("#").strip() for line in cell.splitlines()[1:])
+            yield from re.split(r"\n\n+", "\n".join(lines).strip())
+
+
+def _passage(prefix: str, source: str, text: str) -> Passage:
+    """The id depends on the text only: it stays when other passages come and go."""
+    return Passage(f"{prefix}-{hashlib.sha256(text.encode()).hexdigest()[:10]}", source, text)
+
+
+def _content(text: str) -> str:
+    return " ".join(word for word in _WORD.findall(text.lower()) if word not in ENGLISH_STOP_WORDS)

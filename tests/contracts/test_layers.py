@@ -12,6 +12,7 @@ LINTER = Path(sys.executable).with_name("lint-imports")
 RAY = {"ray"}
 WEB = {"fastapi", "starlette", "uvicorn"}
 SKLEARN = {"sklearn"}
+PYTORCH = {"torch", "transformers", "langchain_core"}
 
 # What importing a layer must not bring along, directly or through anything else.
 STRANGERS = {
@@ -19,9 +20,16 @@ STRANGERS = {
     "workshop.settings": RAY | WEB | SKLEARN,
     "workshop.api.app": RAY | SKLEARN,
     "workshop.models.tumours": RAY | WEB,
+    "workshop.models.language_model": RAY | WEB,
+    "workshop.models.retriever": RAY | WEB,
+    "workshop.models.rag": RAY | WEB | SKLEARN,
+    "workshop.models.cascade": RAY | WEB | SKLEARN | PYTORCH,
     "workshop.storage.cases": RAY | WEB | SKLEARN,
+    "workshop.storage.usage": RAY | WEB | SKLEARN,
     "workshop.deployments.classifier": RAY | WEB,
-    "workshop.integration.local": RAY,
+    "workshop.deployments.language_models": RAY | WEB | PYTORCH,
+    "workshop.integration.local": RAY | PYTORCH,
+    "workshop.integration.serve": PYTORCH,
 }
 
 

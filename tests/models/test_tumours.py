@@ -14,7 +14,8 @@ from sklearn.preprocessing import FunctionTransformer
 from tests.service import ROWS
 from workshop.contracts.classifier import FEATURES
 from workshop.contracts.errors import InvalidInputError, StartError
-from workshop.models.tumours import ArtifactError, TumourClassifier, train, training_data
+from workshop.models.artifacts import ArtifactError
+from workshop.models.tumours import TumourClassifier, train, training_data
 
 MODEL, CARD = "model.skops", "card.json"
 

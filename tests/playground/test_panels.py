@@ -16,8 +16,9 @@ def ask(page: Page, panel: str, question: str) -> None:
 
 
 def say(page: Page, message: str) -> None:
-    """Say in the chat. Enter sends."""
+    """Say in the chat, once it is connected and nobody else speaks. Enter sends."""
     page.get_by_label("Message").fill(message)
+    expect(page.get_by_role("button", name="Send")).to_be_enabled()
     page.keyboard.press("Enter")
 
 

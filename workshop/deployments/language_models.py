@@ -4,7 +4,6 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 from workshop.contracts.generator import Activity, Chunk, Completion, GeneratorCard, Prompt
-from workshop.models.language_model import LanguageModel
 
 
 class LanguageModelsDeployment:
@@ -20,6 +19,9 @@ class LanguageModelsDeployment:
     """
 
     def __init__(self, sources: Mapping[str, str]) -> None:
+        # Only a replica needs PyTorch: whoever names this class does not.
+        from workshop.models.language_model import LanguageModel
+
         self._models = {name: LanguageModel.load(source, name) for name, source in sources.items()}
 
     async def complete(self, model: str, prompt: Prompt) -> Completion:

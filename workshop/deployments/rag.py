@@ -3,20 +3,19 @@
 from workshop.contracts.generator import TextGenerator
 from workshop.contracts.rag import RagAnswer
 from workshop.contracts.retriever import Retriever
-from workshop.models.rag import THRESHOLD, Rag
 
 
 class RagDeployment:
     """One replica holds one chain; the models that it calls may be anywhere.
 
     Args:
-        retriever, generator, model, threshold: see ``Rag``.
+        retriever, generator, model: see ``Rag``.
     """
 
-    def __init__(
-        self, retriever: Retriever, generator: TextGenerator, model: str, threshold: float = THRESHOLD
-    ) -> None:
-        self._rag = Rag(retriever, generator, model, threshold=threshold)
+    def __init__(self, retriever: Retriever, generator: TextGenerator, model: str) -> None:
+        from workshop.models.rag import Rag
+
+        self._rag = Rag(retriever, generator, model)
 
     async def answer(self, question: str, k: int) -> RagAnswer:
         """See ``QuestionAnswerer.answer``."""

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from workshop.contracts.classifier import FloatMatrix
 from workshop.contracts.retriever import Hit, RetrieverCard
-from workshop.models.retriever import CorpusRetriever
 
 
 class RetrieverDeployment:
@@ -20,6 +19,8 @@ class RetrieverDeployment:
     """
 
     def __init__(self, artifact: Path, embedding_model: str | None = None) -> None:
+        from workshop.models.retriever import CorpusRetriever
+
         self._retriever = CorpusRetriever.load(artifact, embedding_model)
 
     def embed(self, texts: Sequence[str]) -> FloatMatrix:

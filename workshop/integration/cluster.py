@@ -41,7 +41,13 @@ def serve_cluster(settings: Settings, *, host: str, port: int, root_path: str = 
         start = thread.submit(_start_ray, settings)
         try:
             on_sigterm = signal.getsignal(signal.SIGTERM)
-            start.result()
+            try:
+                start.result()
+            except StartError:
+                raise
+            except Exception as error:  # Ray raises no narrower one
+                reason = str(error).strip().partition("\n")[0]
+                raise StartError(f"Ray does not come up: {reason}") from error
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put one in place that aborts
             logging.getLogger("ray.serve").setLevel(logging.WARNING)
             serve.start(

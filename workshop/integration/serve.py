@@ -16,7 +16,8 @@ from workshop.deployments.language_models import LanguageModelsDeployment
 from workshop.deployments.rag import RagDeployment
 from workshop.deployments.retriever import RetrieverDeployment
 from workshop.integration.handles import HandleClassifier, HandleGenerator, HandleQuestionAnswerer, HandleRetriever
-from workshop.integration.local import batched, language_services, local_services, model_sources
+from workshop.integration.language import language_services, model_sources
+from workshop.integration.local import batched, local_services
 from workshop.settings import Placement, Settings
 from workshop.storage.cases import SqlCaseStore
 

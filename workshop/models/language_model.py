@@ -32,6 +32,9 @@ logging.disable_progress_bar()
 CPU_CACHE_TOKENS = 8192
 """What all answers under way may take together, in tokens. On a GPU, its memory decides."""
 
+FEW_PARAMETERS = 100_000_000
+"""A step of a smaller model is over before several threads have shared it: on 2 cores, one is 7 to 15 times faster."""
+
 _PAGE = 32
 
 
@@ -78,6 +81,8 @@ class LanguageModel:
             raise StartError(f"cannot load the language model {source}: {reason}") from error
         if tokenizer.chat_template is None:
             raise StartError(f"the language model {source} has no chat template: choose one tuned for conversations")
+        if device == "cpu" and model.num_parameters() < FEW_PARAMETERS:
+            torch.set_num_threads(1)
         return cls(name or Path(source).name, model.to(device).eval(), tokenizer)
 
     async def card(self) -> GeneratorCard:

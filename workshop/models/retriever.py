@@ -11,7 +11,6 @@ from typing import Protocol, Self
 
 import faiss
 import numpy as np
-import skops.io
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from sklearn.decomposition import TruncatedSVD
@@ -23,7 +22,8 @@ from workshop import corpus
 from workshop.contracts.classifier import FloatMatrix
 from workshop.contracts.errors import StartError
 from workshop.contracts.retriever import Hit, Passage, RetrieverCard
-from workshop.models.tumours import ArtifactError
+from workshop.models import artifacts
+from workshop.models.artifacts import ArtifactError
 
 DIMENSIONS = 384
 PASSAGE_WORDS = 120
@@ -195,7 +195,7 @@ class CorpusRetriever:
         }
         if isinstance(self._embedding, TfidfSvd):
             parts |= {"vectorizer": self._embedding.vectorizer, "svd": self._embedding.svd}
-        content = skops.io.dumps(parts)
+        content = artifacts.dumps(parts)
         unfinished = folder / f"{_FILE}.{os.getpid()}"
         unfinished.write_bytes(hashlib.sha256(content).digest() + content)
         unfinished.replace(folder / _FILE)
@@ -220,7 +220,7 @@ class CorpusRetriever:
         if hashlib.sha256(content).digest() != digest:
             raise ArtifactError(f"the retriever in {folder} is damaged: its checksum differs; {_REMEDY}")
         try:
-            parts = skops.io.loads(content)
+            parts = artifacts.loads(content)
             passages = [Passage(*fields) for fields in parts["passages"]]
             made_with, wanted = parts["embedding"], Path(embedding_model).name if embedding_model else TfidfSvd.name
         except (ValueError, KeyError, TypeError, AttributeError) as error:

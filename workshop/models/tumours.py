@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import skops.io
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from sklearn.datasets import load_breast_cancer
@@ -19,7 +18,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from workshop.contracts.classifier import FEATURES, UNITS, FeatureRange, FloatMatrix, ModelCard, Scores
-from workshop.contracts.errors import InvalidInputError, StartError
+from workshop.contracts.errors import InvalidInputError
+from workshop.models import artifacts
+from workshop.models.artifacts import ArtifactError
 
 NAME = "tumour-classifier"
 CLASSES = ("malignant", "benign")
@@ -29,10 +30,6 @@ _CARD_FILE = "card.json"
 _CARD = TypeAdapter(ModelCard)
 _MEASUREMENTS = len(FEATURES) // 3
 _WORST = 2 * _MEASUREMENTS
-
-
-class ArtifactError(StartError):
-    """A saved model cannot be used."""
 
 
 class TumourClassifier:
@@ -63,7 +60,7 @@ class TumourClassifier:
     def save(self, folder: Path) -> None:
         """Write the artifact: the pipeline, and a card with the pipeline's checksum."""
         folder.mkdir(parents=True, exist_ok=True)
-        model = skops.io.dumps(self._pipeline)
+        model = artifacts.dumps(self._pipeline)
         card = asdict(self.card) | {"sha256": hashlib.sha256(model).hexdigest()}
         for name, content in ((_MODEL_FILE, model), (_CARD_FILE, json.dumps(card, indent=2).encode())):
             # A reader sees the old file or the new one, never half of one.
@@ -85,7 +82,7 @@ class TumourClassifier:
             checksum = card.pop("sha256")
             if hashlib.sha256(model).hexdigest() != checksum:
                 raise ArtifactError(f"the model in {folder} is damaged: its checksum differs; {remedy}")
-            return cls(skops.io.loads(model), _CARD.validate_python(card))
+            return cls(artifacts.loads(model), _CARD.validate_python(card))
         except OSError as error:
             raise ArtifactError(f"cannot read the model: {error.filename}: {error.strerror}; {remedy}") from error
         except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:

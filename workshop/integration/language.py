@@ -1,0 +1,136 @@
+"""Language models, retriever and what is built on them.
+
+What is heavy is imported where it is loaded: PyTorch alone takes seconds and a quarter of a gigabyte, and neither a
+service without language models nor an API in front of replicas needs it.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+
+from workshop.contracts.classifier import FloatMatrix
+from workshop.contracts.errors import StartError
+from workshop.contracts.generator import TextGenerator
+from workshop.contracts.rag import QuestionAnswerer
+from workshop.contracts.retriever import Hit, Retriever, RetrieverCard
+from workshop.contracts.services import LanguageServices
+from workshop.integration.deadline import WithDeadline
+from workshop.models.cascade import PricedModel, TwoModelCascade
+from workshop.settings import Settings
+from workshop.storage.usage import SqlUsageStore
+
+if TYPE_CHECKING:
+    from workshop.models.retriever import CorpusRetriever
+
+
+class InProcessRetriever:
+    """A retriever in this process, run in a worker thread so that the event loop stays free."""
+
+    def __init__(self, retriever: "CorpusRetriever") -> None:
+        self._retriever = retriever
+
+    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
+        """See ``Retriever.embed``."""
+        return await anyio.to_thread.run_sync(self._retriever.embed, texts)
+
+    async def search(self, text: str, k: int) -> list[Hit]:
+        """See ``Retriever.search``."""
+        return await anyio.to_thread.run_sync(self._retriever.search, text, k)
+
+    async def card(self) -> RetrieverCard:
+        """See ``Retriever.card``."""
+        return self._retriever.card
+
+
+def local_language(settings: Settings) -> LanguageServices:
+    """Load the language models and the retriever into this process.
+
+    Raises:
+        StartError: one is missing or damaged.
+    """
+    _require_pytorch()
+    from workshop.models.language_model import LanguageModel
+    from workshop.models.retriever import CorpusRetriever
+
+    models = {name: LanguageModel.load(source, name) for name, source in model_sources(settings).items()}
+    retriever = InProcessRetriever(CorpusRetriever.load(settings.retriever_artifact, settings.embedding_model))
+    return language_services(models, retriever, settings)
+
+
+def check_language(settings: Settings) -> None:
+    """Look at the language models and the retriever.
+
+    Raises:
+        StartError: one is missing or damaged.
+    """
+    _require_pytorch()
+    from transformers import AutoConfig
+
+    from workshop.models.retriever import CorpusRetriever
+
+    CorpusRetriever.load(settings.retriever_artifact, settings.embedding_model)
+    for source in model_sources(settings).values():
+        try:
+            AutoConfig.from_pretrained(source)  # the weights would take seconds and the memory of a replica
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise StartError(f"cannot load the language model {source}: {reason}") from error
+
+
+def model_sources(settings: Settings) -> dict[str, str]:
+    """Folder or hub name of the language models that run here, by the name that callers use."""
+    sources = [settings.draft_model] if settings.llm_base_url else [settings.draft_model, settings.main_model]
+    return {Path(source).name: source for source in sources}
+
+
+def language_services(
+    models: Mapping[str, TextGenerator],
+    retriever: Retriever,
+    settings: Settings,
+    *,
+    rag: QuestionAnswerer | None = None,
+) -> LanguageServices:
+    """What the routes for language need, on top of the models that run here or behind handles.
+
+    Args:
+        models: by name.
+        retriever: here or behind a handle.
+        settings: of the whole service.
+        rag: behind a handle; by default, it runs here.
+    """
+    generators = dict(models)
+    draft, main = Path(settings.draft_model).name, Path(settings.main_model).name
+    if settings.llm_base_url:
+        from workshop.integration.upstream import UpstreamGenerator
+
+        key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else None
+        generators[main] = UpstreamGenerator(
+            settings.llm_base_url, settings.main_model, key, timeout_s=settings.generate_timeout_s
+        )
+    generators = {name: WithDeadline(generator, settings.generate_timeout_s) for name, generator in generators.items()}
+    cascade = TwoModelCascade(
+        PricedModel(generators[draft], draft, settings.draft_cost),
+        PricedModel(generators[main], main, settings.main_cost),
+        settings.cascade_threshold,
+    )
+    if rag is None:
+        from workshop.models.rag import Rag
+
+        rag = Rag(retriever, generators[main], main)
+    return LanguageServices(
+        generators=generators,
+        prices={draft: settings.draft_cost, main: settings.main_cost},
+        cascade=cascade,
+        retriever=retriever,
+        rag=rag,
+        usage=SqlUsageStore(settings.database_url),
+    )
+
+
+def _require_pytorch() -> None:
+    """Raises StartError without PyTorch: where its CPU build cannot be had, the environment is set up without."""
+    if find_spec("torch") is None:
+        raise StartError("the language models need PyTorch; install it, or set WORKSHOP_LANGUAGE_MODELS=false")

@@ -127,6 +127,7 @@ def serve(tmp_path):
             prices={model.name: 0.0 for model in models},
             cascade=None,
             retriever=StandInRetriever(),
+            rag=None,
             usage=SqlUsageStore(url),
         )
         services = Services(StandInClassifier(), SqlCaseStore(url), language)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -24,6 +24,7 @@ from tests.language import PROMPT_TOKENS, StandInClassifier, StandInModel, Stand
 from workshop.api.app import create_app
 from workshop.api.clock import now
 from workshop.contracts import errors
+from workshop.contracts.rag import QuestionAnswerer
 from workshop.contracts.services import LanguageServices, Services
 from workshop.contracts.usage import UsageRecord
 from workshop.lab.serving import Server, run_app
@@ -64,6 +65,7 @@ def application(file: Path, draft: StandInModel, main: StandInModel, **options: 
         prices={draft.name: DRAFT_COST, main.name: MAIN_COST},
         cascade=cascade,
         retriever=StandInRetriever(),
+        rag=cast(QuestionAnswerer, None),
         usage=SqlUsageStore(url),
     )
     return create_app(Services(StandInClassifier(), SqlCaseStore(url), language), Settings(**options))

@@ -23,7 +23,7 @@ from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore
 from workshop.storage.usage import SqlUsageStore
 
-LIMIT_MS = 30_000
+LIMIT_MS = 60_000
 """Generous: what is waited for comes soon or never."""
 
 PREFIX = "/behind/a/proxy"

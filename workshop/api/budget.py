@@ -105,11 +105,17 @@ class Account:
             logger.exception("lost: %s", records)
 
 
+def endpoint_of(connection: HTTPConnection) -> str:
+    """The path of a route without parameters, without the prefix that a proxy has removed."""
+    path: str = connection.scope["path"]
+    return path.removeprefix(connection.scope.get("root_path", ""))
+
+
 async def open_account(
     connection: HTTPConnection, principal: PrincipalDep, usage: UsageDep, settings: SettingsDep
 ) -> Account:
     """The account of who asks, if it is within its budget."""
-    account = Account(connection.scope["route"].path, principal, usage, settings.daily_budget)
+    account = Account(endpoint_of(connection), principal, usage, settings.daily_budget)
     await account.check_budget()
     return account
 

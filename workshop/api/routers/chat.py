@@ -29,7 +29,7 @@ from fastapi import APIRouter, HTTPException, WebSocket, WebSocketException, sta
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
-from workshop.api.budget import Account
+from workshop.api.budget import Account, endpoint_of
 from workshop.api.dependencies import GeneratorsDep, PricesDep, SettingsDep, SocketPrincipalDep, UsageDep
 from workshop.api.errors import explain
 from workshop.api.schemas.chat import (
@@ -74,7 +74,7 @@ async def chat(
     settings: SettingsDep,
 ) -> None:
     """Answer questions, until the client leaves or has to."""
-    account = Account(websocket.scope["route"].path, principal, usage, settings.daily_budget)
+    account = Account(endpoint_of(websocket), principal, usage, settings.daily_budget)
     async with connection(websocket) as (peer, tasks):
         await Chat(peer, tasks, account, generators, prices).run()
 

@@ -143,7 +143,7 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
         await writer.drain()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")  # while Playwright runs, this thread has a running event loop: no other may run
 def browser(chromium) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]

@@ -1,9 +1,11 @@
 """The load generator, against a real server."""
 
 import asyncio
+import math
 
 import pytest
 from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
 
 from workshop.api.middleware.timing import TimingMiddleware
 from workshop.lab import load, run_app
@@ -26,6 +28,18 @@ async def slow(request: Request):
 @app.post("/echo")
 async def echo(body: dict[str, int]):
     return body
+
+
+@app.get("/pieces")
+async def pieces(fail: bool = False):
+    async def five():
+        for number in range(5):
+            yield f"{number}"
+            await asyncio.sleep(0.1)
+            if fail and number == 2:
+                raise RuntimeError("half way")
+
+    return StreamingResponse(five())
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +92,25 @@ def test_no_answer_is_a_record_that_says_why(url):
     assert (record.status, record.error) == (None, "ReadTimeout")
     [record] = load("http://127.0.0.1:9", 1)
     assert (record.status, record.error) == (None, "ConnectError")
+
+
+def test_each_piece_of_an_answer_has_its_time(url):
+    [record] = load(f"{url}/pieces", 1)
+    assert record.body == b"01234"
+    assert len(record.arrivals) == 5
+    assert record.start < record.arrivals[0] < record.arrivals[-1] <= record.end
+    assert record.first_ms < record.ms - 300
+
+
+def test_an_answer_without_a_body_has_no_first_piece(url):
+    [record] = load("http://127.0.0.1:9", 1)
+    assert math.isnan(record.first_ms)
+
+
+def test_an_answer_that_breaks_off_keeps_what_came(url):
+    records = load(f"{url}/pieces?fail=true", 1)
+    assert (records[0].status, records[0].error, records[0].body) == (200, "RemoteProtocolError", b"012")
+    assert "status 200 RemoteProtocolError" in repr(records)
 
 
 def test_it_works_while_an_event_loop_runs_as_in_a_notebook(url):

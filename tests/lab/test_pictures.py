@@ -3,13 +3,13 @@
 import pytest
 from matplotlib.colors import to_hex
 
-from workshop.lab import bars, curve, timeline
+from workshop.lab import bars, curve, marks, timeline
 from workshop.lab.load_generator import Records, RequestRecord
 from workshop.lab.pictures import FAILED, WAITING, WORKING
 
 
-def record(number=0, start=0.0, end=0.1, status=200, worked_s=None):
-    return RequestRecord(number, start, end, status, worked_s)
+def record(number=0, start=0.0, end=0.1, status=200, worked_s=None, error=""):
+    return RequestRecord(number, start, end, status, worked_s, error)
 
 
 def spans(axis):
@@ -34,7 +34,9 @@ def test_the_bar_is_split_where_the_application_reports_its_time():
     assert figure.legends
 
 
-@pytest.mark.parametrize("failed", [record(status=500), record(status=None), record(status=404, worked_s=0.1)])
+@pytest.mark.parametrize(
+    "failed", [record(status=500), record(status=None), record(status=404, worked_s=0.1), record(error="ReadError")]
+)
 def test_a_failed_request_is_red(failed):
     assert colours(timeline({"a": Records([failed])})) == {FAILED}
 
@@ -53,3 +55,10 @@ def test_a_curve_goes_through_its_points():
 def test_bars_carry_their_values():
     figure = bars({"x": {"wait": 12.0, "burn": 34.0}, "y": {"wait": 56.0, "burn": 78.0}}, y="ms")
     assert {text.get_text() for text in figure.axes[0].texts} == {"12", "34", "56", "78"}
+
+
+def test_a_row_has_a_mark_at_each_value():
+    axis = marks({"whole": [100.0], "in pieces": iter([10.0, 50.0])}).axes[0]
+    drawn = [(list(line.get_xdata()), set(line.get_ydata())) for line in axis.lines if line.get_marker() == "|"]
+    assert drawn == [([100.0], {0}), ([10.0, 50.0], {1})]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["whole", "in pieces"]

@@ -15,6 +15,7 @@ _HOME = {
     "hint": "checks",
     "in_parallel": "load_generator",
     "load": "load_generator",
+    "marks": "pictures",
     "run_app": "serving",
     "run_command": "commands",
     "solution": "checks",

@@ -1,6 +1,7 @@
 """Send many requests and keep a record of each."""
 
 import asyncio
+import math
 import statistics
 import time
 from collections.abc import Callable, Coroutine
@@ -23,8 +24,9 @@ class RequestRecord:
         end: when its answer was complete, on the same clock.
         status: HTTP status, or None if no answer came.
         worked_s: seconds that the application says it took (header ``X-Process-Time``), or None.
-        error: why no answer came, else "".
-        body: the answer.
+        error: why no answer came, or why it broke off, else "".
+        body: the answer, as much of it as came.
+        arrivals: when each piece of the body came, on the same clock.
     """
 
     number: int
@@ -34,11 +36,17 @@ class RequestRecord:
     worked_s: float | None = None
     error: str = ""
     body: bytes = b""
+    arrivals: tuple[float, ...] = ()
 
     @property
     def ms(self) -> float:
         """Milliseconds from sending the request to its complete answer."""
         return 1000 * (self.end - self.start)
+
+    @property
+    def first_ms(self) -> float:
+        """Milliseconds from sending the request to the first piece of the body; NaN if there was none."""
+        return 1000 * (self.arrivals[0] - self.start) if self.arrivals else math.nan
 
 
 class Records(list[RequestRecord]):
@@ -60,7 +68,7 @@ class Records(list[RequestRecord]):
         return 1000 * len(self) / self.total_ms
 
     def __repr__(self) -> str:
-        statuses = ", ".join(sorted({str(record.status or record.error) for record in self}))
+        statuses = ", ".join(sorted({f"{record.status or ''} {record.error}".strip() for record in self}))
         count = f"{len(self)} request{'s' if len(self) > 1 else ''}"
         return f"{count} in {self.total_ms:.0f} ms (median {self.median_ms:.0f} ms, status {statuses})"
 
@@ -91,18 +99,28 @@ def load(
             free = asyncio.Semaphore(concurrency or requests)
             began = time.perf_counter()
 
+            def clock() -> float:
+                return time.perf_counter() - began
+
             async def send(number: int) -> RequestRecord:
+                status, worked_s, error = None, None, ""
+                pieces: list[bytes] = []
+                arrivals: list[float] = []
                 async with free:
-                    start = time.perf_counter() - began
+                    start = clock()
                     try:
-                        response = await client.request(method, url, json=json)
-                    except httpx.HTTPError as error:
-                        end = time.perf_counter() - began
-                        return RequestRecord(number, start, end, None, error=type(error).__name__)
-                    end = time.perf_counter() - began
-                    worked = response.headers.get("X-Process-Time")
-                    worked_s = None if worked is None else float(worked)
-                    return RequestRecord(number, start, end, response.status_code, worked_s, body=response.content)
+                        async with client.stream(method, url, json=json) as response:
+                            status = response.status_code
+                            if worked := response.headers.get("X-Process-Time"):
+                                worked_s = float(worked)
+                            async for piece in response.aiter_bytes():
+                                arrivals.append(clock())
+                                pieces.append(piece)
+                    except httpx.HTTPError as broken:
+                        error = type(broken).__name__
+                    return RequestRecord(
+                        number, start, clock(), status, worked_s, error, b"".join(pieces), tuple(arrivals)
+                    )
 
             return Records(await asyncio.gather(*(send(number) for number in range(requests))))
 

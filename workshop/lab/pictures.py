@@ -1,6 +1,6 @@
 """The pictures of the lessons: each shows its point without the text around it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ def timeline(loads: Mapping[str, Records]) -> Figure:
 def _draw(axis: Axes, records: Records) -> None:
     for row, record in enumerate(records):
         start, end = 1000 * record.start, 1000 * record.end
-        answered = record.status is not None and record.status < 400
+        answered = record.status is not None and record.status < 400 and not record.error
         if record.worked_s is None or not answered:
             axis.barh(row, end - start, left=start, color=WORKING if answered else FAILED, height=0.8)
         else:
@@ -73,6 +73,23 @@ def curve(
     axis.set_ylim(bottom=0)
     if len(points) > 1:
         axis.legend(frameon=False)
+    _plain(axis)
+    plt.close(figure)  # shown once: by the cell that ends with it
+    return figure
+
+
+def marks(rows: Mapping[str, Iterable[float]], *, x: str = "milliseconds", title: str = "") -> Figure:
+    """A row per name, with a mark at each of its values: when the pieces of an answer came, say."""
+    figure, axis = plt.subplots(figsize=(9, 0.9 + 0.42 * len(rows)), layout="constrained")
+    for row, values in enumerate(rows.values()):
+        axis.axhline(row, color=WAITING, linewidth=1, zorder=0)
+        places = list(values)
+        axis.plot(places, [row] * len(places), "|", color=WORKING, markersize=16, markeredgewidth=1.6)
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_xlim(left=0)
+    axis.set_xlabel(x)
+    axis.set_title(title, loc="left", fontsize=11, color=_INK)
     _plain(axis)
     plt.close(figure)  # shown once: by the cell that ends with it
     return figure

@@ -2,14 +2,20 @@
 
 import asyncio
 import math
+import sqlite3
 import threading
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing, suppress
 from dataclasses import dataclass, field
 from itertools import cycle
+from pathlib import Path
+from typing import Any, cast
 
+import httpx
 import numpy as np
+from fastapi import FastAPI
 
+from workshop.api.app import create_app
 from workshop.contracts.classifier import FEATURES, FeatureRange, FloatMatrix, ModelCard, Scores
 from workshop.contracts.generator import (
     Activity,
@@ -21,9 +27,18 @@ from workshop.contracts.generator import (
     Usage,
     collect,
 )
+from workshop.contracts.rag import QuestionAnswerer
 from workshop.contracts.retriever import Hit, Passage, RetrieverCard
+from workshop.contracts.services import LanguageServices, Services
+from workshop.lab.serving import Server
+from workshop.models.cascade import PricedModel, TwoModelCascade
+from workshop.settings import Settings
+from workshop.storage.cases import SqlCaseStore
+from workshop.storage.usage import SqlUsageStore
 
 PROMPT_TOKENS = 10
+SURE, UNSURE = 0.9, 0.7
+DRAFT_COST, MAIN_COST = 1.0, 10.0
 
 
 @dataclass
@@ -104,3 +119,51 @@ class StandInClassifier:
     async def card(self) -> ModelCard:
         ranges = tuple(FeatureRange(name, "1", 0.0, 1.0) for name in FEATURES)
         return ModelCard("stand-in", "1", 0.5, 0.5, ("no", "yes"), "yes", ranges)
+
+
+def draft(probability: float = SURE, **options: Any) -> StandInModel:
+    return StandInModel("draft", ("A", " copy."), probability, **options)
+
+
+def main(**options: Any) -> StandInModel:
+    return StandInModel("main", ("One", " of", " several", " copies."), **options)
+
+
+def application(file: Path, draft: StandInModel, main: StandInModel, **options: Any) -> FastAPI:
+    url = f"sqlite+aiosqlite:///{file}"
+    cascade = TwoModelCascade(
+        PricedModel(draft, draft.name, DRAFT_COST), PricedModel(main, main.name, MAIN_COST), threshold=0.8
+    )
+    language = LanguageServices(
+        generators={draft.name: draft, main.name: main},
+        prices={draft.name: DRAFT_COST, main.name: MAIN_COST},
+        cascade=cascade,
+        retriever=StandInRetriever(),
+        rag=cast(QuestionAnswerer, None),
+        usage=SqlUsageStore(url),
+    )
+    return create_app(Services(StandInClassifier(), SqlCaseStore(url), language), Settings(**options))
+
+
+@dataclass
+class Service:
+    """The API on a port, the models behind it, and its database."""
+
+    client: httpx.Client
+    server: Server
+    draft: StandInModel
+    main: StandInModel
+    file: Path
+
+    def records(self) -> list[dict[str, Any]]:
+        """What was charged, once the service has come to its end: a record is written after its response."""
+        self.server.stop()
+        return records_in(self.file)
+
+
+def records_in(file: Path) -> list[dict[str, Any]]:
+    with closing(sqlite3.connect(file)) as connection:
+        connection.row_factory = sqlite3.Row
+        with suppress(sqlite3.OperationalError):  # nothing was ever charged
+            return [dict(row) for row in connection.execute("SELECT * FROM usage ORDER BY id")]
+        return []

@@ -1,12 +1,10 @@
 """What the tests of the retriever and of its users share: one index of corpus and lessons, and questions for it."""
 
 from functools import cache
-from pathlib import Path
 
 from workshop import corpus
 from workshop.models.retriever import CorpusRetriever
-
-LESSONS = Path(__file__).resolve().parents[1] / "solutions"
+from workshop.settings import LESSONS
 
 HELD_OUT = [(question, entry.answer) for entry in corpus.entries() for question in entry.held_out]
 """Questions that the index has not seen, and the answer that each shall find."""

@@ -2,8 +2,10 @@
 
 import inspect
 import json
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import httpx
@@ -49,6 +51,25 @@ def concurrently(call: Callable[[Item], Result], items: Iterable[Item], at_once:
     """The results in the order of the items, with so many calls under way at any time."""
     with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(call, items))
+
+
+@contextmanager
+def client_at(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=30) as client:
+        yield client
+
+
+def socket_url(service: httpx.Client) -> str:
+    """Where the service's WebSocket chat is."""
+    return f"ws://{service.base_url.netloc.decode()}/v1/chat/ws"
+
+
+def until(look: Callable, found: Callable, patience: float = 20.0):
+    """What one sees once it is what one looks for, or when patience ends."""
+    end = time.monotonic() + patience
+    while not found(seen := look()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return seen
 
 
 def essence(problem: httpx.Response) -> dict[str, Any]:

@@ -6,11 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
@@ -20,21 +19,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.language import PROMPT_TOKENS, StandInClassifier, StandInModel, StandInRetriever
-from workshop.api.app import create_app
+from tests.language import (
+    DRAFT_COST,
+    MAIN_COST,
+    PROMPT_TOKENS,
+    SURE,
+    UNSURE,
+    StandInModel,
+    application,
+    draft,
+    main,
+    records_in,
+)
 from workshop.api.clock import now
 from workshop.contracts import errors
-from workshop.contracts.rag import QuestionAnswerer
-from workshop.contracts.services import LanguageServices, Services
 from workshop.contracts.usage import UsageRecord
-from workshop.lab.serving import Server, run_app
-from workshop.models.cascade import PricedModel, TwoModelCascade
-from workshop.settings import Settings
-from workshop.storage.cases import SqlCaseStore
 from workshop.storage.usage import SqlUsageStore
 
-SURE, UNSURE = 0.9, 0.7
-DRAFT_COST, MAIN_COST = 1.0, 10.0
 ENDED_S = 10  # generous: what is waited for comes soon or never
 QUESTION = {"query": "What is a replica?"}
 SECRET = "SECRET-internals"
@@ -45,71 +46,6 @@ ASKS: dict[str, Callable[..., httpx.Response]] = {
     "stream": lambda client, **options: client.get("/v1/query/stream", params=QUESTION, **options),
     "batch": lambda client, **options: client.post("/v1/batch", json={"queries": [QUESTION]}, **options),
 }
-
-
-def draft(probability: float = SURE, **options: Any) -> StandInModel:
-    return StandInModel("draft", ("A", " copy."), probability, **options)
-
-
-def main(**options: Any) -> StandInModel:
-    return StandInModel("main", ("One", " of", " several", " copies."), **options)
-
-
-def application(file: Path, draft: StandInModel, main: StandInModel, **options: Any) -> FastAPI:
-    url = f"sqlite+aiosqlite:///{file}"
-    cascade = TwoModelCascade(
-        PricedModel(draft, draft.name, DRAFT_COST), PricedModel(main, main.name, MAIN_COST), threshold=0.8
-    )
-    language = LanguageServices(
-        generators={draft.name: draft, main.name: main},
-        prices={draft.name: DRAFT_COST, main.name: MAIN_COST},
-        cascade=cascade,
-        retriever=StandInRetriever(),
-        rag=cast(QuestionAnswerer, None),
-        usage=SqlUsageStore(url),
-    )
-    return create_app(Services(StandInClassifier(), SqlCaseStore(url), language), Settings(**options))
-
-
-@dataclass
-class Service:
-    """The API on a port, the models behind it, and its database."""
-
-    client: httpx.Client
-    server: Server
-    draft: StandInModel
-    main: StandInModel
-    file: Path
-
-    def records(self) -> list[dict[str, Any]]:
-        """What was charged, once the service has come to its end: a record is written after its response."""
-        self.server.stop()
-        return records_in(self.file)
-
-
-def records_in(file: Path) -> list[dict[str, Any]]:
-    with closing(sqlite3.connect(file)) as connection:
-        connection.row_factory = sqlite3.Row
-        with suppress(sqlite3.OperationalError):  # nothing was ever charged
-            return [dict(row) for row in connection.execute("SELECT * FROM usage ORDER BY id")]
-        return []
-
-
-@pytest.fixture
-def file(tmp_path) -> Path:
-    return tmp_path / "service.sqlite"
-
-
-@pytest.fixture
-def serve(file):
-    @contextmanager
-    def serve(small: StandInModel | None = None, big: StandInModel | None = None, **options: Any) -> Iterator[Service]:
-        small, big = small or draft(), big or main()
-        app = application(file, small, big, **options)
-        with run_app(app) as server, httpx.Client(base_url=server.url, timeout=30) as client:
-            yield Service(client, server, small, big, file)
-
-    return serve
 
 
 def events_of(client: httpx.Client, **options: Any) -> list[ServerSentEvent]:

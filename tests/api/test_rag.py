@@ -105,7 +105,7 @@ def test_who_is_unsure_says_so_and_names_neither_sources_nor_model(client, answe
 )
 def test_a_question_arrives_as_it_was_asked(client, answerer, body):
     assert ask(client, **body).status_code == 200
-    assert answerer.asked == [(body["query"], body.get("k", 3))]
+    assert answerer.asked == [(body["query"], body.get("k", 1))]
 
 
 @pytest.mark.parametrize(

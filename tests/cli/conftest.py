@@ -14,8 +14,6 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from workshop.models.tumours import train
-
 MARK = "WORKSHOP_TEST_RUN"
 START_S, STOP_S = 120, 60  # generous: the machine may be busy with other tests
 
@@ -116,10 +114,3 @@ def run(tmp_path, artifact) -> Iterator[Callable[..., Run]]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         each.process.wait()
-
-
-@pytest.fixture(scope="session")
-def artifact(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("artifact")
-    train().save(folder)
-    return folder

@@ -10,7 +10,8 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tests.service import RECORD
+from tests.language import records_in
+from tests.service import RECORD, concurrently
 from workshop.lab.serving import run_app
 
 WAYS = {
@@ -81,6 +82,21 @@ def test_serve(run, way, placement):
     assert httpx.get(url + "/readiness").status_code == 200
     assert_works_behind_a_proxy(url)
     assert_stops(run, url, WAYS[way])
+
+
+@pytest.mark.parametrize("command", ["api", "serve"])
+def test_no_usage_is_lost_when_it_is_stopped_right_after_a_response(run, command, retriever_artifact, tmp_path):
+    run = run(
+        command, "--port", "0", WORKSHOP_LANGUAGE_MODELS="true", WORKSHOP_RETRIEVER_ARTIFACT=str(retriever_artifact)
+    )
+    url = run.url()
+    questions = ["What is Ray Serve?", "What is a deployment handle?", "What is an event loop?"]
+    answers = concurrently(lambda query: httpx.post(url + "/v1/query", json={"query": query}, timeout=60), questions)
+    run.send(signal.SIGTERM)
+    costs = [answer.json()["cost"] for answer in answers]
+    charged = [record["cost"] for record in records_in(tmp_path / "service.sqlite")]
+    assert sorted(charged) == pytest.approx(sorted(costs))
+    assert not run.leftovers()
 
 
 @pytest.mark.parametrize("way", ["Ctrl-C", "SIGTERM"])

@@ -13,5 +13,5 @@ def anyio_backend() -> str:
 
 @pytest.mark.anyio
 async def test_it_answers_from_what_it_is_given():
-    answer = await RagDeployment(StandInRetriever(), StandInModel(), "stand-in").answer("Is it so?", 3)
+    answer = await RagDeployment(StandInRetriever(), StandInModel(), "stand-in", 0.5).answer("Is it so?", 3)
     assert answer.text == "It is so."

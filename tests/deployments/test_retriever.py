@@ -1,7 +1,5 @@
 """The retriever deployment as a plain class."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -12,15 +10,8 @@ from workshop.models.tumours import ArtifactError
 QUESTION, _ = HELD_OUT[0]
 
 
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("retriever")
-    built().save(folder)
-    return folder
-
-
-def test_it_does_what_the_retriever_does(artifact):
-    deployment = RetrieverDeployment(artifact)
+def test_it_does_what_the_retriever_does(retriever_artifact):
+    deployment = RetrieverDeployment(retriever_artifact)
     assert deployment.card() == built().card
     assert deployment.search(QUESTION, 3) == built().search(QUESTION, 3)
     np.testing.assert_array_equal(deployment.embed([QUESTION]), built().embed([QUESTION]))
@@ -31,6 +22,6 @@ def test_without_an_artifact_it_does_not_start(tmp_path):
         RetrieverDeployment(tmp_path / "nothing")
 
 
-def test_with_another_embedding_than_the_artifacts_it_does_not_start(artifact):
+def test_with_another_embedding_than_the_artifacts_it_does_not_start(retriever_artifact):
     with pytest.raises(ArtifactError, match="made with tfidf-svd, not another-model"):
-        RetrieverDeployment(artifact, "somewhere/another-model")
+        RetrieverDeployment(retriever_artifact, "somewhere/another-model")

@@ -18,10 +18,12 @@ from tests.retriever import HELD_OUT, built
 from workshop.contracts.errors import ModelFailedError, PromptTooLongError
 from workshop.contracts.generator import Chunk, Message, Prompt, Usage
 from workshop.contracts.retriever import Hit, Passage
-from workshop.models.rag import MAX_TOKENS, THRESHOLD, UNSURE, GeneratorChatModel, Rag
+from workshop.models.rag import MAX_TOKENS, UNSURE, GeneratorChatModel, Rag
+from workshop.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
+THRESHOLD = Settings.model_fields["rag_threshold"].default
 HITS = [Hit(Passage(f"id-{i}", "a_topic", f"Source {i} says {{this}}."), 0.9 - i / 10) for i in range(5)]
 OFF_TOPIC = """\
 How do I get red wine out of a white shirt?
@@ -95,8 +97,8 @@ class SmallModel(StandInModel):
         yield Chunk(f"{given} sources", (), "length" if given > self._sources else "stop", Usage(given, 2))
 
 
-def rag(model: StandInModel, hits: list[Hit] = HITS, **options) -> Rag:
-    return Rag(Finds(hits), model, model.name, **options)
+def rag(model: StandInModel, hits: list[Hit] = HITS, threshold: float = THRESHOLD) -> Rag:
+    return Rag(Finds(hits), model, model.name, threshold)
 
 
 def chat(model: StandInModel, **options) -> GeneratorChatModel:

@@ -1,38 +1,21 @@
 """The same service in every runtime, each on a real port."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.cluster import cluster, deployed
+from tests.service import client_at
 from workshop.api.app import create_app
 from workshop.integration.local import local_services
 from workshop.lab.serving import run_app
-from workshop.models.retriever import CorpusRetriever
-from workshop.models.tumours import train
-from workshop.settings import LESSONS, Placement, Settings
+from workshop.settings import Placement, Settings
 
 __all__ = ["cluster"]
 
 REPLICAS = {"api_replicas": 2, "classifier_replicas": 2}
 RUNTIMES = ["uvicorn", "serve-inline", "serve-deployment"]
-
-
-@pytest.fixture(scope="session")
-def artifact(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("artifact")
-    train().save(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def retriever_artifact(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("retriever")
-    CorpusRetriever.build(LESSONS).save(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -49,12 +32,6 @@ def new_settings(artifact, retriever_artifact, tmp_path_factory):
         )
 
     return new_settings
-
-
-@contextmanager
-def client_at(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=30) as client:
-        yield client
 
 
 @pytest.fixture(scope="session")

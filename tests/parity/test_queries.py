@@ -2,13 +2,14 @@
 
 import json
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from httpx_sse import connect_sse
 
+from tests.leaving import LEAVES, Watch
+from tests.service import until
 from workshop import corpus
 
 ENTRY = corpus.entries()[3]
@@ -89,49 +90,7 @@ def grown(before: dict, after: dict) -> int:
     return after["total_queries"] - before["total_queries"]
 
 
-def until(look: Callable, found: Callable, patience: float = 20.0):
-    """What one sees once it is what one looks for, or when patience ends."""
-    end = time.monotonic() + patience
-    while not found(seen := look()) and time.monotonic() < end:
-        time.sleep(0.1)
-    return seen
-
-
-class Watch:
-    """The counters of all replicas of a model, each known by its process."""
-
-    def __init__(self, client: httpx.Client, model: str) -> None:
-        self._client, self._model = client, model
-        self._replicas: dict[int, dict] = {}
-
-    def look(self) -> "Watch":
-        for _ in range(12):  # whichever replica answers
-            activity = self._client.get("/v1/activity").json()[self._model]
-            self._replicas[activity["process"]] = activity
-        return self
-
-    def total(self, counter: str) -> int:
-        return sum(replica[counter] for replica in self._replicas.values())
-
-
-LONG = {"temperature": 2.0, "max_tokens": 900}
-HOT_QUESTION = "What is a deployment handle?"
-
-
-def leave_chat(client: httpx.Client) -> None:
-    body = {"model": "workshop-main", "messages": [{"role": "user", "content": HOT_QUESTION}], "stream": True} | LONG
-    with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-        for _, _ in zip(range(3), answer.iter_lines(), strict=False):
-            pass
-
-
-def leave_events(client: httpx.Client) -> None:
-    query = {"query": HOT_QUESTION, "force_direct": True} | LONG
-    with connect_sse(client, "GET", "/v1/query/stream", params=query) as source:
-        next(source.iter_sse())
-
-
-@pytest.mark.parametrize("leave", [leave_chat, leave_events])
+@pytest.mark.parametrize("leave", LEAVES)
 def test_a_client_that_goes_away_stops_the_model(service, leave):
     """By the replicas' own counters: a long answer is cancelled, and is not finished behind the client's back."""
     watch = Watch(service, "workshop-main").look()

@@ -9,8 +9,9 @@ from typing import Any
 import anyio.to_thread
 import pytest
 from anyio.from_thread import start_blocking_portal
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page
 
+from tests.browser import launched, opened
 from tests.language import StandInModel, StandInRetriever
 from workshop.api.app import create_app
 from workshop.contracts.classifier import FloatMatrix, ModelCard, Scores
@@ -22,9 +23,6 @@ from workshop.models.tumours import TumourClassifier, train
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore
 from workshop.storage.usage import SqlUsageStore
-
-LIMIT_MS = 60_000
-"""Generous: what is waited for comes soon or never."""
 
 PREFIX = "/behind/a/proxy"
 
@@ -143,25 +141,13 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
         await writer.drain()
 
 
-@pytest.fixture(scope="module")  # while Playwright runs, this thread has a running event loop: no other may run
+@pytest.fixture(scope="module")  # see `launched`
 def browser(chromium) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
+    with launched(chromium) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(browser) -> Iterator[Page]:
-    """An empty page. At the end, none of its scripts may have failed or done what the page's policy forbids."""
-    context = browser.new_context(viewport={"width": 1400, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(LIMIT_MS)
-    expect.set_options(timeout=LIMIT_MS)
-    failures: list[str] = []
-    page.on("pageerror", lambda error: failures.append(str(error)))
-    page.on("console", lambda line: failures.append(line.text) if "Content Security Policy" in line.text else None)
-    yield page
-    context.close()
-    assert not failures
+    with opened(browser) as page:
+        yield page

@@ -13,7 +13,9 @@ from workshop.api.errors import PROBLEM_RESPONSES, add_error_handlers
 from workshop.api.middleware.body_limit import BodyLimitMiddleware
 from workshop.api.middleware.request_id import RequestIdMiddleware
 from workshop.api.middleware.timing import TimingMiddleware
+from workshop.api.rate_limits import RateLimits, is_below
 from workshop.api.routers import metrics, playground, service, v1
+from workshop.contracts.errors import StartError
 from workshop.contracts.services import Services
 from workshop.settings import Settings
 
@@ -24,6 +26,9 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     Args:
         services: the ports that endpoints call. The application closes them when it stops.
         settings: limits and the like.
+
+    Raises:
+        StartError: a setting names a route that is not there.
     """
 
     @asynccontextmanager
@@ -32,6 +37,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
         app.state.services = services
         app.state.settings = settings
         app.state.clock = Clock()
+        app.state.rate_limits = RateLimits(settings.rate_limits, settings.redis_url)
         await services.ready()  # a service whose models do not answer must not start
         yield
         await services.aclose()
@@ -55,6 +61,10 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
         app.include_router(v1.language_router)
         app.include_router(metrics.router)
     app.include_router(playground.router)
+    sockets = [] if services.language is None else [app.url_path_for("chat")]
+    for ruled in settings.rate_limits:  # a misspelt one would limit nothing, and nobody would notice
+        if not any(is_below(path, ruled) for path in [*app.openapi()["paths"], *sockets]):
+            raise StartError(f"setting rate_limits: there is no route at or below {ruled}")
     return app
 
 

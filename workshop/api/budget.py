@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from datetime import timedelta
 from typing import Annotated
@@ -11,7 +11,7 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from workshop.api.clock import now
-from workshop.api.dependencies import PrincipalDep, SettingsDep, UsageDep
+from workshop.api.dependencies import PricesDep, PrincipalDep, SettingsDep, UsageDep, path_of
 from workshop.contracts.errors import BudgetExceededError, ServiceError
 from workshop.contracts.generator import Chunk, Usage
 from workshop.contracts.usage import UsageRecord, UsageStore
@@ -26,13 +26,22 @@ class Account:
         endpoint: path of the route.
         principal: who asks.
         usage: where records are kept.
+        prices: dollars for 1000 tokens of each model, by its name.
         daily_budget: dollars that the principal may spend on a day (UTC), or None.
     """
 
-    def __init__(self, endpoint: str, principal: str, usage: UsageStore, daily_budget: float | None) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        principal: str,
+        usage: UsageStore,
+        prices: Mapping[str, float],
+        daily_budget: float | None,
+    ) -> None:
         self.principal = principal
         self._endpoint = endpoint
         self._usage = usage
+        self._prices = prices
         self._daily_budget = daily_budget
 
     async def check_budget(self) -> None:
@@ -75,16 +84,13 @@ class Account:
             at=now(),
         )
 
-    async def metered(
-        self, chunks: AsyncGenerator[Chunk, None], model: str, price: float
-    ) -> AsyncGenerator[Chunk, None]:
-        """The same chunks. When they end, or their reader has gone, what was made of them is charged.
+    def record_of(self, model: str, usage: Usage, start: float) -> UsageRecord:
+        """The record of one model's answer, at the model's price; ``start`` is of ``time.perf_counter``."""
+        cost = usage.total_tokens * self._prices[model] / 1000
+        return self.record(model, usage, cost=cost, latency_ms=1000 * (time.perf_counter() - start))
 
-        Args:
-            chunks: of one answer.
-            model: whose answer it is.
-            price: dollars for 1000 tokens.
-        """
+    async def metered(self, chunks: AsyncGenerator[Chunk, None], model: str) -> AsyncGenerator[Chunk, None]:
+        """The same chunks of a model's answer. When they end, or their reader has gone, what was made is charged."""
         start = time.perf_counter()
         usage = Usage(0, 0)
         try:
@@ -93,9 +99,8 @@ class Account:
                     usage = chunk.usage or Usage(0, usage.completion_tokens + len(chunk.tokens))
                     yield chunk
         finally:
-            cost = usage.total_tokens * price / 1000
             if usage.total_tokens:  # it did not fail before its first token
-                await self.charge(self.record(model, usage, cost=cost, latency_ms=1000 * (time.perf_counter() - start)))
+                await self.charge(self.record_of(model, usage, start))
 
     async def charge(self, *records: UsageRecord) -> None:
         """Keep records. Nobody waits for it any more, so that a failure is only logged."""
@@ -105,17 +110,11 @@ class Account:
             logger.exception("lost: %s", records)
 
 
-def endpoint_of(connection: HTTPConnection) -> str:
-    """The path of a route without parameters, without the prefix that a proxy has removed."""
-    path: str = connection.scope["path"]
-    return path.removeprefix(connection.scope.get("root_path", ""))
-
-
 async def open_account(
-    connection: HTTPConnection, principal: PrincipalDep, usage: UsageDep, settings: SettingsDep
+    connection: HTTPConnection, principal: PrincipalDep, usage: UsageDep, prices: PricesDep, settings: SettingsDep
 ) -> Account:
     """The account of who asks, if it is within its budget."""
-    account = Account(endpoint_of(connection), principal, usage, settings.daily_budget)
+    account = Account(path_of(connection), principal, usage, prices, settings.daily_budget)
     await account.check_budget()
     return account
 

@@ -18,7 +18,7 @@ from workshop.api.clock import Clock
 from workshop.contracts.cascade import Cascade
 from workshop.contracts.cases import Cases
 from workshop.contracts.classifier import Classifier, ModelCard
-from workshop.contracts.errors import UnavailableError
+from workshop.contracts.errors import NotFoundError, UnavailableError
 from workshop.contracts.generator import TextGenerator
 from workshop.contracts.rag import QuestionAnswerer
 from workshop.contracts.retriever import Retriever
@@ -28,9 +28,16 @@ from workshop.settings import Settings
 
 PROBE_TIMEOUT_S = 3.0
 
+ANONYMOUS = "anonymous"
 NO_KEY = "this service wants a known key"
 SUBPROTOCOL = "workshop.chat"
 KEY_PREFIX = "bearer."
+
+
+def path_of(connection: HTTPConnection) -> str:
+    """The path, without the prefix that a proxy has removed."""
+    path: str = connection.scope["path"]
+    return path.removeprefix(connection.scope.get("root_path", ""))
 
 
 async def get_services(connection: HTTPConnection) -> Services:
@@ -77,15 +84,20 @@ async def open_cases(services: Annotated[Services, Depends(get_services)]) -> As
         yield cases
 
 
-def _owner(key: str, settings: Settings) -> str | None:
+def owner_of(key: str, settings: Settings) -> str | None:
     """Whose key it is: nobody's, if it is unknown. Where no keys are set, a key is a name."""
-    return settings.api_keys.get(key) if settings.api_keys else key or "anonymous"
+    return settings.api_keys.get(key) if settings.api_keys else key or ANONYMOUS
+
+
+def bearer_key(connection: HTTPConnection) -> str:
+    """The key that a request comes with, or ""."""
+    scheme, key = get_authorization_scheme_param(connection.headers.get("Authorization"))
+    return key if scheme.lower() == "bearer" else ""
 
 
 async def get_principal(connection: HTTPConnection, settings: Annotated[Settings, Depends(get_settings)]) -> str:
     """Who asks, by the bearer key; ``anonymous`` without one, where no keys are set."""
-    _, key = get_authorization_scheme_param(connection.headers.get("Authorization"))
-    principal = _owner(key, settings)
+    principal = owner_of(bearer_key(connection), settings)
     if principal is None:
         raise HTTPException(status.HTTP_401_UNAUTHORIZED, NO_KEY, {"WWW-Authenticate": "Bearer"})
     return principal
@@ -98,9 +110,8 @@ async def accept_socket(websocket: WebSocket, settings: Annotated[Settings, Depe
     """
     offered = websocket.scope["subprotocols"]
     await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
-    _, key = get_authorization_scheme_param(websocket.headers.get("Authorization"))
     keys = [name.removeprefix(KEY_PREFIX) for name in offered if name.startswith(KEY_PREFIX)]
-    principal = _owner(key or "".join(keys[:1]), settings)
+    principal = owner_of(bearer_key(websocket) or "".join(keys[:1]), settings)
     if principal is None:
         raise WebSocketException(status.WS_1008_POLICY_VIOLATION, NO_KEY)
     return principal
@@ -115,6 +126,13 @@ LanguageDep = Annotated[LanguageServices, Depends(get_language)]
 
 async def get_generators(language: LanguageDep) -> Mapping[str, TextGenerator]:
     return language.generators
+
+
+def find_generator(generators: Mapping[str, TextGenerator], model: str) -> TextGenerator:
+    """The model of that name. Raises NotFoundError."""
+    if model not in generators:
+        raise NotFoundError(f"there is no model {model}; there are {', '.join(generators)}")
+    return generators[model]
 
 
 async def get_prices(language: LanguageDep) -> Mapping[str, float]:

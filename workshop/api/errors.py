@@ -25,6 +25,7 @@ from workshop.contracts.errors import (
     NotFoundError,
     OverloadedError,
     PromptTooLongError,
+    RateLimitedError,
     ServiceError,
     UnavailableError,
 )
@@ -39,6 +40,7 @@ _STATUS: dict[type[ServiceError], HTTPStatus] = {
     InvalidInputError: HTTPStatus.BAD_REQUEST,
     PromptTooLongError: HTTPStatus.BAD_REQUEST,
     BudgetExceededError: HTTPStatus.PAYMENT_REQUIRED,
+    RateLimitedError: HTTPStatus.TOO_MANY_REQUESTS,
     NotFoundError: HTTPStatus.NOT_FOUND,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -127,7 +129,7 @@ def _explain_service_error(error: ServiceError) -> Explanation:
     status = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
     headers = {}
     details = []
-    if isinstance(error, UnavailableError):
+    if isinstance(error, UnavailableError | RateLimitedError):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, BudgetExceededError):
         left = datetime.fromisoformat(error.resets) - now()

@@ -7,6 +7,7 @@ Every adapter raises these and nothing else; every caller handles these and noth
     ├── PromptTooLongError       the prompt does not fit into the model's context
     ├── NotFoundError            there is no such thing
     ├── BudgetExceededError      the caller has spent what it may spend
+    ├── RateLimitedError         the caller asks too often
     ├── UnavailableError         not ready, or gone for a moment: try again
     │   └── OverloadedError      too much is waiting already: try again later
     ├── DeadlineExceededError    no answer in time
@@ -16,9 +17,17 @@ An exception is pickled as its class and its ``args``. So every constructor pass
 ``super().__init__``: one that does not cannot be rebuilt on the other side of a process boundary.
 """
 
+from typing import Self
+
 
 class StartError(Exception):
     """The service cannot start. The message is one line that says what to do."""
+
+    @classmethod
+    def because(cls, what: str, reason: BaseException) -> Self:
+        """``what`` cannot be done, and the first line of the reason."""
+        first_line, *_ = str(reason).strip().splitlines() or [type(reason).__name__]
+        return cls(f"{what}: {first_line}")
 
 
 class ServiceError(Exception):
@@ -77,6 +86,19 @@ class BudgetExceededError(ServiceError):
     def __init__(self, message: str, resets: str) -> None:
         super().__init__(message, resets)
         self.resets = resets
+
+
+class RateLimitedError(ServiceError):
+    """The caller has asked as often as it may for now.
+
+    Args:
+        message: how often it may.
+        retry_after_s: when it may ask again, in seconds.
+    """
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
 
 
 class NotFoundError(ServiceError):

@@ -9,13 +9,13 @@ class RagDeployment:
     """One replica holds one chain; the models that it calls may be anywhere.
 
     Args:
-        retriever, generator, model: see ``Rag``.
+        retriever, generator, model, threshold: see ``Rag``.
     """
 
-    def __init__(self, retriever: Retriever, generator: TextGenerator, model: str) -> None:
+    def __init__(self, retriever: Retriever, generator: TextGenerator, model: str, threshold: float) -> None:
         from workshop.models.rag import Rag
 
-        self._rag = Rag(retriever, generator, model)
+        self._rag = Rag(retriever, generator, model, threshold)
 
     async def answer(self, question: str, k: int) -> RagAnswer:
         """See ``QuestionAnswerer.answer``."""

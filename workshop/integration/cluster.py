@@ -23,6 +23,9 @@ from workshop.settings import Settings
 RAY_MEMORY = 1_000_000_000
 """Bytes that Ray, Serve and one replica take, beside the object store; measured, and rounded up."""
 
+START_TRIES = 3
+"""Ray gives its own processes 15 seconds to come up, and there is no setting for it: a busy machine needs longer."""
+
 
 @contextmanager
 def serve_cluster(settings: Settings, *, host: str, port: int, root_path: str = "") -> Iterator[None]:
@@ -33,31 +36,13 @@ def serve_cluster(settings: Settings, *, host: str, port: int, root_path: str = 
     Raises:
         StartError: this machine has too little memory left, or Ray does not come up.
     """
-    # In a thread, so that a signal waits until Ray is up: stopped half-started, it leaves processes behind. These
-    # inherit that Ctrl-C does not reach them. Linux ends them with the thread that started them: it stays.
-    with ThreadPoolExecutor(
-        1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, {signal.SIGINT})
-    ) as thread:
-        start = thread.submit(_start_ray, settings)
-        try:
-            on_sigterm = signal.getsignal(signal.SIGTERM)
-            try:
-                start.result()
-            except StartError:
-                raise
-            except Exception as error:  # Ray raises no narrower one
-                reason = str(error).strip().partition("\n")[0]
-                raise StartError(f"Ray does not come up: {reason}") from error
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put one in place that aborts
-            logging.getLogger("ray.serve").setLevel(logging.WARNING)
-            serve.start(
-                http_options={"host": host, "port": port, "root_path": root_path},
-                logging_config={"log_level": "WARNING", "enable_access_log": False},
-            )
-            yield
-        finally:
-            wait([start])
-            ray.shutdown()
+    with _ray(settings):
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve.start(
+            http_options={"host": host, "port": port, "root_path": root_path},
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )
+        yield
 
 
 @contextmanager
@@ -75,6 +60,38 @@ def serving(settings: Settings, *, host: str, port: int, root_path: str = "") ->
             raise StartError(f"Ray Serve could not start the service: {error}") from error
         finally:
             serve.delete(APP_NAME)  # lets the requests under way finish
+
+
+@contextmanager
+def _ray(settings: Settings) -> Iterator[None]:
+    """Ray for the length of the block.
+
+    Raises:
+        StartError: there is too little memory, or it does not come up however often it is tried.
+    """
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    for tries_left in reversed(range(START_TRIES)):
+        # In a thread, so that a signal waits until Ray is up: stopped half-started, it leaves processes behind. These
+        # inherit that Ctrl-C does not reach them. Linux ends them with the thread that started them: it stays.
+        with ThreadPoolExecutor(
+            1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, {signal.SIGINT})
+        ) as thread:
+            start = thread.submit(_start_ray, settings)
+            try:
+                try:
+                    start.result()
+                except StartError:
+                    raise
+                except Exception as error:  # Ray raises no narrower one
+                    if tries_left:
+                        continue
+                    raise StartError.because("Ray does not come up", error) from error
+                signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put one in place that aborts
+                yield
+                return
+            finally:
+                wait([start])
+                ray.shutdown()
 
 
 def _start_ray(settings: Settings) -> None:

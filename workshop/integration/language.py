@@ -76,8 +76,7 @@ def check_language(settings: Settings) -> None:
         try:
             AutoConfig.from_pretrained(source)  # the weights would take seconds and the memory of a replica
         except (OSError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise StartError(f"cannot load the language model {source}: {reason}") from error
+            raise StartError.because(f"cannot load the language model {source}", error) from error
 
 
 def model_sources(settings: Settings) -> dict[str, str]:
@@ -107,9 +106,9 @@ def language_services(
         from workshop.integration.upstream import UpstreamGenerator
 
         key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else None
-        generators[main] = UpstreamGenerator(
-            settings.llm_base_url, settings.main_model, key, timeout_s=settings.generate_timeout_s
-        )
+        # A folder is of this machine: the other server knows the model by its name.
+        name = main if Path(settings.main_model).is_dir() else settings.main_model
+        generators[main] = UpstreamGenerator(settings.llm_base_url, name, key, timeout_s=settings.generate_timeout_s)
     generators = {name: WithDeadline(generator, settings.generate_timeout_s) for name, generator in generators.items()}
     cascade = TwoModelCascade(
         PricedModel(generators[draft], draft, settings.draft_cost),
@@ -119,7 +118,7 @@ def language_services(
     if rag is None:
         from workshop.models.rag import Rag
 
-        rag = Rag(retriever, generators[main], main)
+        rag = Rag(retriever, generators[main], main, settings.rag_threshold)
     return LanguageServices(
         generators=generators,
         prices={draft: settings.draft_cost, main: settings.main_cost},

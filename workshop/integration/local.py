@@ -74,8 +74,7 @@ def check_database(settings: Settings) -> None:
     try:
         asyncio.run(use_database())
     except (SQLAlchemyError, ServiceError, ImportError, OSError) as error:
-        reason, *_ = str(error.__cause__ or error).splitlines()
-        raise StartError(f"cannot use the database that DATABASE_URL names: {reason}") from error
+        raise StartError.because("cannot use the database that DATABASE_URL names", error.__cause__ or error) from error
 
 
 def check_models(settings: Settings) -> None:

@@ -87,6 +87,7 @@ def build_application(settings: Settings) -> serve.Application:
         name="api",
         num_replicas=settings.api_replicas,
         max_ongoing_requests=1000,  # the queue that counts is the micro-batcher's
+        graceful_shutdown_timeout_s=5,  # a WebSocket may stay open for hours
     )(serve.ingress()(Api))
     if settings.placement is Placement.INLINE:
         return api.bind(settings)
@@ -100,7 +101,8 @@ def build_application(settings: Settings) -> serve.Application:
         handles = replace(handles, language_models=models, retriever=retriever)
         if main in sources:
             # Serve puts a handle in the place of each bound deployment, within the adapters too.
-            rag = _deployment("rag", RagDeployment, 1, HandleRetriever(retriever), HandleGenerator(models, main), main)
+            chain = HandleRetriever(retriever), HandleGenerator(models, main), main, settings.rag_threshold
+            rag = _deployment("rag", RagDeployment, 1, *chain)
             handles = replace(handles, rag=rag)
     return api.bind(settings, handles)
 

@@ -1,6 +1,8 @@
 """Saved scikit-learn models: skops' format, which runs no code that it does not trust."""
 
+import os
 import sys
+from pathlib import Path
 
 from workshop.contracts.errors import StartError
 
@@ -14,7 +16,15 @@ from skops.io import dumps, loads  # noqa: E402
 if _hides_torch:
     del sys.modules["torch"]
 
-__all__ = ["ArtifactError", "dumps", "loads"]
+__all__ = ["ArtifactError", "dumps", "loads", "write"]
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole: who reads it meanwhile sees the old one or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
 
 
 class ArtifactError(StartError):

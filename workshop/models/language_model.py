@@ -77,8 +77,7 @@ class LanguageModel:
             tokenizer = AutoTokenizer.from_pretrained(source)
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
         except (OSError, ValueError, SafetensorError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise StartError(f"cannot load the language model {source}: {reason}") from error
+            raise StartError.because(f"cannot load the language model {source}", error) from error
         if tokenizer.chat_template is None:
             raise StartError(f"the language model {source} has no chat template: choose one tuned for conversations")
         if device == "cpu" and model.num_parameters() < FEW_PARAMETERS:

@@ -20,12 +20,6 @@ from workshop.contracts.rag import RagAnswer
 from workshop.contracts.retriever import Hit, Retriever
 from workshop.models.prompts import sources_prompt
 
-THRESHOLD = 0.42
-"""Score of the best source from which there is an answer.
-
-With ``TfidfSvd``, 97 of 100 held-out questions reach it, and 4 of 100 questions about something else. Another embedding
-has another scale: measure it.
-"""
 MAX_TOKENS = 256
 UNSURE = RagAnswer(
     "I am not sure: nothing in my sources answers this question.", sources=(), model=None, usage=Usage(0, 0), sure=False
@@ -111,9 +105,7 @@ class Rag:
         threshold: score of the best source below which the model is not asked.
     """
 
-    def __init__(
-        self, retriever: Retriever, generator: TextGenerator, model: str, *, threshold: float = THRESHOLD
-    ) -> None:
+    def __init__(self, retriever: Retriever, generator: TextGenerator, model: str, threshold: float) -> None:
         self._retriever = retriever
         self._model = model
         self._threshold = threshold

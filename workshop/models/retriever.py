@@ -1,7 +1,6 @@
 """Finds the passages that answer a question: the corpus and the lessons as vectors in a FAISS index."""
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
@@ -107,8 +106,7 @@ class SentenceEmbedding:
         try:
             self._model = SentenceTransformer(source)
         except (OSError, ValueError, SafetensorError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise StartError(f"cannot load the embedding model {source}: {reason}") from error
+            raise StartError.because(f"cannot load the embedding model {source}", error) from error
         self.name = Path(source).name
 
     def project(self, texts: Sequence[str]) -> FloatMatrix:
@@ -186,7 +184,6 @@ class CorpusRetriever:
 
     def save(self, folder: Path) -> None:
         """Write the artifact: one file, so that a reader sees the old one or the new one, never a mixture."""
-        folder.mkdir(parents=True, exist_ok=True)
         parts = {
             "embedding": self.card.embedding,
             "passages": [list(astuple(passage)) for passage in self._passages],
@@ -196,9 +193,7 @@ class CorpusRetriever:
         if isinstance(self._embedding, TfidfSvd):
             parts |= {"vectorizer": self._embedding.vectorizer, "svd": self._embedding.svd}
         content = artifacts.dumps(parts)
-        unfinished = folder / f"{_FILE}.{os.getpid()}"
-        unfinished.write_bytes(hashlib.sha256(content).digest() + content)
-        unfinished.replace(folder / _FILE)
+        artifacts.write(folder / _FILE, hashlib.sha256(content).digest() + content)
 
     @classmethod
     def load(cls, folder: Path, embedding_model: str | None = None) -> Self:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self
@@ -59,14 +58,10 @@ class TumourClassifier:
 
     def save(self, folder: Path) -> None:
         """Write the artifact: the pipeline, and a card with the pipeline's checksum."""
-        folder.mkdir(parents=True, exist_ok=True)
         model = artifacts.dumps(self._pipeline)
         card = asdict(self.card) | {"sha256": hashlib.sha256(model).hexdigest()}
-        for name, content in ((_MODEL_FILE, model), (_CARD_FILE, json.dumps(card, indent=2).encode())):
-            # A reader sees the old file or the new one, never half of one.
-            unfinished = folder / f"{name}.{os.getpid()}"
-            unfinished.write_bytes(content)
-            unfinished.replace(folder / name)
+        artifacts.write(folder / _MODEL_FILE, model)
+        artifacts.write(folder / _CARD_FILE, json.dumps(card, indent=2).encode())
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -18,7 +18,7 @@ How a connection ends, unless the client wants it to:
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -29,9 +29,18 @@ from fastapi import APIRouter, HTTPException, WebSocket, WebSocketException, sta
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
-from workshop.api.budget import Account, endpoint_of
-from workshop.api.dependencies import GeneratorsDep, PricesDep, SettingsDep, SocketPrincipalDep, UsageDep
+from workshop.api.budget import Account
+from workshop.api.dependencies import (
+    GeneratorsDep,
+    PricesDep,
+    SettingsDep,
+    SocketPrincipalDep,
+    UsageDep,
+    find_generator,
+    path_of,
+)
 from workshop.api.errors import explain
+from workshop.api.rate_limits import RateLimitsDep
 from workshop.api.schemas.chat import (
     CLIENT_MESSAGE,
     Ask,
@@ -72,11 +81,17 @@ async def chat(
     prices: PricesDep,
     usage: UsageDep,
     settings: SettingsDep,
+    rate_limits: RateLimitsDep,
 ) -> None:
     """Answer questions, until the client leaves or has to."""
-    account = Account(endpoint_of(websocket), principal, usage, settings.daily_budget)
+    account = Account(path_of(websocket), principal, usage, prices, settings.daily_budget)
+
+    async def admit() -> None:  # each question: a connection lasts
+        await rate_limits.check(websocket, principal)
+        await account.check_budget()
+
     async with connection(websocket) as (peer, tasks):
-        await Chat(peer, tasks, account, generators, prices).run()
+        await Chat(peer, tasks, account, generators, admit).run()
 
 
 @dataclass(slots=True)
@@ -108,7 +123,7 @@ class Chat:
         tasks: a group that ends with the connection.
         account: where its answers are charged.
         generators: the models by name.
-        prices: dollars for 1000 tokens, by the same names.
+        admit: called before each answer; raises for who may not ask.
     """
 
     def __init__(
@@ -117,13 +132,13 @@ class Chat:
         tasks: asyncio.TaskGroup,
         account: Account,
         generators: Mapping[str, TextGenerator],
-        prices: Mapping[str, float],
+        admit: Callable[[], Awaitable[None]],
     ) -> None:
         self._peer = peer
         self._tasks = tasks
         self._account = account
         self._generators = generators
-        self._prices = prices
+        self._admit = admit
         self._context_lengths: dict[str, int] = {}
         self._turns: list[tuple[Message, Message]] = []
         self._running: tuple[Answer, asyncio.Task[None]] | None = None
@@ -187,15 +202,14 @@ class Chat:
     def _start(self, ask: Ask) -> None:
         self._must_be_free()
         model = ask.model or list(self._generators)[-1]
-        if model not in self._generators:
-            raise NotFoundError(f"there is no model {model}; there are {', '.join(self._generators)}")
+        find_generator(self._generators, model)
         self._idle.reschedule(None)
         answer = Answer(ask, model)
         self._running = answer, self._tasks.create_task(self._give(answer))
 
     async def _give(self, answer: Answer) -> None:
         try:
-            await self._account.check_budget()
+            await self._admit()
             async with aclosing(await self._begin(answer)) as chunks:
                 async for chunk in chunks:
                     answer.add(chunk)
@@ -217,7 +231,7 @@ class Chat:
             messages = (*chain.from_iterable(turns), Message("user", ask.content))
             prompt = Prompt(messages, max_tokens=ask.max_tokens, temperature=ask.temperature)
             try:
-                chunks = self._account.metered(generator.stream(prompt), answer.model, self._prices[answer.model])
+                chunks = self._account.metered(generator.stream(prompt), answer.model)
                 chunks = await started(chunks)
             except PromptTooLongError:
                 if not turns:

@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse, format_sse_event
 
 from workshop.api.budget import AccountDep
-from workshop.api.dependencies import GeneratorsDep, PricesDep, RetrieverDep, require_json
+from workshop.api.dependencies import GeneratorsDep, RetrieverDep, find_generator, require_json
 from workshop.api.errors import Explanation, explain, log_failure
 from workshop.api.schemas.openai import (
     ChatChunk,
@@ -49,14 +49,10 @@ class OpenAIRoute(APIRoute):
             except (ServiceError, RequestValidationError, HTTPException) as error:
                 log_failure(request, error)
                 explanation = explain(error)
-                # OpenAI knows no 422: what is wrong with a request is a 400.
                 status = explanation.status
-                invalid = status == HTTPStatus.UNPROCESSABLE_ENTITY
-                return JSONResponse(
-                    openai_error(explanation),
-                    HTTPStatus.BAD_REQUEST if invalid else status,
-                    dict(explanation.headers or {}),
-                )
+                if status == HTTPStatus.UNPROCESSABLE_ENTITY:  # OpenAI knows none
+                    status = HTTPStatus.BAD_REQUEST
+                return JSONResponse(openai_error(explanation), status, dict(explanation.headers or {}))
 
         return answer
 
@@ -85,22 +81,17 @@ router = APIRouter(tags=["openai"], route_class=OpenAIRoute)
 async def create_chat_completion(
     body: ChatRequest,
     generators: GeneratorsDep,
-    prices: PricesDep,
     account: AccountDep,
     background: BackgroundTasks,
 ) -> ChatCompletion | StreamingResponse:
     """Continue a conversation; with ``stream``, as server-sent events that end with ``[DONE]``."""
-    if body.model not in generators:
-        raise NotFoundError(f"there is no model {body.model}; there are {', '.join(generators)}")
-    generator, price = generators[body.model], prices[body.model]
+    generator = find_generator(generators, body.model)
     if body.stream:
-        chunks = account.metered(generator.stream(body.to_prompt()), body.model, price)
+        chunks = account.metered(generator.stream(body.to_prompt()), body.model)
         return EventSourceResponse(_chat_events(await started(chunks), body))
     start = time.perf_counter()
     completion = await generator.complete(body.to_prompt())
-    latency_ms = 1000 * (time.perf_counter() - start)
-    cost = completion.usage.total_tokens * price / 1000
-    background.add_task(account.charge, account.record(body.model, completion.usage, cost=cost, latency_ms=latency_ms))
+    background.add_task(account.charge, account.record_of(body.model, completion.usage, start))
     return ChatCompletion.of(completion, body)
 
 

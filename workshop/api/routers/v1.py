@@ -1,18 +1,22 @@
 """Version 1 of the API."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
-from workshop.api.routers import activity, cases, chat, model, openai, predictions, queries, rag
+from workshop.api.rate_limits import limit_rate
+from workshop.api.routers import activity, cases, chat, generation, model, openai, predictions, queries, rag
 
-router = APIRouter(prefix="/v1")
+LIMITED = [Depends(limit_rate)]
+
+router = APIRouter(prefix="/v1", dependencies=LIMITED)
 router.include_router(predictions.router)
 router.include_router(model.router)
 router.include_router(cases.router)
 
 language_router = APIRouter(prefix="/v1")
 """The routes that need language models."""
-language_router.include_router(openai.router)
-language_router.include_router(chat.router)
-language_router.include_router(queries.router)
-language_router.include_router(rag.router)
-language_router.include_router(activity.router)
+language_router.include_router(openai.router, dependencies=LIMITED)
+language_router.include_router(generation.router, dependencies=LIMITED)
+language_router.include_router(queries.router, dependencies=LIMITED)
+language_router.include_router(rag.router, dependencies=LIMITED)
+language_router.include_router(activity.router, dependencies=LIMITED)
+language_router.include_router(chat.router)  # counts its questions itself

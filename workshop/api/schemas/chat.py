@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from workshop.api.errors import Explanation, ProblemDetail
-from workshop.api.schemas.openai import MAX_TEXT, TokenCounts
+from workshop.api.schemas.generation import MAX_TEXT, TokenCounts
 from workshop.contracts.generator import FinishReason, Usage
 
 

@@ -9,112 +9,39 @@ from typing import Annotated, Any, Literal, Self
 from uuid import uuid4
 
 from annotated_types import Len
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from workshop.contracts.generator import Chunk, Completion, FinishReason, Message, Prompt, Role, Token, Usage
+from workshop.api.schemas.generation import Conversation, StrictModel, Text, TokenCounts
+from workshop.contracts.generator import Chunk, Completion, FinishReason, Token, Usage
 
-MAX_MESSAGES = 256
-MAX_TEXT = 32_768
 MAX_EMBEDDINGS = 256
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    user: str | None = None
-    """Accepted for the sake of clients that send it."""
-
-
-class TextPart(_Request):
-    """A piece of a message."""
-
-    type: Literal["text"]
-    text: Annotated[str, Field(max_length=MAX_TEXT)]
-
-
-Text = Annotated[str, Field(max_length=MAX_TEXT)]
-Stop = Annotated[str, Field(min_length=1, max_length=64)]
-
-
-class ChatMessage(BaseModel):
-    """One turn. ``developer`` is today's name of ``system``."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Len(1, 64)]
-    name: str | None = None
-
-    def to_message(self) -> Message:
-        """The contract's value."""
-        role: Role = "system" if self.role == "developer" else self.role
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Message(role, text)
-
-
-class StreamOptions(BaseModel):
+class StreamOptions(StrictModel):
     """``include_usage``: one more chunk at the end, with the usage and no choice."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool = False
 
 
-class ChatRequest(_Request):
+class ChatRequest(Conversation):
     """A conversation to continue. Unlike OpenAI's, the default temperature is 0: the same answer every time."""
 
-    model: str
-    messages: Annotated[list[ChatMessage], Len(1, MAX_MESSAGES)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    stop: Stop | Annotated[list[Stop], Len(1, 4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
-    # Clients send these with the one value that is served.
+    # Clients send these; of the last three, only the one value that is served.
+    user: str | None = None
     n: Literal[1] | None = None
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.messages[-1].role != "user":
-            raise ValueError("the last message must be the user's")
-        if not self.messages[-1].to_message().content.strip():
-            raise ValueError("the last message must not be blank")
+    def _check_options(self) -> Self:
         if self.stream_options and not self.stream:
             raise ValueError("stream_options goes with stream: true")
+        self.max_tokens = self.max_completion_tokens or self.max_tokens
         return self
-
-    def to_prompt(self) -> Prompt:
-        """The contract's value."""
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return Prompt(
-            messages=tuple(message.to_message() for message in self.messages),
-            max_tokens=self.max_completion_tokens or self.max_tokens,
-            temperature=self.temperature or 0.0,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            stop=tuple(stop),
-        )
-
-
-class TokenCounts(BaseModel):
-    """Usage in tokens."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-    @classmethod
-    def of(cls, usage: Usage) -> Self:
-        """From the contract's value."""
-        return cls(
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            total_tokens=usage.total_tokens,
-        )
 
 
 class TokenLogprob(BaseModel):
@@ -242,10 +169,11 @@ class ModelList(BaseModel):
     data: list[ModelEntry]
 
 
-class EmbeddingRequest(_Request):
+class EmbeddingRequest(StrictModel):
     """Texts to embed."""
 
     model: str
+    user: str | None = None
     input: Text | Annotated[list[Text], Len(1, MAX_EMBEDDINGS)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: None = None

@@ -14,11 +14,11 @@ class RagQuestion(BaseModel):
     """A question, and how many sources the answer may stand on."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"examples": [{"query": "What is a deployment handle?", "k": 3}]}
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"query": "What is a deployment handle?", "k": 1}]}
     )
 
     query: Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS, pattern=r"\S")]
-    k: Annotated[int, Field(ge=1, le=MAX_SOURCES)] = 3
+    k: Annotated[int, Field(ge=1, le=MAX_SOURCES)] = 1
 
 
 class Source(BaseModel):

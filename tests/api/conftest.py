@@ -1,0 +1,29 @@
+"""The API on uvicorn, with stand-in models behind it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.language import Service, StandInModel, application, draft, main
+from workshop.lab.serving import run_app
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    return tmp_path / "service.sqlite"
+
+
+@pytest.fixture
+def serve(file):
+    @contextmanager
+    def serve(small: StandInModel | None = None, big: StandInModel | None = None, **options: Any) -> Iterator[Service]:
+        small, big = small or draft(), big or main()
+        app = application(file, small, big, **options)
+        with run_app(app) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+            yield Service(client, server, small, big, file)
+
+    return serve

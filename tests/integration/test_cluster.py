@@ -1,0 +1,42 @@
+"""How Ray is started."""
+
+import subprocess
+import sys
+
+FLAKY = """
+import psutil, ray
+from workshop.integration import cluster
+from workshop.machine import free_port
+from workshop.settings import Settings
+
+real_init, tries = ray.init, []
+
+def init(**options):
+    real_init(**options)
+    tries.append(len(tries))
+    if len(tries) <= {failures}:
+        raise Exception("The current node timed out during startup.\\nThis could happen because of many things.")
+
+ray.init = init
+with cluster.serve_cluster(Settings(), host="127.0.0.1", port=free_port()):
+    names = [process.name() for process in psutil.Process().children(recursive=True)]
+    print(len(tries), names.count("gcs_server"), names.count("raylet"))
+"""
+
+
+def run(failures: int) -> subprocess.CompletedProcess[str]:
+    script = FLAKY.format(failures=failures)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_ray_that_is_late_is_started_again_and_nothing_is_left_of_it():
+    done = run(failures=1)
+    assert done.stdout.split() == ["2", "1", "1"], done.stderr
+
+
+def test_a_ray_that_never_comes_up_is_one_line():
+    done = run(failures=99)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(
+        "StartError: Ray does not come up: The current node timed out during startup."
+    )

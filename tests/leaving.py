@@ -1,0 +1,59 @@
+"""Clients that leave in the middle of an answer, and how the models of a service notice."""
+
+import json
+
+import httpx
+from httpx_sse import connect_sse
+from websockets.sync.client import connect
+
+from tests.service import socket_url
+
+
+class Watch:
+    """The counters of all replicas of a model, each known by its process."""
+
+    def __init__(self, client: httpx.Client, model: str) -> None:
+        self._client, self._model = client, model
+        self._replicas: dict[int, dict] = {}
+
+    def look(self) -> "Watch":
+        for _ in range(12):  # whichever replica answers
+            activity = self._client.get("/v1/activity").json()[self._model]
+            self._replicas[activity["process"]] = activity
+        return self
+
+    def total(self, counter: str) -> int:
+        return sum(replica[counter] for replica in self._replicas.values())
+
+
+LONG = {"temperature": 2.0, "max_tokens": 900}
+HOT_QUESTION = "What is a deployment handle?"
+
+
+def leave_chat(client: httpx.Client) -> None:
+    body = {"model": "workshop-main", "messages": [{"role": "user", "content": HOT_QUESTION}], "stream": True} | LONG
+    with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        for _, _ in zip(range(3), answer.iter_lines(), strict=False):
+            pass
+
+
+def leave_events(client: httpx.Client) -> None:
+    query = {"query": HOT_QUESTION, "force_direct": True} | LONG
+    with connect_sse(client, "GET", "/v1/query/stream", params=query) as source:
+        next(source.iter_sse())
+
+
+def leave_lines(client: httpx.Client) -> None:
+    body = {"model": "workshop-main", "messages": [{"role": "user", "content": HOT_QUESTION}]} | LONG
+    with client.stream("POST", "/v1/chat/stream", json=body) as answer:
+        next(answer.iter_lines())
+
+
+def leave_socket(client: httpx.Client) -> None:
+    with connect(socket_url(client)) as socket:
+        assert json.loads(socket.recv(timeout=10))["type"] == "ready"
+        socket.send(json.dumps({"type": "ask", "id": "1", "content": HOT_QUESTION} | LONG))
+        assert json.loads(socket.recv(timeout=10))["type"] == "text"
+
+
+LEAVES = [leave_chat, leave_events, leave_lines, leave_socket]

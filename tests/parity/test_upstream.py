@@ -1,0 +1,62 @@
+"""A service whose main model is another instance of the service, over OpenAI's protocol."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.leaving import Watch, leave_chat, leave_events
+from tests.service import client_at, until
+from workshop import corpus
+from workshop.api.app import create_app
+from workshop.integration.local import local_services
+from workshop.lab.serving import run_app
+
+ENTRY = corpus.entries()[3]
+ASKED = {"model": "workshop-main", "messages": [{"role": "user", "content": ENTRY.held_out[0]}]}
+
+
+@pytest.fixture(scope="module")
+def downstream(reference, new_settings) -> Iterator[httpx.Client]:
+    settings = new_settings(llm_base_url=f"{reference.base_url}/v1", llm_api_key="downstream")
+    with run_app(create_app(local_services(settings), settings)) as server, client_at(server.url) as client:
+        yield client
+
+
+def test_its_answers_are_those_of_the_other(downstream, reference):
+    here, there = (
+        each.post("/v1/chat/completions", json=ASKED | {"logprobs": True}).json() for each in (downstream, reference)
+    )
+    assert here["choices"] == there["choices"]
+    assert here["usage"] == there["usage"]
+
+
+@pytest.mark.parametrize("path", ["/v1/query", "/v1/rag/query"])
+def test_what_is_built_on_the_model_works_as_well(downstream, reference, path):
+    here, there = (each.post(path, json={"query": ENTRY.held_out[0]}).json() for each in (downstream, reference))
+    for name in {"content", "model_used", "quality", "answer", "sources"} & there.keys():
+        assert here[name] == there[name]
+
+
+def test_the_others_errors_are_its_own(downstream):
+    long = ASKED | {"messages": [{"role": "user", "content": "word " * 3000}]}
+    answer = downstream.post("/v1/chat/completions", json=long)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+@pytest.mark.parametrize("leave", [leave_chat, leave_events])
+def test_a_client_that_goes_away_stops_the_model_of_the_other(downstream, reference, leave):
+    watch = Watch(reference, "workshop-main").look()
+    cancelled = watch.total("cancelled")
+    with httpx.Client(base_url=downstream.base_url) as client:
+        leave(client)
+    until(watch.look, lambda seen: seen.total("cancelled") > cancelled)
+    assert (watch.total("cancelled"), watch.total("running")) == (cancelled + 1, 0)
+
+
+def test_usage_is_kept_in_both(downstream, reference):
+    before = [each.get("/v1/stats").json()["total_queries"] for each in (downstream, reference)]
+    downstream.post("/v1/chat/completions", json=ASKED)
+    for each, n in zip((downstream, reference), before, strict=True):
+        stats = until(lambda each=each: each.get("/v1/stats").json(), lambda seen, n=n: seen["total_queries"] > n)
+        assert stats["total_queries"] == n + 1

@@ -1,0 +1,52 @@
+"""One language model, without OpenAI's protocol: a text for a text, and a conversation as JSON lines."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Annotated
+
+from fastapi import APIRouter, BackgroundTasks, Depends, Request
+
+from workshop.api.budget import AccountDep
+from workshop.api.dependencies import GeneratorsDep, find_generator, require_json
+from workshop.api.errors import log_failure, problem_of
+from workshop.api.schemas.generation import AnswerLine, Conversation, Generated, Question
+from workshop.api.streams import started
+from workshop.contracts.generator import Chunk
+
+router = APIRouter(tags=["generation"])
+
+
+@router.post("/generate", dependencies=[Depends(require_json)])
+async def generate(
+    question: Question, generators: GeneratorsDep, account: AccountDep, background: BackgroundTasks
+) -> Generated:
+    """Answer a text."""
+    generator = find_generator(generators, question.model)
+    start = time.perf_counter()
+    completion = await generator.complete(question.to_prompt())
+    background.add_task(account.charge, account.record_of(question.model, completion.usage, start))
+    return Generated.of(completion, question.model)
+
+
+async def open_conversation(
+    conversation: Conversation, generators: GeneratorsDep, account: AccountDep
+) -> AsyncIterator[AsyncIterator[Chunk]]:
+    """An answer of which the first piece is there: what fails before it is an ordinary error response."""
+    generator = find_generator(generators, conversation.model)
+    answer = account.metered(generator.stream(conversation.to_prompt()), conversation.model)
+    async with aclosing(await started(answer)) as chunks:
+        yield chunks
+
+
+@router.post("/chat/stream", dependencies=[Depends(require_json)], response_model_exclude_none=True)
+async def stream_conversation(
+    request: Request, chunks: Annotated[AsyncIterator[Chunk], Depends(open_conversation)]
+) -> AsyncIterator[AnswerLine]:
+    """Continue a conversation as JSON lines. An answer whose last line has no `finish_reason` is not whole."""
+    try:
+        async for chunk in chunks:
+            yield AnswerLine.of(chunk)
+    except Exception as error:  # the status is sent long since
+        log_failure(request, error)
+        yield AnswerLine(error=problem_of(request, error))

@@ -1,11 +1,12 @@
 """Questions to the cascade over HTTP, with stand-in models: answers, streams, batches, budgets, records."""
 
 import asyncio
+import gc
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -324,10 +325,28 @@ def test_a_reader_who_leaves_stops_the_model_and_is_charged_for_what_was_made(se
     assert charged["cost"] == pytest.approx(charged["completion_tokens"] * (MAIN_COST if direct else DRAFT_COST) / 1000)
 
 
-def test_a_reader_who_does_not_read_holds_the_model_and_stops_it_by_leaving(serve):
+CONVERSATION = {"model": "draft", "messages": [{"role": "user", "content": "What is a replica?"}]}
+STREAMS: dict[str, Callable[[httpx.Client], AbstractContextManager[httpx.Response]]] = {
+    "events": lambda client: client.stream("GET", "/v1/query/stream", params=QUESTION),
+    "OpenAI's": lambda client: client.stream("POST", "/v1/chat/completions", json=CONVERSATION | {"stream": True}),
+    "lines": lambda client: client.stream("POST", "/v1/chat/stream", json=CONVERSATION),
+}
+
+
+@pytest.fixture
+def no_garbage_collector() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_garbage_collector")
+@pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
+def test_a_reader_who_does_not_read_holds_the_model_and_stops_it_by_leaving(serve, stream):
+    """Whatever waits in ``send`` is cancelled there; no generator may be left to the garbage collector."""
     wordy = StandInModel("draft", ("x" * 100_000,), endless=True)
     with serve(wordy) as service:
-        with service.client.stream("GET", "/v1/query/stream", params=QUESTION):
+        with stream(service.client):
             until(lambda: (seen := wordy.generated_tokens) and not time.sleep(0.2) and seen == wordy.generated_tokens)
             assert not wordy.over.is_set()
         assert wordy.over.wait(ENDED_S)

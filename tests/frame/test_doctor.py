@@ -17,6 +17,7 @@ from workshop.lab.doctor import (
     check_cores,
     check_disk,
     check_gpu,
+    check_language_models,
     check_memory,
     check_model,
     check_packages,
@@ -73,6 +74,13 @@ def test_package_installed_without_its_repository(tmp_path):
     finding = check_packages(tmp_path / "requirements.lock")
     assert finding.status is Status.WARNING
     assert "requirements.lock" in finding.seen
+
+
+def test_what_language_models_need(tmp_path):
+    assert check_language_models(tmp_path).status is Status.OK
+    missing = check_language_models(tmp_path / "nowhere")
+    assert (missing.status, missing.remedy) == (Status.FAILURE, "Run: make artifacts")
+    assert check_language_models(tmp_path, "no_such_package").status is Status.WARNING
 
 
 def test_model_missing_or_damaged(tmp_path):

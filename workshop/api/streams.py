@@ -1,20 +1,24 @@
 """What all streamed answers share."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
-async def started(stream: AsyncGenerator[Item, None]) -> AsyncGenerator[Item, None]:
-    """The same stream, once its first item is there: what fails before it can still be answered with a status."""
-    first = await anext(stream)
+@asynccontextmanager
+async def started(stream: AsyncGenerator[Item, None]) -> AsyncIterator[AsyncIterator[Item]]:
+    """The same stream, once its first item is there: what fails before it can still be answered with a status.
 
-    async def all_items() -> AsyncGenerator[Item, None]:
-        async with aclosing(stream):
+    The block closes the stream. Use it in a dependency: a response whose reader has gone leaves its generator as it is.
+    """
+    async with aclosing(stream):
+        first = await anext(stream)
+
+        async def all_items() -> AsyncIterator[Item]:
             yield first
             async for item in stream:
                 yield item
 
-    return all_items()
+        yield all_items()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from html import escape
 from importlib.metadata import PackageNotFoundError, metadata, version
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -71,9 +72,9 @@ class Report:
     def __repr__(self) -> str:
         lines = []
         for finding in self.findings:
-            lines.append(f"{finding.status:<9}{finding.check:<15}{finding.seen}")
+            lines.append(f"{finding.status:<9}{finding.check:<17}{finding.seen}")
             if finding.remedy:
-                lines.append(f"{'':<24}{finding.remedy}")
+                lines.append(f"{'':<26}{finding.remedy}")
         return "\n".join([*lines, self.verdict])
 
     def _repr_html_(self) -> str:
@@ -103,6 +104,7 @@ def doctor() -> Report:
             check_python(metadata("fastapi-ray-serve-workshop")["Requires-Python"]),
             check_packages(PROJECT / "requirements.lock"),
             check_model(settings.artifact),
+            check_language_models(settings.retriever_artifact),
             check_memory(),
             check_shared_memory(settings.object_store_mb * 2**20),
             check_cores(),
@@ -160,6 +162,16 @@ def check_model(folder: Path) -> Finding:
     except (StartError, ImportError) as error:
         return Finding("Trained model", Status.FAILURE, str(error), "Run: make artifacts")
     return Finding("Trained model", Status.OK, f"{model.card.name} {model.card.version}")
+
+
+def check_language_models(retriever: Path, package: str = "torch") -> Finding:
+    """What they need, without loading it: that would take seconds and a quarter of a gigabyte."""
+    if find_spec(package) is None:
+        remedy = "Run make env where PyTorch's CPU build can be had. Lessons 05, 06 and 14 need it."
+        return Finding("Language models", Status.WARNING, "PyTorch is not installed", remedy)
+    if not retriever.exists():
+        return Finding("Language models", Status.FAILURE, f"no retriever in {retriever}", "Run: make artifacts")
+    return Finding("Language models", Status.OK, f"with PyTorch {version(package)}")
 
 
 def check_memory(needed: int = RAY_LESSON_MEMORY) -> Finding:

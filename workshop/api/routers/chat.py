@@ -18,8 +18,8 @@ How a connection ends, unless the client wants it to:
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import chain
@@ -210,7 +210,7 @@ class Chat:
     async def _give(self, answer: Answer) -> None:
         try:
             await self._admit()
-            async with aclosing(await self._begin(answer)) as chunks:
+            async with self._begun(answer) as chunks:
                 async for chunk in chunks:
                     answer.add(chunk)
                     if chunk.text:
@@ -224,22 +224,24 @@ class Chat:
         else:
             await self._finish(answer)
 
-    async def _begin(self, answer: Answer) -> AsyncGenerator[Chunk, None]:
+    @asynccontextmanager
+    async def _begun(self, answer: Answer) -> AsyncIterator[AsyncIterator[Chunk]]:
         """The answer's chunks. The oldest turns are forgotten, as many as it takes for the prompt to fit."""
-        ask, generator, turns = answer.ask, self._generators[answer.model], self._turns
-        while True:
-            messages = (*chain.from_iterable(turns), Message("user", ask.content))
-            prompt = Prompt(messages, max_tokens=ask.max_tokens, temperature=ask.temperature)
-            try:
-                chunks = self._account.metered(generator.stream(prompt), answer.model)
-                chunks = await started(chunks)
-            except PromptTooLongError:
-                if not turns:
-                    raise
-                turns = turns[1:]
-            else:
-                self._turns = turns
-                return chunks
+        ask, generator = answer.ask, self._generators[answer.model]
+        async with AsyncExitStack() as stack:
+            for turns in (self._turns[n_forgotten:] for n_forgotten in range(len(self._turns) + 1)):
+                messages = (*chain.from_iterable(turns), Message("user", ask.content))
+                prompt = Prompt(messages, max_tokens=ask.max_tokens, temperature=ask.temperature)
+                metered = self._account.metered(generator.stream(prompt), answer.model)
+                try:
+                    chunks = await stack.enter_async_context(started(metered))
+                except PromptTooLongError:
+                    if not turns:
+                        raise
+                else:
+                    self._turns = turns
+                    yield chunks
+                    return
 
     async def _cancel(self, cancel: Cancel) -> None:
         if self._running is None or self._running[0].ask.id != cancel.id:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Request
@@ -35,7 +34,7 @@ async def open_conversation(
     """An answer of which the first piece is there: what fails before it is an ordinary error response."""
     generator = find_generator(generators, conversation.model)
     answer = account.metered(generator.stream(conversation.to_prompt()), conversation.model)
-    async with aclosing(await started(answer)) as chunks:
+    async with started(answer) as chunks:
         yield chunks
 
 

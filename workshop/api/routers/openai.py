@@ -3,10 +3,9 @@
 import base64
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Coroutine
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, BackgroundTasks, Depends, HTTPException, Request, Response
@@ -77,38 +76,49 @@ def openai_error(explanation: Explanation) -> dict[str, Any]:
 router = APIRouter(tags=["openai"], route_class=OpenAIRoute)
 
 
+async def open_chat(
+    body: ChatRequest, generators: GeneratorsDep, account: AccountDep
+) -> AsyncIterator[AsyncIterator[Chunk] | None]:
+    """The answer's chunks, if they are wanted one by one."""
+    if not body.stream:
+        yield None
+        return
+    answer = find_generator(generators, body.model).stream(body.to_prompt())
+    async with started(account.metered(answer, body.model)) as chunks:
+        yield chunks
+
+
 @router.post("/chat/completions", dependencies=[Depends(require_json)], response_model=ChatCompletion)
 async def create_chat_completion(
     body: ChatRequest,
+    chunks: Annotated[AsyncIterator[Chunk] | None, Depends(open_chat)],
     generators: GeneratorsDep,
     account: AccountDep,
     background: BackgroundTasks,
 ) -> ChatCompletion | StreamingResponse:
     """Continue a conversation; with ``stream``, as server-sent events that end with ``[DONE]``."""
+    if chunks is not None:
+        return EventSourceResponse(_chat_events(chunks, body))
     generator = find_generator(generators, body.model)
-    if body.stream:
-        chunks = account.metered(generator.stream(body.to_prompt()), body.model)
-        return EventSourceResponse(_chat_events(await started(chunks), body))
     start = time.perf_counter()
     completion = await generator.complete(body.to_prompt())
     background.add_task(account.charge, account.record_of(body.model, completion.usage, start))
     return ChatCompletion.of(completion, body)
 
 
-async def _chat_events(chunks: AsyncGenerator[Chunk, None], body: ChatRequest) -> AsyncGenerator[bytes, None]:
+async def _chat_events(chunks: AsyncIterator[Chunk], body: ChatRequest) -> AsyncIterator[bytes]:
     answer = ChatChunk(model=body.model)
-    async with aclosing(chunks):
-        try:
-            yield _event(answer.opening())
-            async for chunk in chunks:
-                yield _event(answer.text(chunk, logprobs=bool(body.logprobs)))
-                if chunk.usage and body.stream_options and body.stream_options.include_usage:
-                    yield _event(answer.closing(chunk.usage))
-        except ServiceError as error:
-            # The status is long sent: OpenAI's clients raise what comes as an error event.
-            yield format_sse_event(data_str=json.dumps(openai_error(explain(error))))
-            return
-        yield format_sse_event(data_str="[DONE]")
+    try:
+        yield _event(answer.opening())
+        async for chunk in chunks:
+            yield _event(answer.text(chunk, logprobs=bool(body.logprobs)))
+            if chunk.usage and body.stream_options and body.stream_options.include_usage:
+                yield _event(answer.closing(chunk.usage))
+    except ServiceError as error:
+        # The status is long sent: OpenAI's clients raise what comes as an error event.
+        yield format_sse_event(data_str=json.dumps(openai_error(explain(error))))
+        return
+    yield format_sse_event(data_str="[DONE]")
 
 
 def _event(chunk: ChatChunk) -> bytes:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request, Response, status
@@ -22,6 +21,7 @@ from workshop.api.schemas.queries import (
     QueryParameters,
     Stats,
 )
+from workshop.api.streams import started
 from workshop.contracts.cascade import Answer, CascadeEvent, Switch, TextPiece
 from workshop.contracts.usage import UsageRecord
 
@@ -69,13 +69,10 @@ async def open_answer(
         return
     so_far: Answer | None = None
     try:
-        async with aclosing(cascade.stream(parameters.to_query())) as stream:
-            first = await anext(stream)
-            so_far = _so_far(first)
+        async with started(cascade.stream(parameters.to_query())) as stream:
 
             async def events() -> AsyncIterator[CascadeEvent]:
                 nonlocal so_far
-                yield first
                 try:
                     async for event in stream:
                         so_far = _so_far(event)

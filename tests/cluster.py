@@ -22,7 +22,7 @@ def cluster() -> Iterator[str]:
         yield _urls[-1]
         return
     port = free_port()
-    with serve_cluster(Settings(ray_cpus=8), host="127.0.0.1", port=port):
+    with serve_cluster(Settings(ray_cpus=8, language_models=False), host="127.0.0.1", port=port):
         _urls.append(f"http://127.0.0.1:{port}")
         yield _urls[-1]
 

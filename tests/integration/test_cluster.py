@@ -18,7 +18,7 @@ def init(**options):
         raise Exception("The current node timed out during startup.\\nThis could happen because of many things.")
 
 ray.init = init
-with cluster.serve_cluster(Settings(), host="127.0.0.1", port=free_port()):
+with cluster.serve_cluster(Settings(language_models=False), host="127.0.0.1", port=free_port()):
     names = [process.name() for process in psutil.Process().children(recursive=True)]
     print(len(tries), names.count("gcs_server"), names.count("raylet"))
 """

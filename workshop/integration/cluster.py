@@ -23,6 +23,9 @@ from workshop.settings import Settings
 RAY_MEMORY = 1_000_000_000
 """Bytes that Ray, Serve and one replica take, beside the object store; measured, and rounded up."""
 
+LANGUAGE_MEMORY = 1_000_000_000
+"""Bytes that the language models that come with the service add: PyTorch, for the most part."""
+
 START_TRIES = 3
 """Ray gives its own processes 15 seconds to come up, and there is no setting for it: a busy machine needs longer."""
 
@@ -100,10 +103,13 @@ def _start_ray(settings: Settings) -> None:
     else:
         store = settings.object_store_mb * 2**20
         needed, available = RAY_MEMORY + store, available_memory()
+        remedy = "stop something, or run: python -m workshop api"
+        if settings.language_models:
+            needed += LANGUAGE_MEMORY
+            remedy = f"set WORKSHOP_LANGUAGE_MODELS=false, {remedy}"
         if available < needed:
             raise StartError(
-                f"Ray needs {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are free; "
-                "stop something, or run: python -m workshop api"
+                f"Ray needs {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are free; {remedy}"
             )
         ray.init(
             address="local",

@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     api_replicas: Annotated[int, Ge(1)] = 1
     classifier_replicas: Annotated[int, Ge(1)] = 1
     language_model_replicas: Annotated[int, Ge(1)] = 1
-    ray_cpus: Annotated[int, Ge(1)] = 4
-    """Logical CPUs of our own Ray: how many replicas it places, not how many cores they may use."""
+    ray_cpus: Annotated[int, Ge(1)] | None = None
+    """Logical CPUs of our own Ray: how many replicas it places, not how many cores they may use. By default, enough."""
     object_store_mb: Annotated[int, Ge(75)] = 75
     """Ray's shared memory. Requests here are small: Ray's minimum is enough."""

@@ -84,11 +84,10 @@ def test_serve(run, way, placement):
     assert_stops(run, url, WAYS[way])
 
 
-@pytest.mark.parametrize("command", ["api", "serve"])
+@pytest.mark.parametrize("command", [["api"], ["serve", "--placement", "deployment"]], ids=["api", "serve"])
 def test_no_usage_is_lost_when_it_is_stopped_right_after_a_response(run, command, retriever_artifact, tmp_path):
-    run = run(
-        command, "--port", "0", WORKSHOP_LANGUAGE_MODELS="true", WORKSHOP_RETRIEVER_ARTIFACT=str(retriever_artifact)
-    )
+    language = {"WORKSHOP_LANGUAGE_MODELS": "true", "WORKSHOP_RETRIEVER_ARTIFACT": str(retriever_artifact)}
+    run = run(*command, "--port", "0", **language)
     url = run.url()
     questions = ["What is Ray Serve?", "What is a deployment handle?", "What is an event loop?"]
     answers = concurrently(lambda query: httpx.post(url + "/v1/query", json={"query": query}, timeout=60), questions)

@@ -16,7 +16,7 @@ import ray
 from ray import serve
 
 from workshop.contracts.errors import StartError
-from workshop.integration.serve import APP_NAME, build_application
+from workshop.integration.serve import APP_NAME, build_application, count_replicas
 from workshop.machine import available_memory
 from workshop.settings import Settings
 
@@ -113,7 +113,7 @@ def _start_ray(settings: Settings) -> None:
             )
         ray.init(
             address="local",
-            num_cpus=settings.ray_cpus,
+            num_cpus=settings.ray_cpus or count_replicas(settings),
             object_store_memory=store,
             include_dashboard=False,
             log_to_driver=False,

@@ -107,6 +107,14 @@ def build_application(settings: Settings) -> serve.Application:
     return api.bind(settings, handles)
 
 
+def count_replicas(settings: Settings) -> int:
+    """Of all deployments of ``build_application`` together. Each books one logical CPU."""
+    if settings.placement is Placement.INLINE:
+        return settings.api_replicas
+    language = settings.language_model_replicas + 2 if settings.language_models else 0  # with retriever and RAG
+    return settings.api_replicas + settings.classifier_replicas + language
+
+
 def _deployment(name: str, kind: type, replicas: int, *arguments: object) -> Any:
     deployment = serve.deployment(
         name=name,

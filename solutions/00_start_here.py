@@ -61,6 +61,14 @@ import httpx
 
 httpx.get(finished.url + "/health", trust_env=False).json()
 
+# %% [markdown]
+# It predicts tumours, and it answers questions with two small language models of its own. Opened in a browser, its address
+# shows a page to try both.
+
+# %%
+asked = {"query": "What is Ray Serve?"}
+httpx.post(finished.url + "/v1/query", json=asked, trust_env=False, timeout=60).json()
+
 # %%
 finished.stop()
 

@@ -22,6 +22,7 @@ def lines_of(service, **changes):
     with service.client.stream("POST", "/v1/chat/stream", json=CONVERSATION | changes) as answer:
         assert answer.status_code == 200
         assert answer.headers["Content-Type"].startswith("application/jsonl")
+        assert answer.headers["X-Accel-Buffering"] == "no"
         return [json.loads(line) for line in answer.iter_lines()]
 
 

@@ -585,6 +585,39 @@ def test_web_sockets():
     assert "in the socket" in judge(echoes, bad).traceback
 
 
+def test_an_app_that_uses_the_answer_and_an_error_in_a_group():
+    def shouts(answer):
+        app = FastAPI()
+
+        @app.websocket("/ws")
+        async def use(websocket: WebSocket):
+            await websocket.accept()
+            await answer.value(websocket)
+
+        with answer.serve(app) as client:
+            with connect(client.socket_url("/ws")) as socket:
+                socket.send("hi")
+                expect(socket.recv(timeout=3), "HI", why="Louder.")
+            with connect(client.socket_url("/ws")) as socket:
+                socket.send("you")
+                expect(socket.recv(timeout=3), "YOU", why="Again.")
+
+    def talk(reply):
+        async def talk_in_a_group(websocket):
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(asyncio.sleep(60))
+                while True:
+                    await websocket.send_text(reply(await websocket.receive_text()))
+
+        return talk_in_a_group
+
+    assert judge(shouts, talk(str.upper)).outcome == RIGHT
+    # That the first client has left is no error, though the group raises it.
+    assert judge(shouts, talk(lambda text: "HI")).message == "Again."
+    assert "ZeroDivisionError" in judge(shouts, talk(lambda text: 1 / 0)).traceback
+    assert judge(shouts, talk(lambda text: ... + text)).outcome == NOT_ATTEMPTED
+
+
 def test_requests_at_once():
     async def slow():
         await asyncio.sleep(0.1)

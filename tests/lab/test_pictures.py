@@ -3,7 +3,7 @@
 import pytest
 from matplotlib.colors import to_hex
 
-from workshop.lab import bars, curve, marks, timeline
+from workshop.lab import bars, columns, curve, marks, timeline
 from workshop.lab.load_generator import Records, RequestRecord
 from workshop.lab.pictures import FAILED, WAITING, WORKING
 
@@ -50,6 +50,26 @@ def test_a_curve_goes_through_its_points():
     figure = curve({"a": {1: 10.0, 2: 30.0}}, x="users", y="ms", steps=[40])
     line = next(line for line in figure.axes[0].lines if line.get_label() == "a")
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 2], [10, 30])
+
+
+def test_whole_numbers_have_whole_ticks():
+    axis = curve({"a": {1: 10.0, 2: 30.0}}, x="users", y="ms").axes[0]
+    assert all(float(tick).is_integer() for tick in axis.get_xticks())
+
+
+def test_a_curve_has_notes_beside_points():
+    axis = curve({"a": {1: 10.0, 2: 30.0}}, x="users", y="ms", notes=[(2, 30.0, "best")], bottom=5).axes[0]
+    (note,) = axis.texts
+    assert axis.get_ylim()[0] == 5
+    assert (note.get_text(), note.xy) == ("best", (2, 30.0))
+
+
+def test_a_panel_has_a_column_for_each_value():
+    figure = columns({"sure": [("a", 1.0), ("b", 0.9)], "unsure": iter([("a", 0.2)])}, y="probability")
+    heights = [[column.get_height() for column in axis.patches] for axis in figure.axes]
+    labels = [[label.get_text() for label in axis.get_xticklabels()] for axis in figure.axes]
+    assert (heights, labels) == ([[1.0, 0.9], [0.2]], [["a", "b"], ["a"]])
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
 
 
 def test_bars_carry_their_values():

@@ -10,6 +10,7 @@ from workshop.lab.service_map import service_map
 _HOME = {
     "bars": "pictures",
     "check": "checks",
+    "columns": "pictures",
     "curve": "pictures",
     "explore": "explorer",
     "hint": "checks",
@@ -18,6 +19,7 @@ _HOME = {
     "marks": "pictures",
     "run_app": "serving",
     "run_command": "commands",
+    "slow_model": "language",
     "solution": "checks",
     "start_at": "lessons",
     "start_serve": "cluster",

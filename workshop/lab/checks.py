@@ -236,15 +236,16 @@ class Answer:
         return result
 
     @contextmanager
-    def serve(self, *, allow_500: bool = False, seconds: float = 5.0) -> Iterator[Client]:
-        """Serve the answer, an ASGI app, on a free port and yield an HTTP client for it.
+    def serve(self, app: Any = None, *, allow_500: bool = False, seconds: float = 5.0) -> Iterator[Client]:
+        """Serve the answer, or an ASGI app that uses it, on a free port and yield an HTTP client for it.
 
         An error that the app does not handle ends the check, with its traceback, unless `allow_500`.
         `seconds` is the time limit of a request.
         """
-        if not _is_app(self.value):
-            raise NotYet("A FastAPI app is needed here.", got=show(self.value))
-        recorder = _Recorder(self.value)
+        app = self.value if app is None else app
+        if not _is_app(app):
+            raise NotYet("A FastAPI app is needed here.", got=show(app))
+        recorder = _Recorder(app)
         name = f"check-{id(recorder)}"
         with (
             _muted_log("uvicorn.error", f"server-{name}"),
@@ -450,15 +451,24 @@ class _Recorder:
 
         try:
             await self.app(scope, receive, relay)
-        except (asyncio.CancelledError, ClientDisconnect, WebSocketDisconnect):
-            raise
         except BaseException as error:
-            self.errors.append(error)
+            ends = (asyncio.CancelledError, ClientDisconnect, WebSocketDisconnect)
+            reasons = [reason for reason in _reasons(error) if not isinstance(reason, ends)]
+            if not reasons:
+                raise
+            self.errors.append(reasons[0])
             if (started and not held) or scope["type"] == "websocket":
                 raise  # the server cuts the connection
             held = held or [{"type": "http.response.start", "status": 500}, {"type": "http.response.body"}]
         for message in held:
             await send(message)
+
+
+def _reasons(error: BaseException) -> list[BaseException]:
+    """The error itself, or those in a group such as a `TaskGroup` raises."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [reason for one in error.exceptions for reason in _reasons(one)]
 
 
 def _is_app(value: object) -> bool:

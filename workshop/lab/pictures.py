@@ -59,18 +59,33 @@ def _draw(axis: Axes, records: Records) -> None:
 
 
 def curve(
-    points: Mapping[str, Mapping[float, float]], *, x: str, y: str, title: str = "", steps: Sequence[float] = ()
+    points: Mapping[str, Mapping[float, float]],
+    *,
+    x: str,
+    y: str,
+    title: str = "",
+    steps: Sequence[float] = (),
+    notes: Iterable[tuple[float, float, str]] = (),
+    bottom: float = 0.0,
 ) -> Figure:
-    """A line per name through its points, with dashed vertical lines at ``steps``."""
+    """A line per name through its points, with dashed vertical lines at ``steps``, and ``notes``: (x, y, text).
+
+    The y-axis starts at ``bottom``.
+    """
     figure, axis = plt.subplots(figsize=(8, 3.4), layout="constrained")
     for step in steps:
         axis.axvline(step, color=FAILED, linestyle="--", linewidth=1)
         axis.annotate(f"{step:g}", (step, 1), xycoords=("data", "axes fraction"), color=FAILED, ha="right", va="top")
     for name, line in points.items():
         axis.plot(list(line), list(line.values()), marker="o", label=name)
+    for across, up, text in notes:
+        axis.plot([across], [up], "o", color=_INK, zorder=3)
+        axis.annotate(text, (across, up), xytext=(-6, 6), textcoords="offset points", color=_INK, ha="right")
     axis.set(xlabel=x, ylabel=y)
+    if all(float(across).is_integer() for line in points.values() for across in line):
+        axis.locator_params(axis="x", integer=True)
     axis.set_title(title, loc="left", fontsize=11, color=_INK)
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(bottom=bottom)
     if len(points) > 1:
         axis.legend(frameon=False)
     _plain(axis)
@@ -95,6 +110,23 @@ def marks(rows: Mapping[str, Iterable[float]], *, x: str = "milliseconds", title
     return figure
 
 
+def columns(panels: Mapping[str, Iterable[tuple[str, float]]], *, y: str) -> Figure:
+    """One panel per name: a narrow column for each (label, value), in their order, all on one scale."""
+    drawn = {name: list(items) for name, items in panels.items()}
+    figure, axes = plt.subplots(
+        len(drawn), 1, sharey=True, squeeze=False, figsize=(9, 2.4 * len(drawn)), layout="constrained"
+    )
+    for axis, (name, items) in zip(axes[:, 0], drawn.items(), strict=True):
+        axis.bar(range(len(items)), [value for _, value in items], color=WORKING)
+        axis.set_xticks(range(len(items)), [label for label, _ in items], rotation=90, fontsize=8)
+        axis.set_xlim(-0.6, max(map(len, drawn.values())) - 0.4)
+        axis.set_ylabel(y)
+        axis.set_title(name, loc="left", fontsize=11, color=_INK)
+        _plain(axis)
+    plt.close(figure)  # shown once: by the cell that ends with it
+    return figure
+
+
 def bars(groups: Mapping[str, Mapping[str, float]], *, y: str, title: str = "") -> Figure:
     """Groups of bars side by side, each bar labelled with its value."""
     figure, axis = plt.subplots(figsize=(8, 3.4), layout="constrained")
@@ -108,7 +140,7 @@ def bars(groups: Mapping[str, Mapping[str, float]], *, y: str, title: str = "") 
     axis.set_ylabel(y)
     axis.set_title(title, loc="left", fontsize=11, color=_INK)
     if len(names) > 1:
-        axis.legend(frameon=False)
+        axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))  # beside the bars, never over them
     _plain(axis)
     plt.close(figure)  # shown once: by the cell that ends with it
     return figure

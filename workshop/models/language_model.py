@@ -143,7 +143,8 @@ class LanguageModel:
     def _encode(self, prompt: Prompt) -> list[int]:
         messages = [{"role": message.role, "content": self._plain(message.content)} for message in prompt.messages]
         text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
+        # Not verbose: what is too long is said below, as an error.
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         if len(ids) >= self._card.context_length:
             limit = self._card.context_length
             raise PromptTooLongError(

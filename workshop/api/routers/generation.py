@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Depends, Request
+from fastapi import APIRouter, BackgroundTasks, Depends, Request, Response
 
 from workshop.api.budget import AccountDep
 from workshop.api.dependencies import GeneratorsDep, find_generator, require_json
@@ -29,11 +29,12 @@ async def generate(
 
 
 async def open_conversation(
-    conversation: Conversation, generators: GeneratorsDep, account: AccountDep
+    conversation: Conversation, generators: GeneratorsDep, account: AccountDep, response: Response
 ) -> AsyncIterator[AsyncIterator[Chunk]]:
     """An answer of which the first piece is there: what fails before it is an ordinary error response."""
     generator = find_generator(generators, conversation.model)
     answer = account.metered(generator.stream(conversation.to_prompt()), conversation.model)
+    response.headers["X-Accel-Buffering"] = "no"  # FastAPI says so of events only
     async with started(answer) as chunks:
         yield chunks
 

@@ -1,0 +1,48 @@
+"""The slowed model of the lessons."""
+
+import asyncio
+import subprocess
+import sys
+import time
+
+from workshop.contracts.generator import Message, Prompt
+from workshop.lab import slow_model
+
+PROMPT = Prompt((Message("user", "What is a replica?"),))
+
+
+def complete(model, times):
+    async def together():
+        try:
+            return await asyncio.gather(*(model.complete(PROMPT) for _ in range(times)))
+        finally:
+            await model.aclose()
+
+    start = time.perf_counter()
+    answers = asyncio.run(together())
+    return answers, time.perf_counter() - start
+
+
+def test_each_answer_gets_so_many_tokens_a_second_and_all_share_the_steps():
+    answers, seconds = complete(slow_model(20), 3)
+    steps = answers[0].usage.completion_tokens
+    assert {answer.text for answer in answers} == {answers[0].text}
+    assert steps / 20 < seconds < 2 * steps / 20
+
+
+def test_a_second_model_stops_the_first():
+    first = slow_model(1000)
+    asyncio.run(first.complete(PROMPT))
+    second = slow_model(1000)
+    assert not any(batch.is_running() for batch in first._batches.values())
+    second.close()
+
+
+def test_a_forgotten_model_does_not_keep_the_process():
+    code = f"""
+import asyncio
+from workshop.contracts.generator import *
+from workshop.lab import slow_model
+asyncio.run(slow_model(1000).complete({PROMPT!r}))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

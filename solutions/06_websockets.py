@@ -16,7 +16,7 @@
 # - notice a client that is gone without a word, or does not read,
 # - say where a conversation lives, and what follows for replicas.
 #
-# The code runs in {{ minutes }} and takes {{ memory }} at most. With the exercises, plan 75 minutes.
+# The code runs in {{ minutes }} and takes {{ memory }} at most. With the exercises, plan 100 minutes.
 
 # %%
 from workshop.lab import bars, check, hint, marks, run_app

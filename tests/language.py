@@ -97,17 +97,25 @@ class StandInModel:
         pass
 
 
+@dataclass
 class StandInRetriever:
-    """Knows one passage."""
+    """Knows one passage, and the texts that it was asked to embed. A vector tells the length of its text."""
+
+    version: str = "1"
+    embedded: list[str] = field(default_factory=list)
 
     async def embed(self, texts: Sequence[str]) -> FloatMatrix:
-        return np.tile([1.0, 0.0], (len(texts), 1))
+        self.embedded += texts
+        return np.array([[1.0, len(text)] for text in texts])
 
     async def search(self, text: str, k: int) -> list[Hit]:
         return [Hit(Passage("1", "stand-in", "It is so."), 1.0)][:k]
 
     async def card(self) -> RetrieverCard:
-        return RetrieverCard("stand-in", 2, 1)
+        return RetrieverCard("stand-in", 2, 1, self.version)
+
+    async def aclose(self) -> None:
+        pass
 
 
 class StandInClassifier:

@@ -20,6 +20,7 @@ def _parsed_rate_limit(rule: str) -> str:
 
 
 RateLimit = Annotated[str, AfterValidator(_parsed_rate_limit)]
+RedisUrl = Annotated[str, Field(pattern="^rediss?://")]
 
 
 class Placement(StrEnum):
@@ -81,8 +82,9 @@ class Settings(BaseSettings):
     """Dollars that one principal may spend on a day (UTC); above it, requests get a 402."""
     rate_limits: dict[str, RateLimit] = {}
     """How often a principal may ask, as JSON: ``{"/v1": "600/minute", "/v1/query": "10/minute"}``. Above it: 429."""
-    redis_url: Annotated[str | None, Field(validation_alias="REDIS_URL")] = None
-    """Counts requests for all replicas together, such as ``redis://127.0.0.1``. Without one, each counts its own."""
+    redis_url: Annotated[RedisUrl | None, Field(validation_alias="REDIS_URL")] = None
+    """Counts requests and keeps embeddings for all replicas together, such as ``redis://127.0.0.1``. Without one, each
+    has its own."""
     api_keys: Annotated[dict[str, str], Field(repr=False)] = {}
     """Bearer keys and the principals they stand for, as JSON. Without any, a key is the principal's own name."""
 

@@ -65,6 +65,15 @@ def test_a_bad_setting(run, command, name, value):
     assert_fails_with_one_line(run, name.removeprefix("WORKSHOP_").lower(), value, "should be")
 
 
+def test_a_redis_url_that_is_none(run):
+    assert_fails_with_one_line(run("api", "--port", "0", REDIS_URL="http://cache"), "REDIS_URL", "http://cache", "redis")
+
+
+def test_a_rate_limit_for_a_route_that_is_not_there(run):
+    limits = '{"/v1/predikt": "10/minute"}'
+    assert_fails_with_one_line(run("api", "--port", "0", WORKSHOP_RATE_LIMITS=limits), "rate_limits", "/v1/predikt")
+
+
 DATABASES = {
     "nonsense": "parse",
     "nosuchdatabase+driver://host/name": "nosuchdatabase",

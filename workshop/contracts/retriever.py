@@ -26,11 +26,19 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class RetrieverCard:
-    """What a retriever says of itself: its embedding's name and dimensions, and how many passages it searches."""
+    """What a retriever says of itself.
+
+    Attributes:
+        embedding: its name.
+        dimensions: of a vector.
+        passages: how many it searches.
+        version: another one as soon as a text's vector may be another one.
+    """
 
     embedding: str
     dimensions: int
     passages: int
+    version: str
 
 
 class Retriever(Protocol):
@@ -50,4 +58,8 @@ class Retriever(Protocol):
 
     async def card(self) -> RetrieverCard:
         """The card. Doubles as the readiness probe."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give back what the retriever holds open."""
         ...

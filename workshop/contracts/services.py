@@ -35,7 +35,8 @@ class LanguageServices:
 
     async def aclose(self) -> None:
         """Give back what all of them hold open."""
-        await gather(self.usage.aclose(), *(generator.aclose() for generator in self.generators.values()))
+        generators = (generator.aclose() for generator in self.generators.values())
+        await gather(self.usage.aclose(), self.retriever.aclose(), *generators)
 
 
 @dataclass(frozen=True, slots=True)

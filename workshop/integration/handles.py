@@ -84,6 +84,9 @@ class HandleRetriever:
             card: RetrieverCard = await self._handle.card.remote()
         return card
 
+    async def aclose(self) -> None:
+        """Nothing: Serve keeps the handle's connections."""
+
 
 class HandleQuestionAnswerer:
     """A chain behind a handle of ``RagDeployment``."""

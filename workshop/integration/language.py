@@ -17,6 +17,7 @@ from workshop.contracts.generator import TextGenerator
 from workshop.contracts.rag import QuestionAnswerer
 from workshop.contracts.retriever import Hit, Retriever, RetrieverCard
 from workshop.contracts.services import LanguageServices
+from workshop.integration.cached_embeddings import CachedEmbeddings
 from workshop.integration.deadline import WithDeadline
 from workshop.models.cascade import PricedModel, TwoModelCascade
 from workshop.settings import Settings
@@ -43,6 +44,9 @@ class InProcessRetriever:
     async def card(self) -> RetrieverCard:
         """See ``Retriever.card``."""
         return self._retriever.card
+
+    async def aclose(self) -> None:
+        """Nothing: it holds memory alone."""
 
 
 def local_language(settings: Settings) -> LanguageServices:
@@ -123,7 +127,7 @@ def language_services(
         generators=generators,
         prices={draft: settings.draft_cost, main: settings.main_cost},
         cascade=cascade,
-        retriever=retriever,
+        retriever=CachedEmbeddings(retriever, settings.redis_url),
         rag=rag,
         usage=SqlUsageStore(settings.database_url),
     )

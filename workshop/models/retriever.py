@@ -133,7 +133,8 @@ class CorpusRetriever:
         owners: NDArray[np.int64],
     ) -> None:
         dimensions = vectors.shape[1]
-        self.card = RetrieverCard(embedding.name, dimensions, len(passages))
+        version = hashlib.sha256(vectors.tobytes()).hexdigest()[:12]
+        self.card = RetrieverCard(embedding.name, dimensions, len(passages), version)
         self._embedding = embedding
         self._passages = passages
         self._vectors = vectors

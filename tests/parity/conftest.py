@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.cluster import cluster, deployed
-from tests.service import client_at
+from tests.service import RATE_LIMIT, client_at
 from workshop.api.app import create_app
 from workshop.integration.local import local_services
 from workshop.lab.serving import run_app
@@ -27,6 +27,7 @@ def new_settings(artifact, retriever_artifact, tmp_path_factory):
         return Settings(
             artifact=artifact,
             retriever_artifact=retriever_artifact,
+            rate_limits={"/v1/generate": f"{RATE_LIMIT}/minute"},
             database_url=f"sqlite+aiosqlite:///{database}",
             **settings,
         )

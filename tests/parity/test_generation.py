@@ -2,6 +2,7 @@
 
 import json
 
+from tests.service import RATE_LIMIT
 from workshop import corpus
 
 ENTRY = corpus.entries()[3]
@@ -26,3 +27,12 @@ def test_what_fails_first_is_a_problem_document(service):
     for path, sent in (("/v1/chat/stream", body), ("/v1/generate", {"model": "workshop-main", "prompt": "w " * 3000})):
         answer = service.post(path, json=sent)
         assert (answer.status_code, answer.json()["error"]) == (400, "PromptTooLongError")
+
+
+def test_who_asks_too_often_is_told_when_to_come_back(service):
+    """Mistakes count too. Two replicas without a Redis let twice as many through."""
+    hasty = {"Authorization": "Bearer hasty"}
+    answers = [service.post("/v1/generate", json={}, headers=hasty) for _ in range(2 * RATE_LIMIT + 1)]
+    assert [answer.status_code for answer in answers[:RATE_LIMIT]] == [422] * RATE_LIMIT
+    assert (answers[-1].status_code, answers[-1].json()["error"]) == (429, "RateLimitedError")
+    assert 1 <= int(answers[-1].headers["Retry-After"]) <= 60

@@ -34,5 +34,6 @@ def test_who_asks_too_often_is_told_when_to_come_back(service):
     hasty = {"Authorization": "Bearer hasty"}
     answers = [service.post("/v1/generate", json={}, headers=hasty) for _ in range(2 * RATE_LIMIT + 1)]
     assert [answer.status_code for answer in answers[:RATE_LIMIT]] == [422] * RATE_LIMIT
-    assert (answers[-1].status_code, answers[-1].json()["error"]) == (429, "RateLimitedError")
-    assert 1 <= int(answers[-1].headers["Retry-After"]) <= 60
+    refused = next(answer for answer in answers if answer.status_code != 422)
+    assert (refused.status_code, refused.json()["error"]) == (429, "RateLimitedError")
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60

@@ -147,8 +147,9 @@ async def retrieve_model(model: str, generators: GeneratorsDep, retriever: Retri
 @router.post("/embeddings", dependencies=[Depends(require_json)])
 async def create_embeddings(body: EmbeddingRequest, retriever: RetrieverDep) -> EmbeddingList:
     """Texts as vectors of length 1."""
-    if body.model != (await retriever.card()).embedding:
-        raise NotFoundError(f"there is no embedding {body.model}; there is {(await retriever.card()).embedding}")
+    embedding = (await retriever.card()).embedding
+    if body.model != embedding:
+        raise NotFoundError(f"there is no embedding {body.model}; there is {embedding}")
     vectors = (await retriever.embed(body.texts)).astype("<f4")
     n_words = sum(len(text.split()) for text in body.texts)
     return EmbeddingList(

@@ -165,6 +165,14 @@ def expect(got: object, expected: object, *, why: str = "", given: str = "") -> 
     raise NotYet(why.strip(), given=given, expected=show(expected), got=show(got))
 
 
+def comes_true(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether the condition holds now, or within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
 def show(value: object, limit: int = 300) -> str:
     """`repr`, shortened, for a value whose `__repr__` may be the learner's."""
     try:

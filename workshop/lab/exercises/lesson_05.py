@@ -17,7 +17,7 @@ from fastapi.sse import format_sse_event
 from httpx_sse import EventSource, ServerSentEvent
 from starlette.types import Message, Receive, Scope, Send
 
-from workshop.lab.checks import Answer, Client, NotYet, exercise, expect, show
+from workshop.lab.checks import Answer, Client, NotYet, comes_true, exercise, expect, show
 from workshop.lab.serving import run_app
 
 REPORT = ("no", "sign", "of", "malignancy,", "next", "visit", "in", "a", "year")
@@ -255,7 +255,7 @@ def notes_the_first_piece(answer: Answer) -> None:
                 _expect_first_piece(client, kitchen, notes, times)
             plain = client.get("/other")
             expect((plain.status_code, plain.text), (404, "nothing"), why="The answer itself must stay the same.")
-            _wait_for(lambda: len(notes) >= 3)
+            comes_true(lambda: len(notes) >= 3, 2.0)
             expect([note[0] for note in notes], ["/stream", "/stream", "/other"], why="One note per answer.")
     finally:
         served.close()
@@ -272,7 +272,7 @@ def _expect_first_piece(client: Client, kitchen: _Kitchen, notes: UserList[Any],
     expect(text, "first second third", why="The answer itself must stay the same.")
     if kitchen.held:
         raise NotYet("The first piece comes only with the last one.", expected="nothing is held back")
-    _wait_for(lambda: len(notes) >= times)
+    comes_true(lambda: len(notes) >= times, 2.0)
     if len(notes) != times:
         raise NotYet(
             "Each answer gets one note.", given=f"{times} times GET /stream", expected=f"{times}", got=f"{len(notes)}"
@@ -299,15 +299,6 @@ async def _nothing() -> Message:
 
 async def _into_nothing(message: Message) -> None:
     pass
-
-
-def _wait_for(condition: Any, seconds: float = 2.0) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 SOUND = tuple(f"{number}:" + "~" * 100_000 for number in range(12))
@@ -356,7 +347,7 @@ def _expect_silence(client: Client, reader: str, *, pause_s: float, stalls: bool
                 got=f"{speech.spoken} pieces",
             )
         lines.close()  # type: ignore[attr-defined]
-        if not _wait_for(lambda: speech.running == 0, 3.0):
+        if not comes_true(lambda: speech.running == 0, 3.0):
             raise NotYet(
                 "The reader has left, and `voice` is still open.",
                 given=given,

@@ -5,7 +5,7 @@ import inspect
 import json
 import pickle
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from workshop.lab.checks import Answer, Client, NotYet, exercise, expect, show
+from workshop.lab.checks import Answer, Client, NotYet, comes_true, exercise, expect, show
 
 PATIENCE_S = 5.0
 """For a message that must come."""
@@ -114,13 +114,6 @@ def _app(answer: Answer, *arguments: Any) -> FastAPI:
     return app
 
 
-def _soon(holds: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + SOON_S
-    while not holds() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return holds()
-
-
 class _Model:
     """Answers with numbered words, and counts the answers under way."""
 
@@ -175,7 +168,7 @@ def stops_when_told(answer: Answer) -> None:
             talk.say("stop")
             if _answer_to(talk)[-1] != "stopped":
                 raise NotYet("The answer went on to its end.", expected="`stopped` in the place of `done`")
-            if not _soon(lambda: model.running == 0):
+            if not comes_true(lambda: model.running == 0, SOON_S):
                 raise NotYet("The model still works on the answer that was stopped.")
             model.pause_s, model.length = 0.01, 10
             talk.say("When?")
@@ -183,8 +176,8 @@ def stops_when_told(answer: Answer) -> None:
         model.pause_s = 60
         with _talking(answer, client, "/ws", "a client that leaves while the model thinks, and") as talk:
             talk.say("Where?")
-            _soon(lambda: model.running == 1)
-        if not _soon(lambda: model.running == 0):
+            comes_true(lambda: model.running == 1, SOON_S)
+        if not comes_true(lambda: model.running == 0, SOON_S):
             raise NotYet("The client has left, and the model still works for it.")
 
 
@@ -383,7 +376,7 @@ def keeps_rooms_apart(answer: Answer) -> None:
                 before = bus.subscribers
                 talk = seats.enter_context(_talking(answer, client, f"/rooms/{room}", who))
                 if all(subscribed):  # who does not subscribe is not waited for again
-                    subscribed.append(_soon(lambda: bus.subscribers > before or bool(client.errors)))
+                    subscribed.append(comes_true(lambda: bus.subscribers > before or bool(client.errors), SOON_S))
                 return talk
 
             ada = enter(one, "tea", "ada, in `tea`,")
@@ -400,7 +393,7 @@ def keeps_rooms_apart(answer: Answer) -> None:
             expect(cleo.hear(), "Milk last.", why="Everything that is said, in its order.")
             eve.say("No milk.")
             expect(dan.hear(), "No milk.", why="This is what dan should hear first. What is said in `tea` stays there.")
-        if not _soon(lambda: bus.subscribers == 0):
+        if not comes_true(lambda: bus.subscribers == 0, SOON_S):
             raise NotYet(
                 "All have left, and the bus still works for them.",
                 given="five clients that leave",

@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODELS := artifacts/retriever/retriever.skops
-SOLUTIONS := $(wildcard solutions/*.ipynb)
 BENCHMARKS := $(wildcard benchmarks/*.py)
 APART := torch sentence-transformers
 # Notebooks start programs by name (ray, redis, curl): ours come first.
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
+# Several processes: tests/conftest.py says how many, which tests belong together, and which start first.
+PYTEST := $(IN_VENV) pytest --numprocesses=auto --dist=loadgroup --no-loadscope-reorder
 
-.PHONY: help env artifacts lab test lint notebooks bench lock clean new-venv
+.PHONY: help env artifacts lab test check lint notebooks bench lock clean new-venv
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -24,10 +25,11 @@ lab: env artifacts  ## JupyterLab at lesson 00; make lab ARGS="--no-browser --po
 	@$(IN_VENV) JUPYTER_CONFIG_PATH="$(CURDIR)/binder/jupyter" \
 	  jupyter lab --ServerApp.root_dir="$(CURDIR)" $(ALLOW_ROOT) $(ARGS)
 
-test: lint artifacts  ## every check and test, the solution notebooks included
-	@$(IN_VENV) pytest tests
-	@$(if $(SOLUTIONS),$(IN_VENV) pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 $(SOLUTIONS),\
-	  echo "solutions/ holds no notebook to run.")
+test: lint artifacts  ## every check and test, the solution notebooks included; make test ARGS="tests/api -k health"
+	@$(PYTEST) $(ARGS)
+
+check: lint artifacts  ## lint, and every test that is quick: it starts no Ray, no browser and no notebook
+	@$(PYTEST) -m "not ray and not browser and not notebook" $(ARGS)
 
 lint: env  ## style and types
 	@$(IN_VENV) ruff check .

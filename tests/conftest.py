@@ -1,4 +1,4 @@
-"""What tests of several folders use: the trained models, a browser, a Redis server."""
+"""How the tests are spread over processes, and what tests of several folders use: models, a browser, a Redis server."""
 
 import os
 import shutil
@@ -7,10 +7,53 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from nbval.plugin import IPyNbCell
 
-from tests.retriever import built
-from workshop.machine import free_port
-from workshop.models.tumours import train
+from workshop.machine import available_memory, free_port, usable_cores
+
+MEMORY_OF_A_WORKER = 4 * 10**9
+"""Bytes that a process of the test run may need, with a Ray cluster and the language models in it."""
+
+SLOW = {
+    "ray": "starts a Ray cluster, or shares the one of its process",
+    "browser": "starts Chromium",
+    "notebook": "runs a whole notebook",
+}
+"""Markers of tests that `make check` leaves out. They are set here, by what a test asks for."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, meaning in SLOW.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Two processes for each core, because most tests wait for servers; fewer where memory is short."""
+    return max(1, min(int(2 * usable_cores()), available_memory() // MEMORY_OF_A_WORKER))
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker, and before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow tests, let them start first, and say which belong into one process."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if "cluster" in fixtures or (isinstance(item, IPyNbCell) and item.parent.nb.metadata.workshop.get("ray")):
+            item.add_marker("ray")
+        if "chromium" in fixtures:
+            item.add_marker("browser")
+        if "untouched" in fixtures or isinstance(item, IPyNbCell):
+            item.add_marker("notebook")
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in SLOW])
+
+
+def group_of(item: pytest.Item) -> str:
+    """Tests of one group run in one process, one after the other, and share what their fixtures start."""
+    if not {"untouched", "run"}.isdisjoint(getattr(item, "fixturenames", ())):
+        return item.nodeid  # a notebook, or a command line, that shares nothing
+    if item.get_closest_marker("ray") and not isinstance(item, IPyNbCell):
+        return f"ray {item.path.parent.name}"
+    return item.path.name
 
 
 def system_tool(*names: str) -> str:
@@ -53,8 +96,21 @@ def redis(redis_server, tmp_path) -> Iterator[tuple[str, subprocess.Popen[bytes]
 
 
 @pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """The URL of the proxy of Ray Serve, on one cluster for all tests of this process: it starts slowly."""
+    from workshop.integration.cluster import serve_cluster
+    from workshop.settings import Settings
+
+    port = free_port()
+    with serve_cluster(Settings(ray_cpus=8, language_models=False), host="127.0.0.1", port=port):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="session")
 def artifact(tmp_path_factory) -> Path:
     """The saved tumour classifier."""
+    from workshop.models.tumours import train
+
     folder = tmp_path_factory.mktemp("artifact")
     train().save(folder)
     return folder
@@ -63,6 +119,8 @@ def artifact(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def retriever_artifact(tmp_path_factory) -> Path:
     """The saved retriever, of corpus and lessons."""
+    from tests.retriever import built
+
     folder = tmp_path_factory.mktemp("retriever")
     built().save(folder)
     return folder

@@ -523,8 +523,9 @@ def test_an_answer_that_waits_for_its_reader_can_be_cancelled(serve):
 
 def test_a_client_that_sends_without_reading_is_closed(talk, monkeypatch):
     monkeypatch.setattr(sockets, "MAX_UNREAD", 2**15)
-    for _ in range(500):
-        talk.socket.send("mistake")
+    with suppress(ConnectionClosed):  # it may be closed before all is sent
+        for _ in range(500):
+            talk.socket.send("mistake")
     assert talk.ending() == (1008, "read before you send more")
 
 

@@ -94,18 +94,22 @@ def _runs(process: psutil.Process) -> bool:
     return False
 
 
+def environment_of(artifact: Path, folder: Path) -> dict[str, str]:
+    """Settings of a service with a database of its own."""
+    return {
+        "WORKSHOP_ARTIFACT": str(artifact),
+        "WORKSHOP_LANGUAGE_MODELS": "false",
+        "DATABASE_URL": f"sqlite+aiosqlite:///{folder}/service.sqlite",
+    }
+
+
 @pytest.fixture
 def run(tmp_path, artifact) -> Iterator[Callable[..., Run]]:
     """Starts a command with a model and a database of its own; whatever is left of it is killed after the test."""
     runs = []
 
     def run(*arguments: str, **environment: str) -> Run:
-        defaults = {
-            "WORKSHOP_ARTIFACT": str(artifact),
-            "WORKSHOP_LANGUAGE_MODELS": "false",
-            "DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/service.sqlite",
-        }
-        runs.append(Run(tmp_path, *arguments, **defaults | environment))
+        runs.append(Run(tmp_path, *arguments, **environment_of(artifact, tmp_path) | environment))
         return runs[-1]
 
     yield run

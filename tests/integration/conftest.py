@@ -1,9 +1,5 @@
 import pytest
 
-from tests.cluster import cluster
-
-__all__ = ["cluster"]
-
 
 @pytest.fixture
 def anyio_backend() -> str:

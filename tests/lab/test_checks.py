@@ -94,7 +94,6 @@ class Hostile:
         Doubler().__call__,
         functools.partial(lambda factor, n: factor * n, 2),
     ],
-    ids=str,
 )
 def test_right_in_many_ways(answer):
     verdict = judge(doubles, answer)

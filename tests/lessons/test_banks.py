@@ -9,7 +9,7 @@ and, where the checks need something running, a context manager `environment`.
 
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -33,18 +33,14 @@ def bank_of(lesson: Lesson) -> ModuleType:
     return module
 
 
-@pytest.fixture(autouse=True)
-def _ray_for_a_lesson_that_needs_it(request: pytest.FixtureRequest) -> None:
-    """The test run's one cluster: a bank's `environment` finds it running."""
+@pytest.fixture
+def bank(request: pytest.FixtureRequest, lesson: Lesson, exercise: str) -> Iterator[dict[str, list]]:
+    """The answers to one exercise, with what their checks need running."""
     if request.node.get_closest_marker("ray"):
         request.getfixturevalue("cluster")
-
-
-@contextmanager
-def answers(lesson: Lesson, exercise: str, kind: str) -> Iterator[list]:
-    bank = bank_of(lesson)
-    with getattr(bank, "environment", nullcontext)():
-        yield bank.BANK[exercise][kind]
+    answers = bank_of(lesson)
+    with getattr(answers, "environment", nullcontext)():
+        yield answers.BANK[exercise]
 
 
 def test_every_exercise_has_a_bank_and_every_bank_an_exercise(lesson, exercise_ids):
@@ -52,30 +48,27 @@ def test_every_exercise_has_a_bank_and_every_bank_an_exercise(lesson, exercise_i
     assert all(exercise.startswith(f"{lesson.number}.") for exercise in exercise_ids)
 
 
-def test_right_answers_are_right(lesson, exercise):
-    with answers(lesson, exercise, "right") as right:
-        assert len(right) >= 2
-        for number, answer in enumerate(right):
-            verdict = check(exercise, answer)
-            assert verdict.outcome is Outcome.RIGHT, f"right answer {number}: {verdict!r}"
+def test_right_answers_are_right(exercise, bank):
+    assert len(bank["right"]) >= 2
+    for number, answer in enumerate(bank["right"]):
+        verdict = check(exercise, answer)
+        assert verdict.outcome is Outcome.RIGHT, f"right answer {number}: {verdict!r}"
 
 
-def test_wrong_answers_are_told_why(lesson, exercise):
-    with answers(lesson, exercise, "wrong") as wrong:
-        assert len(wrong) >= 3
-        for number, (answer, message) in enumerate(wrong):
-            verdict = check(exercise, answer)
-            assert verdict.outcome in (Outcome.NOT_YET, Outcome.COULD_NOT_CHECK), f"wrong answer {number}: {verdict!r}"
-            assert message in repr(verdict), f"wrong answer {number}"
-            verdict._repr_html_()
+def test_wrong_answers_are_told_why(exercise, bank):
+    assert len(bank["wrong"]) >= 3
+    for number, (answer, message) in enumerate(bank["wrong"]):
+        verdict = check(exercise, answer)
+        assert verdict.outcome in (Outcome.NOT_YET, Outcome.COULD_NOT_CHECK), f"wrong answer {number}: {verdict!r}"
+        assert message in repr(verdict), f"wrong answer {number}"
+        verdict._repr_html_()
 
 
 def test_a_blank_is_not_attempted(lesson, exercise):
     assert check(exercise, ...).outcome is Outcome.NOT_ATTEMPTED
 
 
-def test_there_are_hints_and_a_solution(lesson, exercise):
+def test_there_are_hints_and_a_solution(exercise, bank):
     assert hint(exercise).of >= 2
-    with answers(lesson, exercise, "right") as right:
-        check(exercise, right[0])
+    check(exercise, bank["right"][0])
     assert solution(exercise).code

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from workshop.lab.build import lessons, notebook
+from tests.made import made
+from workshop.lab.build import lessons
 
 SHOWN = [
     pytest.param(lesson.number, mirror, cell.source, id=f"{lesson.number}-{mirror}")
     for lesson in lessons()
-    for cell in notebook(lesson, solved=True).cells
+    for cell in made(lesson, solved=True).cells
     for mirror in cell.metadata.get("mirrors", "").split()
 ]
 

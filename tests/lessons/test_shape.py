@@ -6,7 +6,7 @@ import re
 import statistics
 import tokenize
 
-from workshop.lab.build import notebook
+from tests.made import made
 
 LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT, tokenize.ENCODING}
 LAYOUT |= {tokenize.ENDMARKER}
@@ -14,11 +14,11 @@ MEMORY_LIMIT_MB = 1800  # of Binder's 2 GB; Jupyter itself takes the rest
 
 
 def prose(lesson) -> list[str]:
-    return [cell.source for cell in notebook(lesson, solved=False).cells if cell.cell_type == "markdown"]
+    return [cell.source for cell in made(lesson, solved=False).cells if cell.cell_type == "markdown"]
 
 
 def code(lesson) -> list[str]:
-    return [cell.source for cell in notebook(lesson, solved=True).cells if cell.cell_type == "code"]
+    return [cell.source for cell in made(lesson, solved=True).cells if cell.cell_type == "code"]
 
 
 def lines_of_code(source: str) -> int:

@@ -1,21 +1,25 @@
 """The same service in every runtime, each on a real port."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import make_url
 
-from tests.cluster import cluster, deployed
+from tests.cluster import deployed
+from tests.language import records_in
 from tests.service import RATE_LIMIT, client_at
 from workshop.api.app import create_app
 from workshop.integration.local import local_services
 from workshop.lab.serving import run_app
 from workshop.settings import Placement, Settings
 
-__all__ = ["cluster"]
-
 REPLICAS = {"api_replicas": 2, "classifier_replicas": 2}
-RUNTIMES = ["uvicorn", "serve-inline", "serve-deployment"]
+ON_SERVE = [pytest.param(f"serve-{placement}", marks=pytest.mark.ray) for placement in Placement]
+RUNTIMES = ["uvicorn", *ON_SERVE]
 
 
 @pytest.fixture(scope="session")
@@ -35,21 +39,45 @@ def new_settings(artifact, retriever_artifact, tmp_path_factory):
     return new_settings
 
 
+@dataclass(frozen=True)
+class Running:
+    """A service, and the settings that it runs with."""
+
+    client: httpx.Client
+    settings: Settings
+
+    def records(self) -> list[dict[str, Any]]:
+        """What is charged by now."""
+        return records_in(Path(make_url(self.settings.database_url).database or ""))
+
+
 @pytest.fixture(scope="session")
-def reference(new_settings) -> Iterator[httpx.Client]:
-    """What every runtime is compared with: uvicorn, models in its process."""
+def on_uvicorn(new_settings) -> Iterator[Running]:
+    """Models in the process of the API."""
     settings = new_settings()
     with run_app(create_app(local_services(settings), settings)) as server, client_at(server.url) as client:
-        yield client
+        yield Running(client, settings)
+
+
+@pytest.fixture(scope="session")
+def reference(on_uvicorn) -> httpx.Client:
+    """What every runtime is compared with."""
+    return on_uvicorn.client
 
 
 @pytest.fixture(scope="session", params=RUNTIMES)
-def service(request, reference, new_settings) -> Iterator[httpx.Client]:
-    """A client of the service in one runtime after the other."""
+def running(request, on_uvicorn, new_settings) -> Iterator[Running]:
+    """The service in one runtime after the other."""
     if request.param == "uvicorn":
-        yield reference
+        yield on_uvicorn
         return
     url = request.getfixturevalue("cluster")
     settings = new_settings(placement=Placement(request.param.removeprefix("serve-")), **REPLICAS)
     with deployed(settings), client_at(url) as client:
-        yield client
+        yield Running(client, settings)
+
+
+@pytest.fixture(scope="session")
+def service(running) -> httpx.Client:
+    """A client of the service in one runtime after the other."""
+    return running.client

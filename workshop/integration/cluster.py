@@ -3,9 +3,11 @@
 import logging
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from pathlib import Path
 
 # Ray reads these when it is imported or started. Whoever sets them differently knows why.
 os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: replicas starve on a busy machine
@@ -13,6 +15,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; silences a warning
 
 import ray
+from filelock import FileLock
 from ray import serve
 
 from workshop.contracts.errors import StartError
@@ -28,6 +31,9 @@ LANGUAGE_MEMORY = 1_000_000_000
 
 START_TRIES = 3
 """Ray gives its own processes 15 seconds to come up, and there is no setting for it: a busy machine needs longer."""
+
+START_LOCK = Path(tempfile.gettempdir()) / f"workshop-ray-start-{os.getuid()}.lock"
+"""One Ray starts at a time: several that start together on few cores all miss Ray's limit."""
 
 
 @contextmanager
@@ -101,21 +107,24 @@ def _start_ray(settings: Settings) -> None:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False)
     else:
-        store = settings.object_store_mb * 2**20
-        needed, available = RAY_MEMORY + store, available_memory()
-        remedy = "stop something, or run: python -m workshop api"
-        if settings.language_models:
-            needed += LANGUAGE_MEMORY
-            remedy = f"set WORKSHOP_LANGUAGE_MODELS=false, {remedy}"
-        if available < needed:
-            raise StartError(
-                f"Ray needs {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are free; {remedy}"
-            )
-        ray.init(
-            address="local",
-            num_cpus=settings.ray_cpus or count_replicas(settings),
-            object_store_memory=store,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with FileLock(START_LOCK):
+            _start_our_ray(settings)
+
+
+def _start_our_ray(settings: Settings) -> None:
+    store = settings.object_store_mb * 2**20
+    needed, available = RAY_MEMORY + store, available_memory()
+    remedy = "stop something, or run: python -m workshop api"
+    if settings.language_models:
+        needed += LANGUAGE_MEMORY
+        remedy = f"set WORKSHOP_LANGUAGE_MODELS=false, {remedy}"
+    if available < needed:
+        raise StartError(f"Ray needs {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are free; {remedy}")
+    ray.init(
+        address="local",
+        num_cpus=settings.ray_cpus or count_replicas(settings),
+        object_store_memory=store,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )

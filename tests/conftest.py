@@ -1,16 +1,21 @@
-"""What tests of several folders use: the trained models, a browser, a Redis server."""
+"""What tests of several folders use: the trained models, a browser, a Redis server, a PostgreSQL server."""
 
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from glob import glob
 from pathlib import Path
 
 import pytest
 
+from tests.postgresql import PostgreSQL, running_postgresql
 from tests.retriever import built
 from workshop.machine import free_port
 from workshop.models.tumours import train
+
+# Debian keeps PostgreSQL's programs out of the PATH.
+PLACES = os.pathsep.join([os.environ.get("PATH", os.defpath), *glob("/usr/lib/postgresql/*/bin")])
 
 
 def system_tool(*names: str) -> str:
@@ -19,7 +24,7 @@ def system_tool(*names: str) -> str:
     Without any, the test is skipped, or fails where WORKSHOP_REQUIRE_SYSTEM_TOOLS is set.
     """
     for name in names:
-        if path := shutil.which(name):
+        if path := shutil.which(name, path=PLACES):
             return path
     reason = f"{names[0]} is not installed"
     if os.environ.get("WORKSHOP_REQUIRE_SYSTEM_TOOLS"):
@@ -50,6 +55,13 @@ def redis(redis_server, tmp_path) -> Iterator[tuple[str, subprocess.Popen[bytes]
             assert process.poll() is None
         yield f"redis://127.0.0.1:{port}", process
         process.terminate()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A PostgreSQL server for databases of tests; no test stops it."""
+    with running_postgresql(system_tool("postgres")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,16 @@
-"""How the tests are spread over processes, and what tests of several folders use: models, a browser, a Redis server."""
+"""How the tests are spread over processes, and what several folders use: models, a browser, Redis, PostgreSQL."""
 
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from glob import glob
 from pathlib import Path
 
 import pytest
 from nbval.plugin import IPyNbCell
 
+from tests.postgresql import PostgreSQL, running_postgresql
 from workshop.machine import available_memory, free_port, usable_cores
 
 MEMORY_OF_A_WORKER = 4 * 10**9
@@ -56,13 +58,17 @@ def group_of(item: pytest.Item) -> str:
     return item.path.name
 
 
+# Debian keeps PostgreSQL's programs out of the PATH.
+PLACES = os.pathsep.join([os.environ.get("PATH", os.defpath), *glob("/usr/lib/postgresql/*/bin")])
+
+
 def system_tool(*names: str) -> str:
     """The path of the first of these programs that is installed.
 
     Without any, the test is skipped, or fails where WORKSHOP_REQUIRE_SYSTEM_TOOLS is set.
     """
     for name in names:
-        if path := shutil.which(name):
+        if path := shutil.which(name, path=PLACES):
             return path
     reason = f"{names[0]} is not installed"
     if os.environ.get("WORKSHOP_REQUIRE_SYSTEM_TOOLS"):
@@ -93,6 +99,13 @@ def redis(redis_server, tmp_path) -> Iterator[tuple[str, subprocess.Popen[bytes]
             assert process.poll() is None
         yield f"redis://127.0.0.1:{port}", process
         process.terminate()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A PostgreSQL server for databases of tests; no test stops it."""
+    with running_postgresql(system_tool("postgres")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 
 from tests.service import RECORD
 from workshop.api.app import create_app
-from workshop.api.dependencies import CasesDep, get_services
+from workshop.api.dependencies import get_services
 from workshop.api.schemas.tumours import CaseContent, Measurements, StoredCase
 from workshop.contracts import errors
 from workshop.contracts.classifier import FEATURES, FeatureRange, FloatMatrix, ModelCard, Scores
@@ -172,7 +172,7 @@ def test_the_application_closes_its_store_when_it_stops(store):
     closed = []
 
     class Closing(StandIn):
-        transaction = store.transaction
+        ready = store.ready
 
         async def aclose(self) -> None:
             closed.append(True)
@@ -180,21 +180,6 @@ def test_the_application_closes_its_store_when_it_stops(store):
     with client_of(Services(StandIn(), Closing())):
         assert not closed
     assert closed
-
-
-def test_an_endpoint_that_fails_after_writing_keeps_nothing(store):
-    """The transaction of a request and the error of its endpoint: all or nothing."""
-    services = Services(StandIn(), store)
-    app = create_app(services, Settings())
-
-    @app.post("/write-then-fail")
-    async def write_then_fail(content: CaseContent, cases: CasesDep) -> None:
-        await cases.add(content.measurements.values(), None)
-        raise errors.NotFoundError("failed after writing")
-
-    with run_app(app) as server, httpx.Client(base_url=server.url) as client:
-        assert client.post("/write-then-fail", json={"measurements": RECORD}).status_code == 404
-        assert client.get("/v1/cases").json() == []
 
 
 @pytest.mark.parametrize(("size", "status"), [(100, 422), (101, 413)])

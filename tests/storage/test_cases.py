@@ -1,7 +1,7 @@
-"""Cases in a real SQLite file."""
+"""Cases in a real database."""
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from uuid import uuid4
 
 import pytest
@@ -18,19 +18,13 @@ OTHERS = tuple(ROWS[1].tolist())
 
 
 @pytest.fixture
-def url(tmp_path) -> str:
-    return f"sqlite+aiosqlite:///{tmp_path}/cases.sqlite"
-
-
-@pytest.fixture
 async def store(url):
-    store = SqlCaseStore(url)
-    yield store
-    await store.aclose()
+    async with replica(url) as store:
+        yield store
 
 
 @asynccontextmanager
-async def another_replica(url):
+async def replica(url):
     store = SqlCaseStore(url)
     try:
         yield store
@@ -38,92 +32,67 @@ async def another_replica(url):
         await store.aclose()
 
 
-async def add(store, diagnosis=None) -> Case:
-    async with store.transaction() as cases:
-        return await cases.add(MEASUREMENTS, diagnosis)
-
-
 async def test_a_case_is_kept_exactly(store):
-    added = await add(store, "benign")
-    async with store.transaction() as cases:
-        assert await cases.get(added.id) == added == Case(added.id, MEASUREMENTS, "benign")
+    added = await store.add(MEASUREMENTS, "benign")
+    assert await store.get(added.id) == added == Case(added.id, MEASUREMENTS, "benign")
 
 
 async def test_every_row_of_the_data_comes_back_bit_for_bit(store):
-    async with store.transaction() as cases:
-        added = [await cases.add(tuple(row.tolist()), None) for row in ROWS]
-    async with store.transaction() as cases:
-        assert [(await cases.get(case.id)).measurements for case in added] == [tuple(row) for row in ROWS.tolist()]
+    added = await asyncio.gather(*(store.add(tuple(row.tolist()), None) for row in ROWS))
+    assert [(await store.get(case.id)).measurements for case in added] == [tuple(row) for row in ROWS.tolist()]
 
 
 async def test_a_case_survives_the_store_that_took_it(store, url):
-    added = await add(store)
+    added = await store.add(MEASUREMENTS, None)
     await store.aclose()
-    async with another_replica(url) as later, later.transaction() as cases:
-        assert await cases.get(added.id) == added
+    async with replica(url) as later:
+        assert await later.get(added.id) == added
 
 
 async def test_stores_see_each_others_cases(store, url):
-    async with another_replica(url) as other:
-        added = await add(store)
-        async with other.transaction() as cases:
-            await cases.replace(Case(added.id, OTHERS, "malignant"))
-        async with store.transaction() as cases:
-            assert await cases.get(added.id) == Case(added.id, OTHERS, "malignant")
-
-
-async def test_a_transaction_that_raises_leaves_no_trace(store):
-    kept = await add(store)
-    with suppress(ZeroDivisionError):
-        async with store.transaction() as cases:
-            lost = await cases.add(MEASUREMENTS, None)
-            await cases.delete(kept.id)
-            1 / 0  # noqa: B018
-    async with store.transaction() as cases:
-        assert await cases.newest(10) == [kept]
-        with pytest.raises(NotFoundError):
-            await cases.get(lost.id)
-
-
-async def test_a_case_can_be_used_in_the_transaction_that_adds_it(store):
-    async with store.transaction() as cases:
-        added = await cases.add(MEASUREMENTS, None)
-        await cases.replace(Case(added.id, OTHERS, "benign"))
-        assert await cases.get(added.id) == Case(added.id, OTHERS, "benign")
-        await cases.delete(added.id)
-    async with store.transaction() as cases:
-        assert await cases.newest(10) == []
+    async with replica(url) as other:
+        added = await store.add(MEASUREMENTS, None)
+        await other.replace(Case(added.id, OTHERS, "malignant"))
+        assert await store.get(added.id) == Case(added.id, OTHERS, "malignant")
+        await store.delete(added.id)
+        assert await other.newest(10) == []
 
 
 async def test_the_newest_come_first_and_no_more_than_asked_for(store):
-    added = [await add(store) for _ in range(5)]
-    async with store.transaction() as cases:
-        assert await cases.newest(3) == added[:1:-1]
+    added = [await store.add(MEASUREMENTS, None) for _ in range(5)]
+    assert await store.newest(3) == added[:1:-1]
 
 
 @pytest.mark.parametrize(
     "use",
     [
-        lambda cases: cases.get(uuid4()),
-        lambda cases: cases.delete(uuid4()),
-        lambda cases: cases.replace(Case(uuid4(), MEASUREMENTS)),
+        lambda store: store.get(uuid4()),
+        lambda store: store.delete(uuid4()),
+        lambda store: store.replace(Case(uuid4(), MEASUREMENTS)),
     ],
     ids=["get", "delete", "replace"],
 )
 async def test_an_unknown_case_is_not_found(store, use):
+    kept = await store.add(MEASUREMENTS, None)
     with pytest.raises(NotFoundError, match="there is no case"):
-        async with store.transaction() as cases:
-            await use(cases)
+        await use(store)
+    assert await store.newest(10) == [kept]
 
 
 async def test_many_writers_at_once_lose_nothing(store, url):
-    async with another_replica(url) as other:
-        added = await asyncio.gather(*(add(place) for place in [store, other] * 20))
-    async with store.transaction() as cases:
-        assert {case.id for case in await cases.newest(100)} == {case.id for case in added}
+    async with replica(url) as other:
+        added = await asyncio.gather(*(place.add(MEASUREMENTS, None) for place in [store, other] * 40))
+    assert {case.id for case in await store.newest(100)} == {case.id for case in added}
+
+
+async def test_a_store_is_ready_when_its_cases_can_be_read(store):
+    await store.ready()
+    await store.add(MEASUREMENTS, None)
+    await store.ready()
 
 
 async def test_a_database_that_cannot_be_opened_is_unavailable(tmp_path):
-    async with another_replica(f"sqlite+aiosqlite:///{tmp_path}/no/such/folder/cases.sqlite") as store:
-        with pytest.raises(UnavailableError, match="the database does not answer"):
-            await add(store)
+    async with replica(f"sqlite+aiosqlite:///{tmp_path}/no/such/folder/cases.sqlite") as store:
+        for use in (store.add(MEASUREMENTS, None), store.ready()):
+            with pytest.raises(UnavailableError, match="the database does not answer"):
+                await use

@@ -1,4 +1,4 @@
-"""Records of usage in a real SQLite file."""
+"""Records of usage in a real database."""
 
 import asyncio
 import math
@@ -34,16 +34,6 @@ RECORD = UsageRecord(
 CASCADED = replace(RECORD, model="main", cost=0.5, latency_ms=400.0, cascaded=True, draft_accepted=False)
 DIRECT = replace(CASCADED, cascaded=False)
 CHAT = replace(DIRECT, endpoint="/v1/chat/completions", cascaded=None, draft_accepted=None)
-
-
-@pytest.fixture
-def file(tmp_path):
-    return tmp_path / "service.sqlite"
-
-
-@pytest.fixture
-def url(file) -> str:
-    return f"sqlite+aiosqlite:///{file}"
 
 
 @pytest.fixture
@@ -138,8 +128,7 @@ async def test_many_replicas_at_once_lose_nothing(store, url):
 
 async def test_cases_and_usage_share_a_database(store, url):
     cases = SqlCaseStore(url)
-    async with cases.transaction() as transaction:
-        await transaction.add((1.0,), None)
+    await cases.add((1.0,), None)
     await cases.aclose()
     await store.add(RECORD)
     assert (await store.totals()).answers == 1
@@ -154,6 +143,7 @@ async def locked(file):
         connection.rollback()
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 async def test_a_cancelled_caller_leaves_at_once_and_its_record_is_kept(store, file):
     await store.add(RECORD)
     async with locked(file):
@@ -174,6 +164,7 @@ async def test_a_database_that_cannot_be_opened_is_unavailable(tmp_path):
                 await use
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 async def test_no_query_reads_the_table_itself(store, file):
     """Each is answered from an index: the table may grow large."""
     queries = []

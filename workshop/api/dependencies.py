@@ -16,7 +16,7 @@ from starlette.requests import HTTPConnection
 
 from workshop.api.clock import Clock
 from workshop.contracts.cascade import Cascade
-from workshop.contracts.cases import Cases
+from workshop.contracts.cases import CaseStore
 from workshop.contracts.classifier import Classifier, ModelCard
 from workshop.contracts.errors import NotFoundError, UnavailableError
 from workshop.contracts.generator import TextGenerator
@@ -59,12 +59,12 @@ async def get_classifier(services: Annotated[Services, Depends(get_services)]) -
 
 @asynccontextmanager
 async def _soon() -> AsyncIterator[None]:
-    """Soon or not at all: a probe must not wait for a model that is being replaced."""
+    """Soon or not at all: a probe must not wait for a model that is being replaced, or for a database that is away."""
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
             yield
     except TimeoutError:
-        raise UnavailableError("the model does not answer") from None
+        raise UnavailableError("the service is not ready yet") from None
 
 
 async def get_model_card(classifier: Annotated[Classifier, Depends(get_classifier)]) -> ModelCard:
@@ -73,15 +73,13 @@ async def get_model_card(classifier: Annotated[Classifier, Depends(get_classifie
 
 
 async def require_ready(services: Annotated[Services, Depends(get_services)]) -> None:
-    """Every model answers."""
+    """Every model and store can be reached."""
     async with _soon():
         await services.ready()
 
 
-async def open_cases(services: Annotated[Services, Depends(get_services)]) -> AsyncIterator[Cases]:
-    """The cases, in a transaction that ends before the response is sent: who gets an answer knows it is kept."""
-    async with services.cases.transaction() as cases:
-        yield cases
+async def get_cases(services: Annotated[Services, Depends(get_services)]) -> CaseStore:
+    return services.cases
 
 
 def owner_of(key: str, settings: Settings) -> str | None:
@@ -177,4 +175,4 @@ ServicesDep = Annotated[Services, Depends(get_services)]
 ClockDep = Annotated[Clock, Depends(get_clock)]
 ClassifierDep = Annotated[Classifier, Depends(get_classifier)]
 ModelCardDep = Annotated[ModelCard, Depends(get_model_card)]
-CasesDep = Annotated[Cases, Depends(open_cases, scope="function")]
+CasesDep = Annotated[CaseStore, Depends(get_cases)]

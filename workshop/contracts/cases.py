@@ -1,6 +1,5 @@
 """Cases: measurements kept under an id, with the diagnosis once pathology has confirmed it."""
 
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
@@ -21,8 +20,12 @@ class Case:
     diagnosis: str | None = None
 
 
-class Cases(Protocol):
-    """The cases within one transaction."""
+class CaseStore(Protocol):
+    """Keeps cases. All replicas of a service share what a store holds.
+
+    Each method is a transaction of its own, done when it returns: nobody can hold one open while a model predicts. What
+    must happen together, all or nothing, is one method. All raise UnavailableError.
+    """
 
     async def add(self, measurements: tuple[float, ...], diagnosis: str | None) -> Case: ...
 
@@ -40,12 +43,8 @@ class Cases(Protocol):
         """Raises NotFoundError."""
         ...
 
-
-class CaseStore(Protocol):
-    """Opens transactions. All replicas of a service share what a store holds."""
-
-    def transaction(self) -> AbstractAsyncContextManager[Cases]:
-        """Commits at the end of the block, rolls back when it raises."""
+    async def ready(self) -> None:
+        """Raises UnavailableError unless cases can be read and written. Cheap enough for a probe."""
         ...
 
     async def aclose(self) -> None:

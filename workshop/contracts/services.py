@@ -30,8 +30,9 @@ class LanguageServices:
     usage: UsageStore
 
     async def ready(self) -> None:
-        """Raises UnavailableError unless every model answers."""
-        await gather(self.retriever.card(), *(generator.card() for generator in self.generators.values()))
+        """Raises UnavailableError unless every model and the records of usage can be reached."""
+        models = (generator.card() for generator in self.generators.values())
+        await gather(self.usage.ready(), self.retriever.card(), *models)
 
     async def aclose(self) -> None:
         """Give back what all of them hold open."""
@@ -48,8 +49,8 @@ class Services:
     language: LanguageServices | None = None
 
     async def ready(self) -> None:
-        """Raises UnavailableError unless every model answers."""
-        await self.classifier.card()
+        """Raises UnavailableError unless every model and store can be reached."""
+        await gather(self.classifier.card(), self.cases.ready())
         if self.language is not None:
             await self.language.ready()
 

@@ -74,6 +74,10 @@ class UsageStore(Protocol):
         """Dollars that a principal has used since. Raises UnavailableError."""
         ...
 
+    async def ready(self) -> None:
+        """Raises UnavailableError unless records can be read and written. Cheap enough for a probe."""
+        ...
+
     async def aclose(self) -> None:
         """Wait for records on their way, and give back what the store holds open."""
         ...

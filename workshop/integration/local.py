@@ -57,17 +57,16 @@ def local_services(settings: Settings) -> Services:
 
 
 def check_database(settings: Settings) -> None:
-    """Use the database once: what is wrong with it shows here, rather than at the first request.
+    """Bring the database up to date: what is wrong with it shows here, rather than at the first request.
 
     Raises:
-        StartError: the database does not answer, or its URL is none.
+        StartError: the database does not answer, is not supported, or holds something else than what the service keeps.
     """
 
     async def use_database() -> None:
         store = SqlCaseStore(settings.database_url)
         try:
-            async with store.transaction():
-                pass
+            await store.ready()
         finally:
             await store.aclose()
 

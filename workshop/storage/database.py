@@ -1,61 +1,137 @@
 """What all stores share: the connection to a SQL database, and the tables in it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
-from sqlalchemy import String
-from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy import String, delete, event, false, make_url, select
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.pool import NullPool
 
-from workshop.contracts.errors import UnavailableError
+from workshop.contracts.errors import StartError, UnavailableError
+from workshop.storage import migrations
 
 MAX_TEXT = 255
+MAX_CONNECTIONS = 10
+"""Of one ``Database`` in one process. More transactions wait for their turn."""
+MAX_WAIT_S = 5.0
+"""For a connection; in SQLite also for another process that writes."""
+MAX_STATEMENT_S = 30.0
+
+SQLITE, POSTGRESQL = "sqlite+aiosqlite", "postgresql+asyncpg"
+SQLITE_SETTINGS = f"""
+    PRAGMA busy_timeout = {1000 * MAX_WAIT_S:.0f};
+    PRAGMA journal_mode = WAL;     -- readers and a writer do not wait for each other
+    PRAGMA synchronous = NORMAL;   -- with WAL, a crash of the machine may lose the newest commits but damages nothing
+    PRAGMA foreign_keys = ON;
+"""
+
+FAULTS_OF_OURS = IntegrityError, ProgrammingError, DataError, NotSupportedError
+"""A statement that is wrong whatever state the database is in. SQLite reports some of these as ``OperationalError``."""
 
 
 class Base(DeclarativeBase):
-    """The tables of the service."""
+    """The tables of the service. Whoever changes them adds a migration: see CONTRIBUTING.md."""
 
-    type_annotation_map: ClassVar[dict[Any, Any]] = {str: String(MAX_TEXT)}  # MariaDB wants to know a length
+    type_annotation_map: ClassVar[dict[Any, Any]] = {str: String(MAX_TEXT)}
+
+
+def engine_at(url: str, max_statement_s: float | None = MAX_STATEMENT_S) -> AsyncEngine:
+    """The engine for a database, set up for a service.
+
+    Args:
+        url: ``sqlite+aiosqlite:///path/of/a/file`` or ``postgresql+asyncpg://user:password@host/name``.
+        max_statement_s: how long PostgreSQL may take for a statement, in seconds; None for any length.
+
+    Raises:
+        StartError: the URL names another kind of database.
+        ArgumentError: it is not a URL.
+    """
+    parts = make_url(url)
+    if parts.drivername == POSTGRESQL:
+        return create_async_engine(
+            url,
+            pool_size=MAX_CONNECTIONS,
+            max_overflow=-1,  # ``Database`` counts them
+            pool_pre_ping=True,
+            connect_args={"timeout": MAX_WAIT_S, "command_timeout": max_statement_s},
+        )
+    if parts.drivername != SQLITE or parts.database in {None, "", ":memory:"}:
+        raise StartError(
+            f"DATABASE_URL names {parts.drivername}, and the service works with a file of SQLite "
+            f"({SQLITE}:///path/of/the/file) or with PostgreSQL ({POSTGRESQL}://user:password@host/name)"
+        )
+    # A connection for each transaction: what counts is what is on the disk. A pooled one would go on with a file that
+    # has been deleted, or mix pages that it remembers with those of a backup that was copied over it.
+    engine = create_async_engine(url, poolclass=NullPool)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def set_up(connection: Any, _record: object) -> None:
+        connection.run_async(lambda driver: driver.executescript(SQLITE_SETTINGS))
+
+    return engine
 
 
 class Database:
-    """Transactions on the database at a URL, with the tables in place.
+    """Transactions on the database at a URL.
+
+    The first one brings the tables up to date. So does the first one after a failure: the database may be another one.
 
     Args:
-        url: an async SQLAlchemy URL, such as ``sqlite+aiosqlite:///service.sqlite``.
+        url: see ``engine_at``.
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = create_async_engine(url)
+        self._engine = engine_at(url)
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
-        self._has_tables = False
+        self._places = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._preparation: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
         """Commits at the end of the block, rolls back when it raises.
 
+        Others wait for the connection that it holds: await nothing but the database within the block.
+
         Raises:
-            UnavailableError: the database does not answer.
+            UnavailableError: the database does not answer, or is damaged.
         """
         try:
-            async with self._sessions.begin() as session:
-                if not self._has_tables:
-                    await self._create_tables(session)
+            await self._prepare()
+            async with self._place(), self._sessions.begin() as session:
                 yield session
-        except (OperationalError, InterfaceError, TimeoutError, OSError) as error:  # drivers differ in what they raise
+        except FAULTS_OF_OURS:
+            self._preparation = None
+            raise
+        except (DBAPIError, OSError, migrations.MigrationError) as error:
+            self._preparation = None
             raise UnavailableError("the database does not answer") from error
+
+    async def ready(self, rows: type[Base]) -> None:
+        """Raises UnavailableError unless rows of this kind can be read and written."""
+        async with self.transaction() as session:
+            await session.execute(select(rows).limit(1))
+            await session.execute(delete(rows).where(false()))  # fails where nothing may be written
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._engine.dispose()
 
-    async def _create_tables(self, session: AsyncSession) -> None:
-        # IF NOT EXISTS, because every replica does this.
-        for table in Base.metadata.sorted_tables:
-            await session.execute(CreateTable(table, if_not_exists=True))
-            for index in table.indexes:
-                await session.execute(CreateIndex(index, if_not_exists=True))
-        self._has_tables = True
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        async with asyncio.timeout(MAX_WAIT_S):
+            await self._places.acquire()
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    async def _prepare(self) -> None:
+        # All that wait share one attempt, so that a server that is away costs each of them one time-out, not one after
+        # the other.
+        if self._preparation is None:
+            self._preparation = asyncio.create_task(migrations.bring_up_to_date(self._engine, Base.metadata))
+        await asyncio.shield(self._preparation)

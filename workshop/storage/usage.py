@@ -57,7 +57,7 @@ class SqlUsageStore:
     """``UsageStore`` in the database at a URL.
 
     Args:
-        url: see ``Database``.
+        url: see ``engine_at``.
     """
 
     def __init__(self, url: str) -> None:
@@ -107,6 +107,10 @@ class SqlUsageStore:
         )
         async with self._database.transaction() as session:
             return await session.scalar(query) or 0.0
+
+    async def ready(self) -> None:
+        """See ``UsageStore.ready``."""
+        await self._database.ready(UsageRow)
 
     async def aclose(self) -> None:
         """See ``UsageStore.aclose``."""

@@ -49,5 +49,5 @@ async def delete_case(case_id: UUID, cases: CasesDep) -> None:
 @router.get("/{case_id}/prediction")
 async def predict_case(case_id: UUID, cases: CasesDep, classifier: ClassifierDep) -> Prediction:
     """What the present model says of a case."""
-    measurements = StoredCase.of(await cases.get(case_id)).measurements
-    return Prediction.of_one(await classifier.predict(to_rows([measurements])))
+    case = StoredCase.of(await cases.get(case_id))
+    return Prediction.of_one(await classifier.predict(to_rows([case.measurements])))

@@ -38,7 +38,7 @@ async def liveness() -> dict[str, str]:
 
 @router.get("/readiness", dependencies=[Depends(require_ready)])
 async def readiness() -> dict[str, str]:
-    """The models answer. If not (503), send no requests."""
+    """The models and the database answer. If not (503), send no requests."""
     return {"status": "ready"}
 
 

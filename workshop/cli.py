@@ -8,7 +8,6 @@ from threading import Event
 from typing import Annotated
 
 import typer
-import uvicorn
 from pydantic import ValidationError
 
 from workshop.contracts.errors import StartError
@@ -31,14 +30,12 @@ def api(host: Host = "127.0.0.1", port: Port = 8000, root_path: RootPath = "") -
         print("Loading the models", flush=True)
         from workshop.api.app import create_app
         from workshop.integration.local import local_services
+        from workshop.integration.server import run
 
         application = create_app(local_services(settings), settings)
         listen(listener)
         print(f"Serving on {_url(host, listener)}. Ctrl-C stops it.", flush=True)
-        server = uvicorn.Server(
-            uvicorn.Config(application, root_path=root_path, access_log=False, timeout_graceful_shutdown=5)
-        )
-        server.run(sockets=[listener])
+        run(application, listener, root_path)
 
 
 @app.command()

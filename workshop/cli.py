@@ -8,11 +8,11 @@ from threading import Event
 from typing import Annotated
 
 import typer
-import uvicorn
 from pydantic import ValidationError
 
 from workshop.contracts.errors import StartError
-from workshop.settings import LESSONS, WEIGHTS, Placement, Settings
+from workshop.machine import bound_socket, listen
+from workshop.settings import WEIGHTS, Placement, Settings
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -25,17 +25,17 @@ RootPath = Annotated[str, typer.Option(help="Path prefix that a proxy in front r
 def api(host: Host = "127.0.0.1", port: Port = 8000, root_path: RootPath = "") -> None:
     """The service on uvicorn alone, models in its process."""
     settings = Settings()
-    from workshop.api.app import create_app
-    from workshop.integration.local import check_database, local_services
+    with bound_socket(host, port) as listener:  # a taken port shows before anything is loaded
+        _prepare(settings)
+        print("Loading the models", flush=True)
+        from workshop.api.app import create_app
+        from workshop.integration.local import local_services
+        from workshop.integration.server import run
 
-    check_database(settings)
-    application = create_app(local_services(settings), settings)
-    with _listen(host, port) as listener:
+        application = create_app(local_services(settings), settings)
+        listen(listener)
         print(f"Serving on {_url(host, listener)}. Ctrl-C stops it.", flush=True)
-        server = uvicorn.Server(
-            uvicorn.Config(application, root_path=root_path, access_log=False, timeout_graceful_shutdown=5)
-        )
-        server.run(sockets=[listener])
+        run(application, listener, root_path)
 
 
 @app.command()
@@ -47,12 +47,13 @@ def serve(
 ) -> None:
     """The service on Ray Serve."""
     settings = Settings() if placement is None else Settings(placement=placement)
-    from workshop.integration.local import check_database, check_models
-
-    check_database(settings)
-    check_models(settings)
-    with _listen(host, port) as listener:
+    with bound_socket(host, port) as listener:
         url, port = _url(host, listener), listener.getsockname()[1]
+    _prepare(settings)
+    from workshop.integration.local import check_models
+
+    check_models(settings)
+    print("Starting Ray and the service on it", flush=True)
     from workshop.integration.cluster import serving  # imports Ray, which takes a while
 
     # SIGINT too: a program that a script starts in the background is born ignoring it.
@@ -81,18 +82,9 @@ def train(
                 f"{name}: {card['parameters']} parameters, {card['exact_answers']:.1%} of held-out questions answered"
             )
         return
-    from workshop.models.retriever import CorpusRetriever
-    from workshop.models.tumours import train as train_classifier
+    from workshop.integration.training import train_all
 
-    model = train_classifier()
-    model.save(settings.artifact)
-    print(
-        f"{model.card.name} {model.card.version}: accuracy {model.card.accuracy:.3f}, f1 {model.card.f1:.3f}, "
-        f"in {settings.artifact}"
-    )
-    retriever = CorpusRetriever.build(LESSONS if LESSONS.is_dir() else None, settings.embedding_model)
-    retriever.save(settings.retriever_artifact)
-    print(f"{retriever.card.embedding}: {retriever.card.passages} passages, in {settings.retriever_artifact}")
+    train_all(settings)
 
 
 @app.command()
@@ -115,17 +107,18 @@ def main() -> None:
         sys.exit(f"workshop: setting {name}={first['input']!r}: {first['msg']}")
 
 
-def _url(host: str, listener: socket.socket) -> str:
-    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
+def _prepare(settings: Settings) -> None:
+    """Make the models if nobody has yet, and look at the database.
 
     Raises:
-        StartError: the port is taken, or the address is not of this machine.
+        StartError: a model cannot be saved, or the database cannot be used.
     """
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise StartError(f"cannot listen on {host}:{port}: {error.strerror}; try --port 0") from error
+    from workshop.integration.local import check_database
+    from workshop.integration.training import make_missing
+
+    make_missing(settings)
+    check_database(settings)
+
+
+def _url(host: str, listener: socket.socket) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psutil
 
+from workshop.contracts.errors import StartError
+
 # Control groups, versions 2 and 1: the limit, what is used, and the part of it that is cache and can be given back.
 _CGROUPS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
@@ -46,3 +48,32 @@ def free_port() -> int:
     """A TCP port that nothing on this machine's loopback address listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket that holds a TCP port, and that no client can reach before ``listen``. Port 0 picks a free one.
+
+    Raises:
+        StartError: a server listens on the port, or the address is not of this machine.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection that was just closed does not count
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise StartError(f"cannot listen on {host}:{port}: {error.strerror}; try --port 0") from error
+    return bound
+
+
+def listen(bound: socket.socket) -> None:
+    """Let clients connect.
+
+    Raises:
+        StartError: another program has been faster: on Linux, several may bind a port, and the first to listen gets it.
+    """
+    try:
+        bound.listen()
+    except OSError as error:
+        host, port, *_ = bound.getsockname()
+        raise StartError(f"cannot listen on {host}:{port}: {error.strerror}; try --port 0") from error

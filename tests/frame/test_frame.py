@@ -250,19 +250,6 @@ def test_lab_opens_at_the_first_lesson_without_a_pop_up(tmp_path):
 # What no file may hold
 
 
-@pytest.fixture(scope="module")
-def project_files() -> list[Path]:
-    if not (ROOT / ".git").exists() or not shutil.which("git"):
-        pytest.skip("not a git checkout")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    )
-    return [path for name in listed.stdout.decode().split("\0") if name and (path := ROOT / name).is_file()]
-
-
 # In two parts, so that this file does not hold them.
 REGISTRIES = [f"{name}.{end}" for name, end in [("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org"),
               ("npmjs", "com"), ("anaconda", "org"), ("anaconda", "com"), ("pytorch", "org/whl")]]  # fmt: skip
@@ -272,3 +259,31 @@ MACHINE_PATHS = [f"/{folder}/" for folder in ("work", "root")]
 @pytest.mark.parametrize("text", [*REGISTRIES, *MACHINE_PATHS])
 def test_no_file_names_a_registry_or_a_path_of_one_machine(project_files, text):
     assert [str(path.relative_to(ROOT)) for path in project_files if text.encode() in path.read_bytes()] == []
+
+
+# What does not belong here
+
+AT_THE_ROOT = {
+    ".gitignore", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "environment.yml", "pyproject.toml",
+    "requirements.lock", "torch.lock",
+    ".ci", "benchmarks", "binder", "docs", "notebooks", "solutions", "tests", "workshop",
+}  # fmt: skip
+LEFTOVERS = re.compile(
+    r"\.(whl|egg|gz|zip|tar|sqlite3?|sqlite-\w+|db|log|pyc|pkl|skops|orig|rej|swp)$|\.ipynb_checkpoints/"
+)
+LARGE = 500_000  # bytes; a solved notebook with its pictures has fewer
+WEIGHTS = {f"workshop/models/weights/workshop-{name}/model.safetensors" for name in ("draft", "main")}
+
+
+def test_the_root_holds_nothing_else(project_files):
+    assert {path.relative_to(ROOT).parts[0] for path in project_files} == AT_THE_ROOT
+
+
+def test_nothing_is_left_over_from_building_and_running(project_files):
+    names = [str(path.relative_to(ROOT)) for path in project_files]
+    assert [name for name in names if LEFTOVERS.search(name)] == []
+
+
+def test_the_weights_alone_are_large(project_files):
+    large = {str(path.relative_to(ROOT)) for path in project_files if path.stat().st_size > LARGE}
+    assert large <= WEIGHTS

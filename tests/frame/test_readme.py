@@ -1,13 +1,17 @@
-"""What the README says of lessons, settings and folders is so."""
+"""What the README says of lessons, settings, commands and folders is so."""
 
 import re
 from pathlib import Path
 
+import pytest
+
+from workshop.cli import app
 from workshop.lab.build import lessons
 from workshop.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+TREE = README.partition("## How the code is laid out")[2].split("```")[1]
 
 
 def test_every_lesson_that_exists_is_linked_and_the_others_are_coming():
@@ -18,13 +22,62 @@ def test_every_lesson_that_exists_is_linked_and_the_others_are_coming():
     assert all("(coming)" in cell for number, cell in table.items() if number not in linked)
 
 
-def test_every_setting_it_names_has_that_default():
-    table = re.findall(r"^\| `WORKSHOP_(\w+)` \| `(.+?)` \|", README, re.MULTILINE)
-    assert table
-    for name, default in table:
-        value = Settings.model_fields[name.lower()].default
-        shown = str(value.relative_to(ROOT)) if isinstance(value, Path) else str(value)
-        assert shown.removesuffix(".0").lower() == default, name
+SETTINGS = {
+    str(field.validation_alias or f"WORKSHOP_{name.upper()}"): field.default
+    for name, field in Settings.model_fields.items()
+}
+"""The default of each setting, by its environment variable."""
+OF_OTHERS = {"RAY_ADDRESS"}
+IN_WORDS = {"WORKSHOP_DRAFT_MODEL", "WORKSHOP_MAIN_MODEL", "DATABASE_URL"}
+"""Their defaults are paths of this machine."""
+
+
+def table_of_settings() -> dict[str, str]:
+    """What the README says is the default, by environment variable."""
+    rows = re.findall(r"^\| ((?:`[A-Z_]+`(?:, )?)+) \| (.+?) \|", README, re.MULTILINE)
+    return {variable: default for variables, default in rows for variable in re.findall(r"`(\w+)`", variables)}
+
+
+def test_every_setting_is_in_its_table_and_no_other():
+    assert set(table_of_settings()) == set(SETTINGS) | OF_OTHERS
+
+
+@pytest.mark.parametrize("variable", sorted(SETTINGS))
+def test_a_settings_default_is_as_its_table_says(variable):
+    default, shown = SETTINGS[variable], table_of_settings()[variable]
+    if variable in IN_WORDS:
+        assert not shown.startswith(("none", "`"))
+    elif shown.startswith("none"):
+        assert default in (None, {})
+    else:
+        text = str(default.relative_to(ROOT)) if isinstance(default, Path) else str(default).removesuffix(".0").lower()
+        assert shown == f"`{text}`"
+
+
+def test_it_counts_as_many_notebooks_as_there_are():
+    words = [
+        "",
+        *[
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+        ],
+    ]
+    numbers = {**{word: number for number, word in enumerate(words)}, "sixteen": 16, "seventeen": 17}
+    counted = [numbers[word] for word in re.findall(r"(\w+) notebooks\b", README) if word in numbers]
+    assert set(counted) <= {len(lessons())}
 
 
 def test_every_file_it_links_to_exists():
@@ -33,8 +86,20 @@ def test_every_file_it_links_to_exists():
 
 
 def test_its_tree_is_that_of_the_package():
-    package = README.partition("workshop/\n")[2].partition("solutions/")[0]
+    package = TREE.partition("workshop/\n")[2].partition("solutions/")[0]
     shown = set(re.findall(r"^  (\w+(?:/|\.py))", package, re.MULTILINE))
     folders = {f"{path.parent.name}/" for path in (ROOT / "workshop").glob("*/__init__.py")}
     modules = {path.name for path in (ROOT / "workshop").glob("[!_]*.py")}
     assert shown == folders | modules
+
+
+def test_its_tree_has_every_folder_of_the_project(project_files):
+    tops = {path.relative_to(ROOT).parts for path in project_files}
+    folders = {f"{parts[0]}/" for parts in tops if len(parts) > 1 and not parts[0].startswith(".")}
+    assert set(re.findall(r"^(\w+/)", TREE, re.MULTILINE)) == folders
+
+
+def test_its_tree_has_every_command():
+    shown = re.search(r"python -m workshop (\w+(?: \| \w+)*)", TREE)
+    assert shown is not None
+    assert set(shown[1].split(" | ")) == {command.callback.__name__ for command in app.registered_commands}

@@ -1,10 +1,13 @@
 """Server commands beside a notebook."""
 
+import re
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx
 import psutil
 import pytest
 
-from workshop.lab import run_command
+from workshop.lab import commands, progress, run_command
 
 APP = "from fastapi import FastAPI\napp = FastAPI()\n@app.get('/')\ndef answer(): return {answer!r}\n"
 
@@ -36,5 +39,44 @@ def test_the_same_name_replaces_what_runs(tmp_path):
 
 
 def test_a_command_that_ends_says_what_it_printed(tmp_path):
-    with pytest.raises(RuntimeError, match="nothing_there"):
+    with pytest.raises(RuntimeError, match=r"uvicorn ended with exit status 3\. .*\n(.*\n)*.*nothing_there"):
         run_command("uvicorn nothing_there:app --port {port}", name="t", folder=tmp_path)
+
+
+def test_what_was_printed_right_before_the_end_is_not_lost_in_a_buffer(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    (tmp_path / "ends_hard.py").write_text("import os\nprint('out of paper')\nos._exit(3)\n")
+    with pytest.raises(RuntimeError, match=r"ends_hard ended with exit status 3\. It printed:\nout of paper"):
+        run_command("ends_hard", name="t", folder=tmp_path)
+
+
+def test_a_command_that_gives_no_answer_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "START_LIMIT_S", 0.5)
+    (tmp_path / "mute.py").write_text("import time\ntime.sleep(600)\n")
+    with pytest.raises(RuntimeError, match=r"mute gave no answer in 0 s. It printed:\n\(nothing\)"):
+        run_command("mute", name="t", folder=tmp_path)
+
+
+def test_while_it_starts_its_last_line_is_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(progress, "REFRESH_S", 0.01)
+    write_app(tmp_path)
+    go_on = tmp_path / "go_on"
+    (tmp_path / "slow_start.py").write_text(
+        "import pathlib, sys, time, uvicorn\n"
+        "print('Loading the models')\n"
+        f"while not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.01)\n"
+        "uvicorn.run('small_app:app', port=int(sys.argv[1]))\n"
+    )
+    with ThreadPoolExecutor(1) as thread:
+        start = thread.submit(run_command, "slow_start {port}", name="t", folder=tmp_path)
+        shown = ""
+        while not re.search(r"Waiting for slow_start: \d+ s\. Loading the models", shown):
+            assert not start.done()
+            shown += capsys.readouterr().out
+        go_on.touch()
+        with start.result() as command:
+            assert httpx.get(command.url).json() == "hello"
+            capsys.readouterr()
+            assert "Loading the models" in command.output
+    assert capsys.readouterr().out == ""

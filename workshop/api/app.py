@@ -11,6 +11,7 @@ from workshop import __version__
 from workshop.api.clock import Clock
 from workshop.api.errors import PROBLEM_RESPONSES, add_error_handlers
 from workshop.api.middleware.body_limit import BodyLimitMiddleware
+from workshop.api.middleware.ending import EndingMiddleware
 from workshop.api.middleware.request_id import RequestIdMiddleware
 from workshop.api.middleware.timing import TimingMiddleware
 from workshop.api.rate_limits import RateLimits, is_below
@@ -53,6 +54,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     # The last one added is the outermost: the request id is known to all that follows.
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(TimingMiddleware)
+    app.add_middleware(EndingMiddleware)
     app.add_middleware(RequestIdMiddleware)
     add_error_handlers(app)
     app.include_router(service.router)

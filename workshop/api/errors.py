@@ -161,14 +161,19 @@ def problem_of(request: Request, error: Exception) -> Problem:
     )
 
 
-async def _on_error(request: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, ServiceError):  # Starlette logs what is none
-        log_failure(request, error)
+def problem_response(request: Request, error: Exception) -> JSONResponse:
+    """What a caller is told of an error, as a response."""
     explanation = explain(error)
     # The handler of unknown errors runs outside the middleware that adds this header to every other response.
     headers = {request_id.HEADER: request.state.request_id, **(explanation.headers or {})}
     content = problem_of(request, error).model_dump(mode="json")
     return JSONResponse(content, explanation.status, headers, media_type="application/problem+json")
+
+
+async def _on_error(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, ServiceError):  # Starlette logs all others
+        log_failure(request, error)
+    return problem_response(request, error)
 
 
 def _detail(item: Mapping[str, Any]) -> ProblemDetail:

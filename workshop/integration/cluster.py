@@ -20,7 +20,7 @@ from ray import serve
 
 from workshop.contracts.errors import StartError
 from workshop.integration.serve import APP_NAME, build_application, count_replicas
-from workshop.machine import available_memory
+from workshop.machine import available_memory, bound_socket
 from workshop.settings import Settings
 
 RAY_MEMORY = 1_000_000_000
@@ -47,6 +47,7 @@ def serve_cluster(settings: Settings, *, host: str, port: int, root_path: str = 
     """
     with _ray(settings):
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        bound_socket(host, port).close()  # Ray took seconds; Serve would share the port with another Serve
         serve.start(
             http_options={"host": host, "port": port, "root_path": root_path},
             logging_config={"log_level": "WARNING", "enable_access_log": False},

@@ -5,6 +5,7 @@ import logging
 from contextlib import ExitStack
 
 from workshop.integration.cluster import serve_cluster
+from workshop.lab.progress import waiting_for
 from workshop.machine import free_port
 from workshop.settings import Settings
 
@@ -21,7 +22,9 @@ def start_serve() -> str:
     if _url is None:
         port = free_port()
         # Many logical CPUs: the lessons' replicas mostly wait, and may share the cores.
-        _running.enter_context(serve_cluster(Settings(ray_cpus=16, language_models=False), host="127.0.0.1", port=port))
+        settings = Settings(ray_cpus=16, language_models=False)
+        with waiting_for("Ray and Serve"):
+            _running.enter_context(serve_cluster(settings, host="127.0.0.1", port=port))
         # Serve warns each time that a replica is slow to say how busy it is. On a small machine they all are.
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         _url = f"http://127.0.0.1:{port}"

@@ -1,6 +1,7 @@
 """Run a server's command line beside the notebook."""
 
 import atexit
+import os
 import shlex
 import subprocess
 import sys
@@ -12,9 +13,9 @@ from pathlib import Path
 import httpx
 import psutil
 
+from workshop.lab.progress import START_LIMIT_S, waiting_for
 from workshop.machine import free_port
 
-START_LIMIT_S = 60.0
 STOP_LIMIT_S = 10.0
 
 _running: dict[str, "Command"] = {}
@@ -23,7 +24,8 @@ _running: dict[str, "Command"] = {}
 def run_command(command: str, *, name: str, folder: str | Path | None = None) -> "Command":
     """Start a server by its command line and return once it accepts requests.
 
-    A server that was started under the same name is stopped first, so a cell can run twice.
+    While that takes long, the last line that it has printed is shown. A server that was started under the same name is
+    stopped first, so a cell can run twice.
 
     Args:
         command: such as ``"uvicorn my_app:app --port {port}"``; ``{port}`` becomes a free port.
@@ -47,11 +49,12 @@ class Command(AbstractContextManager["Command"]):
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the command runs
-        program, *arguments = shlex.split(command.format(port=port))
+        self._program, *arguments = shlex.split(command.format(port=port))
         self._process = subprocess.Popen(
             # The programs of this Python, whatever PATH says.
-            [sys.executable, "-m", program, *arguments],
+            [sys.executable, "-m", self._program, *arguments],
             cwd=folder,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},  # what it prints shows at once
             stdout=self._output,
             stderr=subprocess.STDOUT,
         )
@@ -65,21 +68,29 @@ class Command(AbstractContextManager["Command"]):
     @property
     def output(self) -> str:
         """What it has printed."""
-        self._output.seek(0)
-        return self._output.read().decode(errors="replace")
+        file = self._output.fileno()
+        # Not by seek and read: the command writes at the same position.
+        return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
 
     def wait_until_it_answers(self) -> None:
         """Return once any HTTP answer comes."""
         deadline = time.monotonic() + START_LIMIT_S
-        while time.monotonic() < deadline and self._process.poll() is None:
-            try:
-                httpx.get(self.url, trust_env=False)
-            except httpx.HTTPError:
-                time.sleep(0.1)
-            else:
-                return
+        with waiting_for(self._program, self._last_line):
+            while time.monotonic() < deadline and self._process.poll() is None:
+                try:
+                    httpx.get(self.url, trust_env=False)
+                except httpx.HTTPError:
+                    time.sleep(0.1)
+                else:
+                    return
+        ended = self._process.poll()
         self.stop()
-        raise RuntimeError(f"The command gave no answer. It printed:\n{self.output}")
+        what = f"gave no answer in {START_LIMIT_S:.0f} s" if ended is None else f"ended with exit status {ended}"
+        raise RuntimeError(f"{self._program} {what}. It printed:\n{self.output or '(nothing)'}")
+
+    def _last_line(self) -> str:
+        *_, line = self.output.splitlines() or [""]
+        return line
 
     def stop(self) -> None:
         """End the command and all that it started. A second call does nothing."""

@@ -12,7 +12,8 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-START_LIMIT = 60.0  # seconds; an app may load a model first
+from workshop.lab.progress import START_LIMIT_S, waiting_for
+
 STOP_LIMIT = 3.0  # seconds; a request that still runs then is cut off
 
 _named: dict[str, Server] = {}
@@ -50,7 +51,8 @@ class Server(AbstractContextManager["Server"]):
             target=self._serve, args=(listener,), name=f"server-{name or self.port}", daemon=True
         )
         self.thread.start()
-        self._wait_until_started()
+        with waiting_for("the app"):
+            self._wait_until_started()
         _running.add(self)
 
     def stop(self) -> None:
@@ -82,9 +84,9 @@ class Server(AbstractContextManager["Server"]):
             waited += 0.01
             if not self.thread.is_alive():
                 raise self._watch.error or RuntimeError("The app stopped while it was starting.")
-            if waited > START_LIMIT:
+            if waited > START_LIMIT_S:
                 self.stop()
-                raise TimeoutError(f"The app did not start within {START_LIMIT:.0f} s.")
+                raise TimeoutError(f"The app did not start within {START_LIMIT_S:.0f} s.")
 
     def __exit__(self, *_: object) -> None:
         self.stop()

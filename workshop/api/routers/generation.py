@@ -44,9 +44,14 @@ async def stream_conversation(
     request: Request, chunks: Annotated[AsyncIterator[Chunk], Depends(open_conversation)]
 ) -> AsyncIterator[AnswerLine]:
     """Continue a conversation as JSON lines. An answer whose last line has no `finish_reason` is not whole."""
+    request.state.error_chunk = lambda error: f"{_error_line(request, error).model_dump_json()}\n".encode()
     try:
         async for chunk in chunks:
             yield AnswerLine.of(chunk)
     except Exception as error:  # the status is sent long since
         log_failure(request, error)
-        yield AnswerLine(error=problem_of(request, error))
+        yield _error_line(request, error)
+
+
+def _error_line(request: Request, error: Exception) -> AnswerLine:
+    return AnswerLine(error=problem_of(request, error))

@@ -95,9 +95,11 @@ async def create_chat_completion(
     generators: GeneratorsDep,
     account: AccountDep,
     background: BackgroundTasks,
+    request: Request,
 ) -> ChatCompletion | StreamingResponse:
     """Continue a conversation; with ``stream``, as server-sent events that end with ``[DONE]``."""
     if chunks is not None:
+        request.state.error_chunk = _error_event
         return EventSourceResponse(_chat_events(chunks, body))
     generator = find_generator(generators, body.model)
     start = time.perf_counter()
@@ -116,9 +118,13 @@ async def _chat_events(chunks: AsyncIterator[Chunk], body: ChatRequest) -> Async
                 yield _event(answer.closing(chunk.usage))
     except ServiceError as error:
         # The status is long sent: OpenAI's clients raise what comes as an error event.
-        yield format_sse_event(data_str=json.dumps(openai_error(explain(error))))
+        yield _error_event(error)
         return
     yield format_sse_event(data_str="[DONE]")
+
+
+def _error_event(error: Exception) -> bytes:
+    return format_sse_event(data_str=json.dumps(openai_error(explain(error))))
 
 
 def _event(chunk: ChatChunk) -> bytes:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request, Response, status
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.sse import EventSourceResponse, ServerSentEvent, format_sse_event
 
 from workshop.api.budget import Account, AccountDep
 from workshop.api.dependencies import CascadeDep, ClockDep, UsageDep, require_json
@@ -103,6 +103,9 @@ async def stream_answer(
     """
     if events is None:
         return
+    request.state.error_chunk = lambda error: format_sse_event(
+        event="error", data_str=problem_of(request, error).model_dump_json()
+    )
     number = 0
     try:
         async for event in events:

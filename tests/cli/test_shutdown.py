@@ -1,0 +1,205 @@
+"""A stop while requests are under way: they are answered, what was made is charged, and the process ends in time.
+
+Real processes, sockets and signals; stand-in models, which answer for as long as a test wants.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from socket import create_connection
+
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from tests.language import records_in
+from tests.service import until
+
+SERVICE = """
+import asyncio, sys, time
+from pathlib import Path
+from tests.language import application, draft, main
+from workshop.integration import stopping
+from workshop.integration.server import run
+from workshop.machine import bound_socket, listen
+
+database, stopping.GRACE_S, stopping.LIMIT_S = Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+app = application(database, draft(), main(endless=True))
+
+@app.get("/second")
+async def second():
+    print("begun", flush=True)
+    await asyncio.sleep(1)
+    return "done"
+
+@app.get("/hang")
+async def hang():
+    print("begun", flush=True)
+    time.sleep(600)
+
+with bound_socket("127.0.0.1", 0) as listener:
+    listen(listener)
+    print(listener.getsockname()[1], flush=True)
+    run(app, listener)
+"""
+MESSAGES = [{"role": "user", "content": "Why?"}]
+PATIENCE_S = 60
+
+
+class Service:
+    """The service in a process of its own, with an endless model."""
+
+    def __init__(self, folder: Path, grace_s: float, limit_s: float) -> None:
+        self.database, self.err = folder / "service.sqlite", folder / "err"
+        command = [sys.executable, "-c", SERVICE, str(self.database), str(grace_s), str(limit_s)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.err.open("wb"), text=True)
+        assert self.process.stdout is not None
+        self.address = f"127.0.0.1:{self.process.stdout.readline().strip()}"
+        self.client = httpx.Client(base_url=f"http://{self.address}", timeout=60)
+
+    def under_way(self) -> int:
+        return self.client.get("/v1/activity").json()["main"]["running"]
+
+    def begun(self) -> None:
+        """Return once one of the routes of this test says so."""
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "begun\n"
+
+    def refuses(self) -> bool:
+        try:
+            connection = create_connection(self.address.split(":"))
+        except ConnectionRefusedError:
+            return True
+        connection.close()
+        return False
+
+    def stop(self, *signals: signal.Signals) -> int:
+        """The exit status. The signals come again and again, until the process has ended."""
+        end = time.monotonic() + PATIENCE_S
+        while self.process.poll() is None:
+            assert time.monotonic() < end, "it does not end"
+            for number in signals:
+                self.process.send_signal(number)
+                time.sleep(0.05)
+        return self.process.wait()
+
+
+@pytest.fixture
+def start(tmp_path) -> Iterator[Callable[..., Service]]:
+    services = []
+
+    def start(grace_s: float = 0.5, limit_s: float = 60.0) -> Service:
+        services.append(Service(tmp_path, grace_s, limit_s))
+        return services[-1]
+
+    yield start
+    for service in services:
+        service.process.kill()
+        service.process.wait()
+        service.client.close()
+
+
+def generate(service: Service) -> httpx.Response:
+    return service.client.post("/v1/generate", json={"prompt": "Why?", "model": "main"})
+
+
+def batch(service: Service) -> httpx.Response:
+    return service.client.post("/v1/batch", json={"queries": [{"query": "Why?", "force_direct": True}]})
+
+
+def chat(service: Service) -> httpx.Response:
+    return service.client.post("/v1/chat/completions", json={"model": "main", "messages": MESSAGES})
+
+
+def lines(service: Service) -> httpx.Response:
+    return service.client.post("/v1/chat/stream", json={"model": "main", "messages": MESSAGES})
+
+
+def events(service: Service) -> httpx.Response:
+    return service.client.get("/v1/query/stream", params={"query": "Why?", "force_direct": True})
+
+
+def chat_events(service: Service) -> httpx.Response:
+    body = {"model": "main", "messages": MESSAGES, "stream": True}
+    return service.client.post("/v1/chat/completions", json=body)
+
+
+def socket(service: Service) -> int:
+    """The code with which a conversation is closed."""
+    with connect(f"ws://{service.address}/v1/chat/ws") as websocket:
+        assert json.loads(websocket.recv())["type"] == "ready"
+        websocket.send(json.dumps({"type": "ask", "id": "1", "content": "Why?", "model": "main"}))
+        with pytest.raises(ConnectionClosed) as closed:
+            listen(websocket)
+    assert closed.value.rcvd is not None
+    return closed.value.rcvd.code
+
+
+def listen(websocket: ClientConnection) -> None:
+    while True:
+        if json.loads(message := websocket.recv())["type"] == "ping":
+            websocket.send(message.replace("ping", "pong"))
+
+
+WHOLE, STREAMED = [generate, batch, chat], [lines, events, chat_events]
+
+
+def begin(service: Service, requests: list, threads: ThreadPoolExecutor) -> dict[Callable, Future]:
+    """The requests, once all of them are under way."""
+    answers = {request: threads.submit(request, service) for request in requests}
+    assert until(service.under_way, len(requests).__eq__) == len(requests)
+    return answers
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]], ids=["SIGTERM", "both"])
+def test_a_stop_answers_what_is_under_way_and_loses_no_charge(start, signals):
+    service = start()
+    with ThreadPoolExecutor(10) as threads:
+        answers = begin(service, [*WHOLE, *STREAMED, socket], threads)
+        assert service.stop(*signals) == 0
+
+        for request in WHOLE:
+            answer = answers[request].result()
+            assert answer.status_code == 503, answer.text
+            assert answer.headers["Content-Type"] == "application/problem+json"
+            assert int(answer.headers["Retry-After"]) > 0
+            assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
+        *_, last_line = answers[lines].result().text.splitlines()
+        assert json.loads(last_line)["error"]["status"] == 503
+        *_, last_event = answers[events].result().text.strip().split("\n\n")
+        kind, data = last_event.splitlines()
+        assert kind == "event: error"
+        assert json.loads(data.removeprefix("data: "))["status"] == 503
+        *_, last_event = answers[chat_events].result().text.strip().split("\n\n")
+        assert json.loads(last_event.removeprefix("data: "))["error"]["code"] == "UnavailableError"
+        assert answers[socket].result() == 1012
+    charged = [record["endpoint"] for record in records_in(service.database)]
+    assert {"/v1/chat/stream", "/v1/query/stream", "/v1/chat/completions", "/v1/chat/ws"} <= set(charged)
+    assert "Traceback" not in service.err.read_text()
+
+
+def test_what_ends_soon_is_answered_and_nothing_new_is_accepted(start):
+    service = start(grace_s=60.0)
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(service.client.get, "/second")
+        service.begun()
+        service.process.send_signal(signal.SIGTERM)
+        assert until(service.refuses, bool)
+        assert answer.result().json() == "done"
+    assert service.process.wait(PATIENCE_S) == 0
+
+
+def test_an_event_loop_that_hangs_does_not_keep_the_process(start):
+    service = start(limit_s=2.0)
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(service.client.get, "/hang")
+        service.begun()
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(PATIENCE_S) != 0
+        assert isinstance(answer.exception(), httpx.TransportError)

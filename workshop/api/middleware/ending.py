@@ -1,0 +1,43 @@
+"""What the client of a request is told that the server ends before its time, because it stops."""
+
+import asyncio
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from workshop.api.errors import problem_response
+from workshop.contracts.errors import UnavailableError
+
+STOPPING = UnavailableError("the service stops, and another one may take over: ask again", retry_after_s=5.0)
+
+
+class EndingMiddleware:
+    """Answers for a request that is cancelled: with a 503, or with an error at the end of a stream.
+
+    A stream puts a function into ``request.state.error_chunk`` that writes an error in the stream's own form.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        has_started = has_ended = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal has_started, has_ended
+            has_started = True
+            has_ended = message["type"] == "http.response.body" and not message.get("more_body")
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_note)
+        except asyncio.CancelledError:
+            # Not raised again: nothing is outside of this but the server, which wants an answer.
+            request = Request(scope)
+            if not has_started:
+                await problem_response(request, STOPPING)(scope, receive, send)
+            elif not has_ended and hasattr(request.state, "error_chunk"):
+                await send({"type": "http.response.body", "body": request.state.error_chunk(STOPPING)})

@@ -1,0 +1,52 @@
+"""uvicorn, as the service runs on it: it stops in time, however often it is told to."""
+
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from workshop.integration.stopping import SIGNALS, begin_stop, end_tasks
+
+
+def run(app: ASGIApp, listener: socket.socket, root_path: str = "") -> None:
+    """Serve until a signal comes, and stop within ten seconds.
+
+    Args:
+        app: the application.
+        listener: where clients connect.
+        root_path: path prefix that a proxy in front removes.
+    """
+    Server(uvicorn.Config(app, root_path=root_path, access_log=False)).run(sockets=[listener])
+
+
+class Server(uvicorn.Server):
+    """uvicorn ends late requests with a 500 in plain text, and does not wait until they have ended. A second Ctrl-C
+    leaves the application running without a port.
+    """
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The handlers stay, unlike uvicorn's: nothing interrupts the end of the process."""
+        for number in SIGNALS:
+            signal.signal(number, self.handle_exit)
+        yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop. Whoever says so again changes nothing."""
+        begin_stop()
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more requests, end those under way, and close the application once they have left what they had."""
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()  # after the response under way; a WebSocket with 1012
+        await end_tasks(lambda: self.server_state.tasks)
+        await self.lifespan.shutdown()

@@ -1,0 +1,43 @@
+"""How the service stops, in either runtime: work under way gets a few seconds; what still runs then is ended."""
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable, Collection
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE_S = 4.0
+"""Work under way may take so long to come to its end."""
+FAREWELL_S = 1.0
+"""A request that is ended then may take so long to say so, and to leave what is charged."""
+LIMIT_S = 9.5
+"""The process ends after so long, whatever still hangs."""
+
+
+async def end_tasks(running: Callable[[], Collection[asyncio.Task[None]]]) -> None:
+    """Wait until no task runs; end those that take longer than ``GRACE_S``.
+
+    Args:
+        running: the tasks of the requests that are under way now. One that ends may have let another begin.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + GRACE_S
+    while (tasks := running()) and loop.time() < deadline:
+        await asyncio.wait(tasks, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+    if tasks := running():
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=FAREWELL_S)
+
+
+def begin_stop() -> None:
+    """Ignore further signals, and end the process ``LIMIT_S`` from now, even if a thread or the event loop hangs.
+
+    Called in the main thread.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # also while Python itself ends
+    limit = threading.Timer(LIMIT_S, os._exit, [1])
+    limit.daemon = True  # a stop that comes to its end does not wait for it
+    limit.start()

@@ -137,20 +137,27 @@ def main(**options: Any) -> StandInModel:
     return StandInModel("main", ("One", " of", " several", " copies."), **options)
 
 
-def application(file: Path, draft: StandInModel, main: StandInModel, **options: Any) -> FastAPI:
-    url = f"sqlite+aiosqlite:///{file}"
+def database_url(file: Path) -> str:
+    return f"sqlite+aiosqlite:///{file}"
+
+
+def language_services(file: Path, draft: StandInModel, main: StandInModel) -> LanguageServices:
     cascade = TwoModelCascade(
         PricedModel(draft, draft.name, DRAFT_COST), PricedModel(main, main.name, MAIN_COST), threshold=0.8
     )
-    language = LanguageServices(
+    return LanguageServices(
         generators={draft.name: draft, main.name: main},
         prices={draft.name: DRAFT_COST, main.name: MAIN_COST},
         cascade=cascade,
         retriever=StandInRetriever(),
         rag=cast(QuestionAnswerer, None),
-        usage=SqlUsageStore(url),
+        usage=SqlUsageStore(database_url(file)),
     )
-    return create_app(Services(StandInClassifier(), SqlCaseStore(url), language), Settings(**options))
+
+
+def application(file: Path, draft: StandInModel, main: StandInModel, **options: Any) -> FastAPI:
+    services = Services(StandInClassifier(), SqlCaseStore(database_url(file)), language_services(file, draft, main))
+    return create_app(services, Settings(**options))
 
 
 @dataclass

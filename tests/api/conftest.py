@@ -9,7 +9,14 @@ import httpx
 import pytest
 
 from tests.language import Service, StandInModel, application, draft, main
+from workshop.api import health
 from workshop.lab.serving import run_app
+
+
+@pytest.fixture(autouse=True)
+def fresh_health(monkeypatch) -> None:
+    """What a test breaks or mends shows at its next look at the service's health."""
+    monkeypatch.setattr(health, "FRESH_S", 0.0)
 
 
 @pytest.fixture

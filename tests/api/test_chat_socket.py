@@ -598,7 +598,7 @@ def test_while_a_model_does_not_answer_there_is_no_chat(serve, model):
     server = serve(model)
     model.card_error = UnavailableError("gone")
     with talk_to(server) as talk:
-        assert talk.ending() == (1013, "a model does not answer")
+        assert talk.ending() == (1013, "no model answers")
     model.card_error = None
     with talk_to(server) as talk:
         assert talk.hear()["type"] == "ready"

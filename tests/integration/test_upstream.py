@@ -411,6 +411,25 @@ async def test_a_server_that_cannot_answer_has_no_card(upstream, generator, mode
         await generator.card()
 
 
+async def test_a_card_that_does_not_come_is_not_waited_for_long_nor_asked_for_twice(upstream, monkeypatch):
+    monkeypatch.setattr("workshop.integration.upstream.PROBE_TIMEOUT_S", 0.3)
+    asked = []
+
+    def silent() -> Response:
+        asked.append(None)
+        return StreamingResponse(never())
+
+    async def never() -> AsyncGenerator[bytes, None]:
+        await asyncio.Event().wait()
+        yield b""
+
+    upstream.models = silent
+    async with aclosing(connect(upstream, timeout_s=60.0, max_retries=2)) as generator:
+        with pytest.raises(DeadlineExceededError):
+            await generator.card()
+    assert len(asked) == 1
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (

@@ -10,6 +10,7 @@ from fastapi_offline import FastAPIOffline
 from workshop import __version__
 from workshop.api.clock import Clock
 from workshop.api.errors import PROBLEM_RESPONSES, add_error_handlers
+from workshop.api.health import HealthCheck, wait_until_ready
 from workshop.api.middleware.body_limit import BodyLimitMiddleware
 from workshop.api.middleware.ending import EndingMiddleware
 from workshop.api.middleware.request_id import RequestIdMiddleware
@@ -39,7 +40,8 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
         app.state.settings = settings
         app.state.clock = Clock()
         app.state.rate_limits = RateLimits(settings.rate_limits, settings.redis_url)
-        await services.ready()  # a service whose models do not answer must not start
+        app.state.health = HealthCheck()
+        await wait_until_ready(services)
         yield
         await services.aclose()
 

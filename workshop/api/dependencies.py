@@ -4,9 +4,7 @@ All are ``async def``, even those that await nothing: FastAPI runs a plain ``def
 more than the rest of the request.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Annotated, cast
 
 from fastapi import Depends, HTTPException, Request, WebSocket, WebSocketException, status
@@ -15,6 +13,8 @@ from fastapi.security.utils import get_authorization_scheme_param
 from starlette.requests import HTTPConnection
 
 from workshop.api.clock import Clock
+from workshop.api.errors import explain
+from workshop.api.health import HealthCheck
 from workshop.contracts.cascade import Cascade
 from workshop.contracts.cases import CaseStore
 from workshop.contracts.classifier import Classifier, ModelCard
@@ -22,11 +22,9 @@ from workshop.contracts.errors import NotFoundError, UnavailableError
 from workshop.contracts.generator import TextGenerator
 from workshop.contracts.rag import QuestionAnswerer
 from workshop.contracts.retriever import Retriever
-from workshop.contracts.services import LanguageServices, Services
+from workshop.contracts.services import Health, LanguageServices, Services
 from workshop.contracts.usage import UsageStore
 from workshop.settings import Settings
-
-PROBE_TIMEOUT_S = 3.0
 
 ANONYMOUS = "anonymous"
 NO_KEY = "this service wants a known key"
@@ -57,25 +55,21 @@ async def get_classifier(services: Annotated[Services, Depends(get_services)]) -
     return services.classifier
 
 
-@asynccontextmanager
-async def _soon() -> AsyncIterator[None]:
-    """Soon or not at all: a probe must not wait for a model that is being replaced, or for a database that is away."""
-    try:
-        async with asyncio.timeout(PROBE_TIMEOUT_S):
-            yield
-    except TimeoutError:
-        raise UnavailableError("the service is not ready yet") from None
-
-
 async def get_model_card(classifier: Annotated[Classifier, Depends(get_classifier)]) -> ModelCard:
-    async with _soon():
-        return await classifier.card()
+    return await classifier.card()
 
 
-async def require_ready(services: Annotated[Services, Depends(get_services)]) -> None:
-    """Every model and store can be reached."""
-    async with _soon():
-        await services.ready()
+async def get_health(request: Request, services: Annotated[Services, Depends(get_services)]) -> Health:
+    check = cast(HealthCheck, request.app.state.health)
+    return await check(services)
+
+
+async def require_ready(health: Annotated[Health, Depends(get_health)]) -> None:
+    """Raises UnavailableError where a required part is missing."""
+    if health.missing:
+        pauses = [error.retry_after_s for error in health.missing.values() if isinstance(error, UnavailableError)]
+        reasons = (f"{name}: {explain(error).message}" for name, error in health.missing.items())
+        raise UnavailableError("; ".join(reasons), max(pauses, default=1.0))
 
 
 async def get_cases(services: Annotated[Services, Depends(get_services)]) -> CaseStore:
@@ -172,6 +166,7 @@ RetrieverDep = Annotated[Retriever, Depends(get_retriever)]
 RagDep = Annotated[QuestionAnswerer, Depends(get_rag)]
 UsageDep = Annotated[UsageStore, Depends(get_usage)]
 ServicesDep = Annotated[Services, Depends(get_services)]
+HealthDep = Annotated[Health, Depends(get_health)]
 ClockDep = Annotated[Clock, Depends(get_clock)]
 ClassifierDep = Annotated[Classifier, Depends(get_classifier)]
 ModelCardDep = Annotated[ModelCard, Depends(get_model_card)]

@@ -1,16 +1,57 @@
 """The bundle of ports that the API is built on."""
 
+import asyncio
 from asyncio import gather
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 
 from workshop.contracts.cascade import Cascade
 from workshop.contracts.cases import CaseStore
 from workshop.contracts.classifier import Classifier
-from workshop.contracts.generator import TextGenerator
+from workshop.contracts.errors import DeadlineExceededError
+from workshop.contracts.generator import GeneratorCard, TextGenerator
 from workshop.contracts.rag import QuestionAnswerer
 from workshop.contracts.retriever import Retriever
 from workshop.contracts.usage import UsageStore
+
+PROBE_TIMEOUT_S = 3.0
+"""For what a healthy part answers at once: its card, its counters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Which parts of the service do not answer, and why, by name.
+
+    Attributes:
+        missing: parts without which the service must not get any requests.
+        degraded: parts that only some routes need. These answer with an error; all others work.
+    """
+
+    missing: Mapping[str, Exception]
+    degraded: Mapping[str, Exception]
+
+
+async def _failures(probes: Mapping[str, Awaitable[object]]) -> dict[str, Exception]:
+    """What each probe raised, by its name. They run at the same time, each for ``PROBE_TIMEOUT_S`` at most."""
+
+    async def failure(probe: Awaitable[object]) -> Exception | None:
+        limit = asyncio.timeout(PROBE_TIMEOUT_S)
+        try:
+            async with limit:
+                await probe
+        except Exception as error:
+            return DeadlineExceededError("it does not answer", PROBE_TIMEOUT_S) if limit.expired() else error
+        return None
+
+    failures = await gather(*map(failure, probes.values()))
+    return {name: failure for name, failure in zip(probes, failures, strict=True) if failure is not None}
+
+
+async def cards(generators: Mapping[str, TextGenerator]) -> dict[str, GeneratorCard]:
+    """The cards of those that answer, by name."""
+    calls = {name: asyncio.ensure_future(generator.card()) for name, generator in generators.items()}
+    failures = await _failures(calls)
+    return {name: call.result() for name, call in calls.items() if name not in failures}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +70,10 @@ class LanguageServices:
     rag: QuestionAnswerer
     usage: UsageStore
 
-    async def ready(self) -> None:
-        """Raises UnavailableError unless every model and the records of usage can be reached."""
-        models = (generator.card() for generator in self.generators.values())
-        await gather(self.usage.ready(), self.retriever.card(), *models)
+    def probes(self) -> dict[str, Awaitable[object]]:
+        """What each part does at once when it is well, by name."""
+        models = {name: generator.card() for name, generator in self.generators.items()}
+        return {**models, "retriever": self.retriever.card(), "usage": self.usage.ready()}
 
     async def aclose(self) -> None:
         """Give back what all of them hold open."""
@@ -48,11 +89,12 @@ class Services:
     cases: CaseStore
     language: LanguageServices | None = None
 
-    async def ready(self) -> None:
-        """Raises UnavailableError unless every model and store can be reached."""
-        await gather(self.classifier.card(), self.cases.ready())
-        if self.language is not None:
-            await self.language.ready()
+    async def health(self) -> Health:
+        """Ask every part. Classifier and database are required; ``language`` is not, whoever runs its models."""
+        required = {"classifier": self.classifier.card(), "database": self.cases.ready()}
+        others = self.language.probes() if self.language else {}
+        missing, degraded = await gather(_failures(required), _failures(others))
+        return Health(missing, degraded)
 
     async def aclose(self) -> None:
         """Give back what all of them hold open."""

@@ -43,6 +43,7 @@ from workshop.contracts.generator import (
     Usage,
     collect,
 )
+from workshop.contracts.services import PROBE_TIMEOUT_S
 
 CONNECT_TIMEOUT_S = 5.0
 MAX_RETRIES = 2
@@ -185,8 +186,9 @@ class UpstreamGenerator:
         Raises:
             UnavailableError: ours is not among them.
         """
-        with contract_errors(self._timeout_s):
-            models = _Models.model_validate(await self._client.get("/models", cast_to=object))
+        client = self._client.with_options(timeout=PROBE_TIMEOUT_S, max_retries=0)
+        with contract_errors(PROBE_TIMEOUT_S):
+            models = _Models.model_validate(await client.get("/models", cast_to=object))
         for model in models.data:
             if model.id == self._model:
                 return GeneratorCard(self._model.rpartition("/")[2], model.context_length or self._context_length)

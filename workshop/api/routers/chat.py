@@ -13,7 +13,7 @@ How a connection ends, unless the client wants it to:
 | 1009 | a message is too large                                                         |
 | 1011 | the client does not answer pings, or something went wrong in the service       |
 | 1012 | the server stops: said by uvicorn; a replica of Serve ends without a word      |
-| 1013 | a model does not answer; try again later                                       |
+| 1013 | no model answers; try again later                                              |
 """
 
 import asyncio
@@ -59,8 +59,15 @@ from workshop.api.schemas.chat import (
 )
 from workshop.api.sockets import MAX_MESSAGE_BYTES, Peer, connection
 from workshop.api.streams import started
-from workshop.contracts.errors import ModelFailedError, NotFoundError, PromptTooLongError, ServiceError
+from workshop.contracts.errors import (
+    ModelFailedError,
+    NotFoundError,
+    PromptTooLongError,
+    ServiceError,
+    UnavailableError,
+)
 from workshop.contracts.generator import Chunk, FinishReason, Message, Prompt, TextGenerator, Usage
+from workshop.contracts.services import cards
 
 logger = logging.getLogger(__name__)
 router = APIRouter()
@@ -69,7 +76,6 @@ MAX_TURNS = 16
 """How many questions and answers are remembered; fewer, where they do not fit into the model's context."""
 IDLE_LIMIT_S = 600.0
 """A connection takes one of the places that a replica has for requests: without a question, it is given back."""
-READY_TIMEOUT_S = 3.0
 """A model that is being replaced may take minutes."""
 
 
@@ -146,7 +152,6 @@ class Chat:
 
     async def run(self) -> None:
         """Converse. Ends with WebSocketDisconnect or WebSocketException."""
-        await self._look_at_models()
         await self._greet()
         try:
             async with self._idle:
@@ -155,15 +160,12 @@ class Chat:
         except TimeoutError:
             raise WebSocketException(status.WS_1000_NORMAL_CLOSURE, "nothing was asked for a while") from None
 
-    async def _look_at_models(self) -> None:
-        try:
-            async with asyncio.timeout(READY_TIMEOUT_S):
-                for name, generator in self._generators.items():
-                    self._context_lengths[name] = (await generator.card()).context_length
-        except (TimeoutError, ServiceError):
-            raise WebSocketException(status.WS_1013_TRY_AGAIN_LATER, "a model does not answer") from None
-
     async def _greet(self) -> None:
+        """Offer the models that answer now."""
+        found = await cards(self._generators)
+        if not found:
+            raise WebSocketException(status.WS_1013_TRY_AGAIN_LATER, "no model answers")
+        self._context_lengths = {name: card.context_length for name, card in found.items()}
         models = [Model(name=name, context_length=length) for name, length in self._context_lengths.items()]
         limits = Limits(max_message_bytes=MAX_MESSAGE_BYTES, max_turns=MAX_TURNS, idle_s=IDLE_LIMIT_S)
         await self._peer.send(Ready(principal=self._account.principal, models=models, limits=limits))
@@ -203,6 +205,8 @@ class Chat:
         self._must_be_free()
         model = ask.model or list(self._generators)[-1]
         find_generator(self._generators, model)
+        if model not in self._context_lengths:
+            raise UnavailableError(f"{model} did not answer when this chat was greeted: reset it to try again")
         self._idle.reschedule(None)
         answer = Answer(ask, model)
         self._running = answer, self._tasks.create_task(self._give(answer))

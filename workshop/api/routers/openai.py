@@ -31,6 +31,7 @@ from workshop.api.schemas.openai import (
 from workshop.api.streams import started
 from workshop.contracts.errors import NotFoundError, ServiceError
 from workshop.contracts.generator import Chunk
+from workshop.contracts.services import cards
 
 _CODES = {"PromptTooLongError": "context_length_exceeded", "NotFoundError": "model_not_found"}
 
@@ -133,10 +134,10 @@ def _event(chunk: ChatChunk) -> bytes:
 
 @router.get("/models")
 async def list_models(generators: GeneratorsDep, retriever: RetrieverDep) -> ModelList:
-    """Every model that can be asked, the embedding among them."""
+    """Every model that can be asked, the embedding among them. One that does not answer now has no context length."""
+    found = await cards(generators)
     entries = [
-        ModelEntry(id=name, context_length=(await generator.card()).context_length)
-        for name, generator in generators.items()
+        ModelEntry(id=name, context_length=found[name].context_length if name in found else None) for name in generators
     ]
     return ModelList(data=[*entries, ModelEntry(id=(await retriever.card()).embedding)])
 

@@ -5,26 +5,23 @@ from fastapi.responses import PlainTextResponse
 
 from workshop import __version__
 from workshop.api.clock import now
-from workshop.api.dependencies import ClockDep, ServicesDep, require_ready
-from workshop.api.schemas.tumours import Health
-from workshop.contracts.errors import ServiceError
+from workshop.api.dependencies import ClockDep, HealthDep, require_ready
+from workshop.api.schemas.service import HealthReport, Readiness
 
 router = APIRouter(tags=["service"])
 
 
 @router.get("/health")
-async def health(services: ServicesDep, clock: ClockDep, response: Response) -> Health:
-    """The state of the service; 503 when it cannot predict."""
-    try:
-        await require_ready(services)
-        model_loaded = True
-    except ServiceError:
-        model_loaded = False
+async def health(state: HealthDep, clock: ClockDep, response: Response) -> HealthReport:
+    """The state of the service and of its parts; 503 when a part is missing that it needs."""
+    if state.missing:
         response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
-    return Health(
-        status="healthy" if model_loaded else "unhealthy",
+    return HealthReport(
+        status="unhealthy" if state.missing else "degraded" if state.degraded else "healthy",
         version=__version__,
-        model_loaded=model_loaded,
+        model_loaded="classifier" not in state.missing,
+        missing=list(state.missing),
+        degraded=list(state.degraded),
         uptime_seconds=clock.uptime_s,
         timestamp=now(),
     )
@@ -37,9 +34,9 @@ async def liveness() -> dict[str, str]:
 
 
 @router.get("/readiness", dependencies=[Depends(require_ready)])
-async def readiness() -> dict[str, str]:
-    """The models and the database answer. If not (503), send no requests."""
-    return {"status": "ready"}
+async def readiness(state: HealthDep) -> Readiness:
+    """The parts answer that the service needs. If not (503), send no requests."""
+    return Readiness(status="degraded" if state.degraded else "ready", degraded=list(state.degraded))
 
 
 @router.get("/ping", response_class=PlainTextResponse, dependencies=[Depends(require_ready)])

@@ -153,7 +153,9 @@ class ChatChunk(_Answer):
 
 
 class ModelEntry(BaseModel):
-    """One model. ``context_length`` is of prompt and answer together, in tokens; None for an embedding."""
+    """One model. ``context_length`` is of prompt and answer together, in tokens; None for an embedding,
+    and while the model does not answer.
+    """
 
     id: str
     object: Literal["model"] = "model"

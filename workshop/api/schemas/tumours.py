@@ -181,13 +181,3 @@ class StoredCase(CaseContent):
                 "diagnosis": case.diagnosis,
             }
         )
-
-
-class Health(BaseModel):
-    """Whether the service can predict."""
-
-    status: Literal["healthy", "unhealthy"]
-    version: str
-    model_loaded: bool
-    uptime_seconds: float
-    timestamp: datetime

@@ -14,7 +14,7 @@
 # - turn a plain class into a deployment, and call it through a handle,
 # - say how many calls a replica takes at once, and whom a blocking call holds up,
 # - compose deployments, batch calls, and stream an answer item by item,
-# - keep Ray's errors out of the API.
+# - keep Ray's errors out of the API, and stop the work that nobody waits for.
 #
 # The code runs in {{ minutes }} and takes {{ memory }} at most. With the exercises, plan 75 minutes.
 
@@ -702,7 +702,7 @@ def _call_ended(self, call: asyncio.Task[None]) -> None:
 from workshop.integration.batching import MicroBatched
 from workshop.integration.handles import HandleClassifier
 
-remote = HandleClassifier(batching)
+remote = HandleClassifier(batching, timeout_s=10)
 micro = MicroBatched(remote, max_rows=1024, max_waiting_rows=16384, max_calls=1, timeout_s=10)
 
 # %% [markdown]
@@ -749,23 +749,40 @@ serve.delete("batching")
 # %% [markdown]
 # ## An answer in pieces
 #
-# A method that yields is a stream. This class dictates a report, one line every 200 ms. It can also fail on demand, which we
-# need in a moment.
+# A method that yields is a stream. This class dictates a report, one line every 200 ms, and counts its lines.
+
+# %%
+REPORT = ("30 measurements", "all within range", "malignant: 2 %", "benign: 98 %", "no referral")
+
+
+class Reporter:
+    n_lines = 0
+
+    async def lines(self):
+        for line in REPORT:
+            await asyncio.sleep(0.2)
+            self.n_lines += 1
+            yield line
+
+
+# %% [markdown]
+# We need three more methods in a moment: one that fails on demand, the whole report in one piece, and the count.
 
 
 # %%
-class Reporter:
-    async def lines(self):
-        for line in ("30 measurements", "all within range", "malignant: 2 %", "benign: 98 %", "no referral"):
-            await asyncio.sleep(0.2)
-            yield line
-
+class FullReporter(Reporter):
     def fail(self, error, *arguments):
         raise error(*arguments)
 
+    async def report(self):
+        return [line async for line in self.lines()]
+
+    async def count(self):
+        return self.n_lines
+
 
 # %%
-reporter = serve.run(serve.deployment(Reporter).bind(), name="reporter", route_prefix=None)
+reporter = serve.run(serve.deployment(FullReporter).bind(), name="reporter", route_prefix=None)
 
 # %% [markdown]
 # `options(stream=True)` makes a handle whose calls are iterated instead of awaited.
@@ -915,8 +932,60 @@ async def through_customs(kind, *arguments):
 [await through_customs(ZeroDivisionError), await through_customs(InvalidInputError, "too small", 3, "worst_area")]
 
 # %% [markdown]
-# With it, an adapter from handle to contract is a few lines. It is the only class of the service that holds a handle and is
-# called by endpoints.
+# ## When a replica says nothing
+#
+# A replica may be slow, or only starting: a handle waits as long as it takes. So each call needs a deadline. This one gives up
+# after half a second.
+
+
+# %%
+async def give_up():
+    async with asyncio.timeout(0.5):
+        await reporter.report.remote()
+
+
+# %% [markdown]
+# The report takes a second. We wait for half of it, then leave the replica alone for two seconds. How many of the five lines
+# will it have written?
+
+
+# %%
+async def lines_written_by(call):
+    before = await reporter.count.remote()
+    try:
+        await call()
+    except Exception as error:
+        print(type(error).__name__)
+    await asyncio.sleep(2)
+    return await reporter.count.remote() - before
+
+
+# %%
+guess = 2
+
+# %%
+print(f"you said {guess}, it wrote {await lines_written_by(give_up)}")
+
+# %% [markdown]
+# All of them. Giving up stopped the waiting, not the work. A language model that writes for nobody is not cheap, so the call
+# itself must be cancelled. `Calls` does that, with the deadline and the customs.
+
+# %%
+from workshop.integration.handles import PROBE_TIMEOUT_S, Calls
+
+
+async def cancel_in_time():
+    await Calls(reporter, timeout_s=0.5)(FullReporter.report)
+
+
+await lines_written_by(cancel_in_time)
+
+# %% [markdown]
+# The replica stopped in the middle. Its `async def` was cancelled at the `await`, like any coroutine. A plain `def` runs in a
+# thread, and no thread can be cancelled: it works on, but its caller does not wait.
+#
+# With `Calls`, an adapter from handle to contract is one line a method. Only such classes hold a handle. The card doubles as the
+# health check, so it has a deadline of its own: three seconds.
 
 # %% mirrors="workshop.integration.handles:HandleClassifier"
 from typing import Any
@@ -925,18 +994,15 @@ from ray.serve.handle import DeploymentHandle
 
 
 class HandleClassifier:
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        self._handle = handle
+    def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
+        self._call = Calls(handle, timeout_s)
+        self._probe = Calls(handle, PROBE_TIMEOUT_S)
 
     async def predict(self, rows: FloatMatrix) -> Scores:
-        with contract_errors():
-            scores: Scores = await self._handle.predict.remote(rows)
-        return scores
+        return await self._call(ClassifierDeployment.predict, rows)
 
     async def card(self) -> ModelCard:
-        with contract_errors():
-            card: ModelCard = await self._handle.card.remote()
-        return card
+        return await self._probe(ClassifierDeployment.card)
 
 
 # %% [markdown]
@@ -947,9 +1013,6 @@ serve.delete("reporter")
 await through_customs(ZeroDivisionError)
 
 # %% [markdown]
-# One thing no adapter can translate is silence. A handle waits for a replica that is only starting, as long as it takes. So
-# whoever calls one needs a deadline. `MicroBatched` has it: `timeout_s`.
-#
 # ## The whole service
 #
 # You now know every part of the map's right half. The service's settings decide where the model runs. `build_application` binds
@@ -1030,6 +1093,7 @@ answers = [client.post(base + "/v1/predict", json=impossible) for base in (url, 
 # | to share the model's calls | `@serve.batch`, or `MicroBatched` before the hop | the first one waits |
 # | an answer in pieces | `handle.options(stream=True)` | `async for`, no `await` |
 # | errors that arrive | all arguments to `super().__init__` | `contract_errors` at the border |
+# | a call that ends | `Calls(handle, timeout_s)` | to stop waiting is not to stop the work |
 #
 # You can now move a model out of the API without the API's noticing. Next: lesson 10 builds the application that does so,
 # and runs it on two runtimes.

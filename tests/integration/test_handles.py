@@ -4,30 +4,38 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 import pytest
 from ray import serve
 
 from tests.service import every_error
-from workshop.contracts.errors import ModelFailedError, OverloadedError, UnavailableError
-from workshop.integration.handles import HandleClassifier
+from workshop.contracts.errors import DeadlineExceededError, ModelFailedError, OverloadedError, UnavailableError
+from workshop.integration.handles import Calls, HandleClassifier
 
 pytestmark = pytest.mark.anyio
 
 SECRET = "SECRET-internals"
+PATIENCE_S = 60.0
+STARTED = ".started"
 
 
 def raises_what_it_gets() -> type:
     # A class within a function is pickled by value: a replica cannot import tests.
     class RaisesWhatItGets:
-        """Raises its input, or waits while its input is a file that exists. Dies when asked for its card."""
+        """Raises its input, or says that it has started and waits until its input, a file, is gone.
+
+        Dies when asked for its card.
+        """
 
         def predict(self, rows: object) -> object:
             if isinstance(rows, BaseException):
                 raise rows
-            while isinstance(rows, Path) and rows.exists():
-                time.sleep(0.05)
+            if isinstance(rows, Path):
+                rows.with_suffix(STARTED).touch()
+                while rows.exists():
+                    time.sleep(0.05)
             return rows
 
         def card(self) -> None:
@@ -45,7 +53,7 @@ def handle(cluster):
 
 @pytest.fixture
 def classifier(handle) -> HandleClassifier:
-    return HandleClassifier(handle)
+    return HandleClassifier(handle, PATIENCE_S)
 
 
 @pytest.mark.parametrize("error", every_error(), ids=lambda error: type(error).__name__)
@@ -100,8 +108,146 @@ async def test_a_replica_that_dies_is_unavailable_and_its_successor_answers(clas
 
 async def test_a_deployment_that_is_gone_is_unavailable(cluster):
     deployment = serve.deployment(raises_what_it_gets())
-    classifier = HandleClassifier(serve.run(deployment.bind(), name="short-lived", route_prefix=None))
+    handle = serve.run(deployment.bind(), name="short-lived", route_prefix=None)
+    classifier = HandleClassifier(handle, PATIENCE_S)
     assert await classifier.predict(1) == 1
     await asyncio.to_thread(serve.delete, "short-lived")
     with pytest.raises(UnavailableError):
         await classifier.predict(1)
+
+
+def waits_for_ever() -> type:
+    class WaitsForEver:
+        """Waits for ever, or for the classifier behind it. The card has its counters."""
+
+        def __init__(self, behind: HandleClassifier | None = None) -> None:
+            self.behind = behind
+            self.started = self.cancelled = 0
+
+        async def predict(self, rows: object) -> None:
+            if isinstance(rows, BaseException):
+                raise rows
+            self.started += 1
+            try:
+                if self.behind is not None:
+                    await self.behind.predict(rows)
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+
+        async def stream(self, pieces: int) -> AsyncGenerator[int, None]:
+            for piece in range(pieces):
+                yield piece
+            await self.predict(None)
+
+        async def card(self) -> tuple[int, int]:
+            return self.started, self.cancelled
+
+    return WaitsForEver
+
+
+@pytest.fixture(scope="module")
+def chain(cluster):
+    """Handles of two deployments, of which the first calls the second."""
+    deployment = serve.deployment(max_ongoing_requests=10)(waits_for_ever())
+    second = deployment.options(name="second").bind()
+    first = deployment.options(name="first").bind(HandleClassifier(second, PATIENCE_S))
+    serve.run(first, name="chain", route_prefix=None)
+    yield [serve.get_deployment_handle(name, "chain") for name in ("first", "second")]
+    serve.delete("chain")
+
+
+@pytest.mark.parametrize("method", ["def", "async def"])
+async def test_a_call_that_a_replica_gives_up_by_itself_is_unavailable(handle, chain, method):
+    """Nobody has cancelled the caller: it must learn that there is no answer, rather than end."""
+    classifier = HandleClassifier(handle if method == "def" else chain[1], PATIENCE_S)
+    with pytest.raises(UnavailableError):
+        await classifier.predict(asyncio.CancelledError())
+
+
+@pytest.fixture
+async def counters(chain) -> Callable:
+    """What the calls of the two replicas have done since the test began: how many have started, and were cancelled."""
+
+    async def look() -> list[tuple[int, int]]:
+        return [await HandleClassifier(handle, PATIENCE_S).card() for handle in chain]
+
+    before = await look()
+
+    async def since() -> list[tuple[int, int]]:
+        return [(now[0] - then[0], now[1] - then[1]) for now, then in zip(await look(), before, strict=True)]
+
+    return since
+
+
+async def until(counters: Callable, *expected: tuple[int, int]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while await counters() != list(expected):
+            await asyncio.sleep(0.05)
+
+
+async def test_a_caller_that_goes_away_stops_its_call_and_the_calls_that_this_one_waits_for(chain, counters):
+    first, _ = (HandleClassifier(handle, PATIENCE_S) for handle in chain)
+    call = asyncio.create_task(first.predict(None))
+    await until(counters, (1, 0), (1, 0))
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await until(counters, (1, 1), (1, 1))
+
+
+async def test_a_call_whose_time_is_up_is_a_deadline_error_and_stops(chain, counters):
+    _, second = (HandleClassifier(handle, 1.0) for handle in chain)
+    with pytest.raises(DeadlineExceededError) as caught:
+        await second.predict(None)
+    assert caught.value.timeout_s == 1.0
+    async with asyncio.timeout(PATIENCE_S):
+        while (counts := (await counters())[1])[0] != counts[1]:
+            await asyncio.sleep(0.05)
+
+
+async def test_each_piece_of_a_stream_has_the_time_anew(chain, counters):
+    _, handle = chain
+    stream = Calls(handle, 1.0).stream(waits_for_ever().stream, 3)
+    assert await anext(stream) == 0
+    await asyncio.sleep(1.2)
+    assert [await anext(stream), await anext(stream)] == [1, 2]
+    with pytest.raises(DeadlineExceededError):
+        await anext(stream)
+    await until(counters, (0, 0), (1, 1))
+
+
+@pytest.mark.parametrize("leave", ["close", "cancel"])
+async def test_a_reader_that_leaves_a_stream_stops_it(chain, counters, leave):
+    _, handle = chain
+    stream = Calls(handle, PATIENCE_S).stream(waits_for_ever().stream, 1)
+    assert await anext(stream) == 0
+    await until(counters, (0, 0), (1, 0))
+    if leave == "close":
+        await stream.aclose()
+    else:
+        next_piece = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0.1)
+        next_piece.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await next_piece
+    await until(counters, (0, 0), (1, 1))
+
+
+async def test_a_thread_cannot_be_stopped_but_its_caller_does_not_wait_for_it_and_a_call_in_the_queue_never_starts(
+    handle, tmp_path
+):
+    files = running, queued = tmp_path / "running", tmp_path / "queued"
+    for file in files:
+        file.touch()
+    call = asyncio.create_task(HandleClassifier(handle, 5.0).predict(running))
+    async with asyncio.timeout(PATIENCE_S):
+        while not running.with_suffix(STARTED).exists():
+            await asyncio.sleep(0.05)
+    for pending in (HandleClassifier(handle, 0.5).predict(queued), call):
+        with pytest.raises(DeadlineExceededError):
+            await pending
+    running.unlink()
+    assert await HandleClassifier(handle, PATIENCE_S).predict(7) == 7
+    assert not queued.with_suffix(STARTED).exists()

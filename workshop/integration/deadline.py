@@ -1,15 +1,48 @@
-"""A limit on waiting, as a decorator of the contract: a handle waits for a replica as long as it takes to come up."""
+"""A limit on waiting: for any block, for the pieces of a stream, and as a decorator of a language model."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import TypeVar
 
 from workshop.contracts.errors import DeadlineExceededError
 from workshop.contracts.generator import Activity, Chunk, Completion, GeneratorCard, Prompt, TextGenerator
 
+Piece = TypeVar("Piece")
+
+
+@asynccontextmanager
+async def deadline(timeout_s: float) -> AsyncIterator[None]:
+    """Cancel the block when its time is up.
+
+    Raises:
+        DeadlineExceededError: it was.
+    """
+    limit = asyncio.timeout(timeout_s)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise DeadlineExceededError("the model did not answer in time", timeout_s) from None
+
+
+async def each_in_time(pieces: AsyncGenerator[Piece, None], timeout_s: float) -> AsyncGenerator[Piece, None]:
+    """The same pieces, each with a deadline of its own. The time that their reader takes does not count."""
+    async with aclosing(pieces):
+        while True:
+            async with deadline(timeout_s):
+                piece = await anext(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
 
 class WithDeadline:
-    """A generator whose every answer, and every next piece of a stream, comes in time or not at all.
+    """A language model whose every answer, and every next piece of a stream, comes in time or not at all.
+
+    Models behind handles do without: each call of a handle has its deadline.
 
     Args:
         inner: generates.
@@ -22,20 +55,12 @@ class WithDeadline:
 
     async def complete(self, prompt: Prompt) -> Completion:
         """See ``TextGenerator.complete``."""
-        with self._as_contract_error():
-            async with asyncio.timeout(self._timeout_s):
-                return await self._inner.complete(prompt)
+        async with deadline(self._timeout_s):
+            return await self._inner.complete(prompt)
 
-    async def stream(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
+    def stream(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
         """See ``TextGenerator.stream``."""
-        async with aclosing(self._inner.stream(prompt)) as chunks:
-            while True:
-                with self._as_contract_error():
-                    async with asyncio.timeout(self._timeout_s):
-                        chunk = await anext(chunks, None)
-                if chunk is None:
-                    return
-                yield chunk
+        return each_in_time(self._inner.stream(prompt), self._timeout_s)
 
     async def card(self) -> GeneratorCard:
         """See ``TextGenerator.card``."""
@@ -48,10 +73,3 @@ class WithDeadline:
     async def aclose(self) -> None:
         """See ``TextGenerator.aclose``."""
         await self._inner.aclose()
-
-    @contextmanager
-    def _as_contract_error(self) -> Iterator[None]:
-        try:
-            yield
-        except TimeoutError:
-            raise DeadlineExceededError("the model did not answer in time", self._timeout_s) from None

@@ -59,7 +59,10 @@ def local_language(settings: Settings) -> LanguageServices:
     from workshop.models.language_model import LanguageModel
     from workshop.models.retriever import CorpusRetriever
 
-    models = {name: LanguageModel.load(source, name) for name, source in model_sources(settings).items()}
+    models = {
+        name: WithDeadline(LanguageModel.load(source, name), settings.generate_timeout_s)
+        for name, source in model_sources(settings).items()
+    }
     retriever = InProcessRetriever(CorpusRetriever.load(settings.retriever_artifact, settings.embedding_model))
     return language_services(models, retriever, settings)
 
@@ -99,7 +102,7 @@ def language_services(
     """What the routes for language need, on top of the models that run here or behind handles.
 
     Args:
-        models: by name.
+        models: by name; each ends its answers in time.
         retriever: here or behind a handle.
         settings: of the whole service.
         rag: behind a handle; by default, it runs here.
@@ -112,8 +115,8 @@ def language_services(
         key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else None
         # A folder is of this machine: the other server knows the model by its name.
         name = main if Path(settings.main_model).is_dir() else settings.main_model
-        generators[main] = UpstreamGenerator(settings.llm_base_url, name, key, timeout_s=settings.generate_timeout_s)
-    generators = {name: WithDeadline(generator, settings.generate_timeout_s) for name, generator in generators.items()}
+        upstream = UpstreamGenerator(settings.llm_base_url, name, key, timeout_s=settings.generate_timeout_s)
+        generators[main] = WithDeadline(upstream, settings.generate_timeout_s)
     cascade = TwoModelCascade(
         PricedModel(generators[draft], draft, settings.draft_cost),
         PricedModel(generators[main], main, settings.main_cost),

@@ -68,13 +68,18 @@ class Api:
         settings, handles = self._settings, self._handles
         if handles is None:
             return local_services(settings)
-        classifier = batched(HandleClassifier(handles.classifier), settings, max_calls=settings.classifier_replicas)
+        classifier = batched(
+            HandleClassifier(handles.classifier, settings.predict_timeout_s),
+            settings,
+            max_calls=settings.classifier_replicas,
+        )
         cases = SqlCaseStore(settings.database_url)
         if not settings.language_models:
             return Services(classifier, cases)
-        models = {name: HandleGenerator(handles.language_models, name) for name in model_sources(settings)}
-        retriever = HandleRetriever(handles.retriever)
-        rag = HandleQuestionAnswerer(handles.rag) if handles.rag is not None else None
+        timeout_s = settings.generate_timeout_s
+        models = {name: HandleGenerator(handles.language_models, name, timeout_s) for name in model_sources(settings)}
+        retriever = HandleRetriever(handles.retriever, timeout_s)
+        rag = HandleQuestionAnswerer(handles.rag, timeout_s) if handles.rag is not None else None
         return Services(classifier, cases, language_services(models, retriever, settings, rag=rag))
 
 
@@ -101,8 +106,9 @@ def build_application(settings: Settings) -> serve.Application:
         handles = replace(handles, language_models=models, retriever=retriever)
         if main in sources:
             # Serve puts a handle in the place of each bound deployment, within the adapters too.
-            chain = HandleRetriever(retriever), HandleGenerator(models, main), main, settings.rag_threshold
-            rag = _deployment("rag", RagDeployment, 1, *chain)
+            timeout_s = settings.generate_timeout_s
+            parts = HandleRetriever(retriever, timeout_s), HandleGenerator(models, main, timeout_s)
+            rag = _deployment("rag", RagDeployment, 1, *parts, main, settings.rag_threshold)
             handles = replace(handles, rag=rag)
     return api.bind(settings, handles)
 

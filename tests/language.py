@@ -150,6 +150,7 @@ def language_services(file: Path, draft: StandInModel, main: StandInModel) -> La
         prices={draft.name: DRAFT_COST, main.name: MAIN_COST},
         cascade=cascade,
         retriever=StandInRetriever(),
+        embedding="stand-in",
         rag=cast(QuestionAnswerer, None),
         usage=SqlUsageStore(database_url(file)),
     )

@@ -127,6 +127,7 @@ def serve(tmp_path):
             prices={model.name: 0.0 for model in models},
             cascade=None,
             retriever=StandInRetriever(),
+            embedding="stand-in",
             rag=None,
             usage=SqlUsageStore(url),
         )

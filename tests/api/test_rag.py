@@ -50,6 +50,7 @@ def application(rag: StandInRag, file: Path) -> FastAPI:
         prices={"main": 0.001},
         cascade=cast(Cascade, None),
         retriever=StandInRetriever(),
+        embedding="stand-in",
         rag=rag,
         usage=SqlUsageStore(url),
     )

@@ -10,11 +10,17 @@ from workshop.models.tumours import ArtifactError
 QUESTION, _ = HELD_OUT[0]
 
 
-def test_it_does_what_the_retriever_does(retriever_artifact):
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.mark.anyio
+async def test_it_does_what_the_retriever_does(retriever_artifact):
     deployment = RetrieverDeployment(retriever_artifact)
-    assert deployment.card() == built().card
-    assert deployment.search(QUESTION, 3) == built().search(QUESTION, 3)
-    np.testing.assert_array_equal(deployment.embed([QUESTION]), built().embed([QUESTION]))
+    assert await deployment.card() == built().card
+    assert await deployment.search(QUESTION, 3) == built().search(QUESTION, 3)
+    np.testing.assert_allclose(await deployment.embed([QUESTION]), built().embed([QUESTION]), rtol=0, atol=1e-12)
 
 
 def test_without_an_artifact_it_does_not_start(tmp_path):

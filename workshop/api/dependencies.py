@@ -21,7 +21,6 @@ from workshop.contracts.classifier import Classifier, ModelCard
 from workshop.contracts.errors import NotFoundError, UnavailableError
 from workshop.contracts.generator import TextGenerator
 from workshop.contracts.rag import QuestionAnswerer
-from workshop.contracts.retriever import Retriever
 from workshop.contracts.services import Health, LanguageServices, Services
 from workshop.contracts.usage import UsageStore
 from workshop.settings import Settings
@@ -135,10 +134,6 @@ async def get_cascade(language: LanguageDep) -> Cascade:
     return language.cascade
 
 
-async def get_retriever(language: LanguageDep) -> Retriever:
-    return language.retriever
-
-
 async def get_rag(language: LanguageDep) -> QuestionAnswerer:
     return language.rag
 
@@ -162,7 +157,6 @@ SocketPrincipalDep = Annotated[str, Depends(accept_socket)]
 GeneratorsDep = Annotated[Mapping[str, TextGenerator], Depends(get_generators)]
 PricesDep = Annotated[Mapping[str, float], Depends(get_prices)]
 CascadeDep = Annotated[Cascade, Depends(get_cascade)]
-RetrieverDep = Annotated[Retriever, Depends(get_retriever)]
 RagDep = Annotated[QuestionAnswerer, Depends(get_rag)]
 UsageDep = Annotated[UsageStore, Depends(get_usage)]
 ServicesDep = Annotated[Services, Depends(get_services)]

@@ -6,6 +6,9 @@ from typing import Protocol
 
 from workshop.contracts.classifier import FloatMatrix
 
+DEFAULT_EMBEDDING = "tfidf-svd"
+"""The embedding that needs no other model than our own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Passage:

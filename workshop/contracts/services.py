@@ -61,12 +61,14 @@ class LanguageServices:
     Attributes:
         generators: by the name of their model.
         prices: dollars for 1000 tokens, of prompt and answer together, by the same names.
+        embedding: the name of the retriever's embedding.
     """
 
     generators: Mapping[str, TextGenerator]
     prices: Mapping[str, float]
     cascade: Cascade
     retriever: Retriever
+    embedding: str
     rag: QuestionAnswerer
     usage: UsageStore
 

@@ -8,29 +8,31 @@ from workshop.contracts.retriever import Hit, RetrieverCard
 
 
 class RetrieverDeployment:
-    """One replica holds one loaded index. Its methods are plain, so that Serve runs them in threads.
+    """One replica holds one loaded index, and the vectors of the texts that it was asked about.
 
     Args:
         artifact: folder that ``CorpusRetriever.save`` wrote, readable on every node.
         embedding_model: the sentence-transformers model that it was built with, if any.
+        redis_url: see ``CachedRetriever``.
 
     Raises:
         StartError: the artifact or the model is missing or damaged; the replica does not start.
     """
 
-    def __init__(self, artifact: Path, embedding_model: str | None = None) -> None:
+    def __init__(self, artifact: Path, embedding_model: str | None = None, redis_url: str | None = None) -> None:
+        from workshop.models.cached_retriever import CachedRetriever
         from workshop.models.retriever import CorpusRetriever
 
-        self._retriever = CorpusRetriever.load(artifact, embedding_model)
+        self._retriever = CachedRetriever(CorpusRetriever.load(artifact, embedding_model), redis_url)
 
-    def embed(self, texts: Sequence[str]) -> FloatMatrix:
+    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
         """See ``Retriever.embed``."""
-        return self._retriever.embed(texts)
+        return await self._retriever.embed(texts)
 
-    def search(self, text: str, k: int) -> list[Hit]:
+    async def search(self, text: str, k: int) -> list[Hit]:
         """See ``Retriever.search``."""
-        return self._retriever.search(text, k)
+        return await self._retriever.search(text, k)
 
-    def card(self) -> RetrieverCard:
+    async def card(self) -> RetrieverCard:
         """The card of the loaded index."""
-        return self._retriever.card
+        return await self._retriever.card()

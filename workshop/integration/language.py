@@ -4,49 +4,19 @@ What is heavy is imported where it is loaded: PyTorch alone takes seconds and a 
 service without language models nor an API in front of replicas needs it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import anyio.to_thread
-
-from workshop.contracts.classifier import FloatMatrix
 from workshop.contracts.errors import StartError
 from workshop.contracts.generator import TextGenerator
 from workshop.contracts.rag import QuestionAnswerer
-from workshop.contracts.retriever import Hit, Retriever, RetrieverCard
+from workshop.contracts.retriever import DEFAULT_EMBEDDING, Retriever
 from workshop.contracts.services import LanguageServices
-from workshop.integration.cached_embeddings import CachedEmbeddings
 from workshop.integration.deadline import WithDeadline
 from workshop.models.cascade import PricedModel, TwoModelCascade
 from workshop.settings import Settings
 from workshop.storage.usage import SqlUsageStore
-
-if TYPE_CHECKING:
-    from workshop.models.retriever import CorpusRetriever
-
-
-class InProcessRetriever:
-    """A retriever in this process, run in a worker thread so that the event loop stays free."""
-
-    def __init__(self, retriever: "CorpusRetriever") -> None:
-        self._retriever = retriever
-
-    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
-        """See ``Retriever.embed``."""
-        return await anyio.to_thread.run_sync(self._retriever.embed, texts)
-
-    async def search(self, text: str, k: int) -> list[Hit]:
-        """See ``Retriever.search``."""
-        return await anyio.to_thread.run_sync(self._retriever.search, text, k)
-
-    async def card(self) -> RetrieverCard:
-        """See ``Retriever.card``."""
-        return self._retriever.card
-
-    async def aclose(self) -> None:
-        """Nothing: it holds memory alone."""
 
 
 def local_language(settings: Settings) -> LanguageServices:
@@ -56,6 +26,7 @@ def local_language(settings: Settings) -> LanguageServices:
         StartError: one is missing or damaged.
     """
     _require_pytorch()
+    from workshop.models.cached_retriever import CachedRetriever
     from workshop.models.language_model import LanguageModel
     from workshop.models.retriever import CorpusRetriever
 
@@ -63,8 +34,8 @@ def local_language(settings: Settings) -> LanguageServices:
         name: WithDeadline(LanguageModel.load(source, name), settings.generate_timeout_s)
         for name, source in model_sources(settings).items()
     }
-    retriever = InProcessRetriever(CorpusRetriever.load(settings.retriever_artifact, settings.embedding_model))
-    return language_services(models, retriever, settings)
+    index = CorpusRetriever.load(settings.retriever_artifact, settings.embedding_model)
+    return language_services(models, CachedRetriever(index, settings.redis_url), settings)
 
 
 def check_language(settings: Settings) -> None:
@@ -130,7 +101,8 @@ def language_services(
         generators=generators,
         prices={draft: settings.draft_cost, main: settings.main_cost},
         cascade=cascade,
-        retriever=CachedEmbeddings(retriever, settings.redis_url),
+        retriever=retriever,
+        embedding=Path(settings.embedding_model or DEFAULT_EMBEDDING).name,
         rag=rag,
         usage=SqlUsageStore(settings.database_url),
     )

@@ -101,7 +101,12 @@ def build_application(settings: Settings) -> serve.Application:
         sources, main = model_sources(settings), Path(settings.main_model).name
         models = _deployment("language-models", LanguageModelsDeployment, settings.language_model_replicas, sources)
         retriever = _deployment(
-            "retriever", RetrieverDeployment, 1, settings.retriever_artifact, settings.embedding_model
+            "retriever",
+            RetrieverDeployment,
+            1,
+            settings.retriever_artifact,
+            settings.embedding_model,
+            settings.redis_url,
         )
         handles = replace(handles, language_models=models, retriever=retriever)
         if main in sources:

@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from workshop import corpus
 from workshop.contracts.classifier import FloatMatrix
 from workshop.contracts.errors import StartError
-from workshop.contracts.retriever import Hit, Passage, RetrieverCard
+from workshop.contracts.retriever import DEFAULT_EMBEDDING, Hit, Passage, RetrieverCard
 from workshop.models import artifacts
 from workshop.models.artifacts import ArtifactError
 
@@ -59,7 +59,7 @@ class TfidfSvd:
         svd: fitted on the vectorizer's rows of length 1.
     """
 
-    name = "tfidf-svd"
+    name = DEFAULT_EMBEDDING
 
     def __init__(self, vectorizer: TfidfVectorizer, svd: TruncatedSVD) -> None:
         self.vectorizer = vectorizer
@@ -168,12 +168,19 @@ class CorpusRetriever:
 
     def embed(self, texts: Sequence[str]) -> FloatMatrix:
         """See ``Retriever.embed``."""
-        vectors: FloatMatrix = normalize(self._embedding.project(texts))
-        return vectors
+        return normalized(self.project(texts))
 
     def search(self, text: str, k: int) -> list[Hit]:
         """See ``Retriever.search``. Finds nothing for a text of which it knows no part."""
-        vector = self._embedding.project([text]).astype(np.float32)
+        return self.nearest(self.project([text]), k)
+
+    def project(self, texts: Sequence[str]) -> FloatMatrix:
+        """See ``Embedding.project``."""
+        return self._embedding.project(texts)
+
+    def nearest(self, projection: FloatMatrix, k: int) -> list[Hit]:
+        """The ``k`` passages nearest to a text, the best first, by its projection of shape (1, dimensions)."""
+        vector = projection.astype(np.float32)
         if not vector.any():
             return []
         # So many vectors are of k passages at least, even if all of the first ones point to the same.
@@ -227,6 +234,12 @@ class CorpusRetriever:
             SentenceEmbedding(embedding_model) if embedding_model else TfidfSvd(parts["vectorizer"], parts["svd"])
         )
         return cls(embedding, passages, parts["vectors"], parts["owners"])
+
+
+def normalized(projections: FloatMatrix) -> FloatMatrix:
+    """The same vectors with length 1; a vector of zeros stays as it is."""
+    vectors: FloatMatrix = normalize(projections)
+    return vectors
 
 
 def lesson_passages(folder: Path) -> list[Passage]:

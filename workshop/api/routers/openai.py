@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse, format_sse_event
 
 from workshop.api.budget import AccountDep
-from workshop.api.dependencies import GeneratorsDep, RetrieverDep, find_generator, require_json
+from workshop.api.dependencies import GeneratorsDep, LanguageDep, find_generator, require_json
 from workshop.api.errors import Explanation, explain, log_failure
 from workshop.api.schemas.openai import (
     ChatChunk,
@@ -133,31 +133,29 @@ def _event(chunk: ChatChunk) -> bytes:
 
 
 @router.get("/models")
-async def list_models(generators: GeneratorsDep, retriever: RetrieverDep) -> ModelList:
+async def list_models(language: LanguageDep) -> ModelList:
     """Every model that can be asked, the embedding among them. One that does not answer now has no context length."""
-    found = await cards(generators)
-    entries = [
-        ModelEntry(id=name, context_length=found[name].context_length if name in found else None) for name in generators
-    ]
-    return ModelList(data=[*entries, ModelEntry(id=(await retriever.card()).embedding)])
+    found = await cards(language.generators)
+    lengths = {name: found[name].context_length if name in found else None for name in language.generators}
+    entries = [ModelEntry(id=name, context_length=length) for name, length in lengths.items()]
+    return ModelList(data=[*entries, ModelEntry(id=language.embedding)])
 
 
 @router.get("/models/{model:path}")
-async def retrieve_model(model: str, generators: GeneratorsDep, retriever: RetrieverDep) -> ModelEntry:
+async def retrieve_model(model: str, language: LanguageDep) -> ModelEntry:
     """One model."""
-    for entry in (await list_models(generators, retriever)).data:
+    for entry in (await list_models(language)).data:
         if entry.id == model:
             return entry
     raise NotFoundError(f"there is no model {model}")
 
 
 @router.post("/embeddings", dependencies=[Depends(require_json)])
-async def create_embeddings(body: EmbeddingRequest, retriever: RetrieverDep) -> EmbeddingList:
+async def create_embeddings(body: EmbeddingRequest, language: LanguageDep) -> EmbeddingList:
     """Texts as vectors of length 1."""
-    embedding = (await retriever.card()).embedding
-    if body.model != embedding:
-        raise NotFoundError(f"there is no embedding {body.model}; there is {embedding}")
-    vectors = (await retriever.embed(body.texts)).astype("<f4")
+    if body.model != language.embedding:
+        raise NotFoundError(f"there is no embedding {body.model}; there is {language.embedding}")
+    vectors = (await language.retriever.embed(body.texts)).astype("<f4")
     n_words = sum(len(text.split()) for text in body.texts)
     return EmbeddingList(
         data=[Embedding(index=i, embedding=_encode(row, body.encoding_format)) for i, row in enumerate(vectors)],

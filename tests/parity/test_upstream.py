@@ -5,12 +5,13 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.leaving import Watch, leave_chat, leave_events
-from tests.service import client_at, until
+from tests.leaving import HOT_QUESTION, Watch, leave_chat, leave_events
+from tests.service import RECORD, client_at, until
 from workshop import corpus
 from workshop.api.app import create_app
 from workshop.integration.local import local_services
 from workshop.lab.serving import run_app
+from workshop.machine import free_port
 
 ENTRY = corpus.entries()[3]
 ASKED = {"model": "workshop-main", "messages": [{"role": "user", "content": ENTRY.held_out[0]}]}
@@ -60,3 +61,21 @@ def test_usage_is_kept_in_both(downstream, reference):
     for each, n in zip((downstream, reference), before, strict=True):
         stats = until(lambda each=each: each.get("/v1/stats").json(), lambda seen, n=n: seen["total_queries"] > n)
         assert stats["total_queries"] == n + 1
+
+
+def test_a_service_whose_vendor_is_away_starts_and_does_all_that_needs_no_vendor(new_settings):
+    settings = new_settings(llm_base_url=f"http://127.0.0.1:{free_port()}/v1")
+    with run_app(create_app(local_services(settings), settings)) as server, client_at(server.url) as client:
+        answer = client.get("/readiness")
+        assert (answer.status_code, answer.json()) == (200, {"status": "degraded", "degraded": ["workshop-main"]})
+        assert client.post("/v1/predict", json=RECORD).status_code == 200
+        draft = client.post("/v1/query", json={"query": ENTRY.questions[0]})
+        assert (draft.status_code, draft.json()["draft_accepted"]) == (200, True)
+        for path, body in [
+            ("/v1/query", {"query": HOT_QUESTION, "force_direct": True}),
+            ("/v1/chat/completions", ASKED),
+            ("/v1/rag/query", {"query": ENTRY.held_out[0]}),
+        ]:
+            answer = client.post(path, json=body)
+            assert answer.status_code == 503, path
+            assert int(answer.headers["Retry-After"]) >= 1

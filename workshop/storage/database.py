@@ -59,10 +59,11 @@ def engine_at(url: str, max_statement_s: float | None = MAX_STATEMENT_S) -> Asyn
             pool_pre_ping=True,
             connect_args={"timeout": MAX_WAIT_S, "command_timeout": max_statement_s},
         )
-    if parts.drivername != SQLITE or parts.database in {None, "", ":memory:"}:
+    in_memory = " in memory" if parts.database in {None, "", ":memory:"} else ""
+    if parts.drivername != SQLITE or in_memory:
         raise StartError(
-            f"DATABASE_URL names {parts.drivername}, and the service works with a file of SQLite "
-            f"({SQLITE}:///path/of/the/file) or with PostgreSQL ({POSTGRESQL}://user:password@host/name)"
+            f"DATABASE_URL names {parts.drivername}{in_memory}, and the service works with a SQLite file "
+            f"({SQLITE}:///path/of/a/file) or with PostgreSQL ({POSTGRESQL}://user:password@host/name)"
         )
     # A connection for each transaction: what counts is what is on the disk. A pooled one would go on with a file that
     # has been deleted, or mix pages that it remembers with those of a backup that was copied over it.
@@ -103,8 +104,9 @@ class Database:
             await self._prepare()
             async with self._place(), self._sessions.begin() as session:
                 yield session
-        except FAULTS_OF_OURS:
-            self._preparation = None
+        except FAULTS_OF_OURS as error:
+            if isinstance(error, ProgrammingError):  # a table has gone, says PostgreSQL
+                self._preparation = None
             raise
         except (DBAPIError, OSError, migrations.MigrationError) as error:
             self._preparation = None

@@ -12,17 +12,16 @@ from tests.storage.test_migrations import start
 from workshop.contracts.errors import StartError, UnavailableError
 from workshop.storage import database
 from workshop.storage.cases import CaseRow
-from workshop.storage.database import MAX_CONNECTIONS, Database
-
-SUPPORTED = "a SQLite file (sqlite+aiosqlite:///path/of/a/file) or with PostgreSQL (postgresql+asyncpg://user:password@"
+from workshop.storage.database import MAX_CONNECTIONS, SUPPORTED, Database
 
 UNUSABLE = {
-    "mysql+asyncmy://ada:secret@host/name": f"names mysql+asyncmy, and the service works with {SUPPORTED}",
-    "postgresql://ada:secret@host/name": f"names postgresql, and the service works with {SUPPORTED}",
-    "sqlite:///service.sqlite": f"names sqlite, and the service works with {SUPPORTED}",
-    "sqlite+aiosqlite://": f"names sqlite+aiosqlite in memory, and the service works with {SUPPORTED}",
+    "nonsense": f"cannot be parsed; {SUPPORTED}",
+    "postgresql+asyncpg://ada:secret@127.0.0.1:port/name": f"cannot be parsed; {SUPPORTED}",
+    "mysql+asyncmy://ada:secret@host/name": f"names mysql+asyncmy; {SUPPORTED}",
+    "postgresql://ada:secret@host/name": f"names postgresql; {SUPPORTED}",
+    "sqlite:///service.sqlite": f"names sqlite; {SUPPORTED}",
+    "sqlite+aiosqlite://": f"names sqlite+aiosqlite in memory; {SUPPORTED}",
     "postgresql+asyncpg://ada:secret@127.0.0.1:1/name": "Connect call failed",
-    "postgresql+asyncpg://ada:secret@127.0.0.1:port/name": "'port'",
     "postgresql+asyncpg://ada:secret@127.0.0.1/name?colour=red": "'colour'",
     "sqlite+aiosqlite:////no/such/folder/service.sqlite": "names: unable to open database file",
 }

@@ -72,7 +72,7 @@ def check_database(settings: Settings) -> None:
 
     try:
         asyncio.run(use_database())
-    except (SQLAlchemyError, ServiceError, OSError, TypeError, ValueError) as error:  # drivers read the URL too
+    except (SQLAlchemyError, ServiceError, OSError, TypeError) as error:  # of an option in the URL
         reason = error.__cause__ or error
         if isinstance(reason, DBAPIError) and reason.orig is not None:
             reason = reason.orig  # SQLAlchemy's own message begins with the name of a class

@@ -193,7 +193,7 @@ def postgresql_app(url: str) -> FastAPI:
 def test_a_server_that_stops_is_unavailable_until_it_starts_again(postgresql):
     with (
         running_postgresql(str(postgresql.binaries / "postgres")) as server,
-        run_app(postgresql_app(server.new_database())) as app,
+        run_app(postgresql_app(server.empty_database())) as app,
         httpx.Client(base_url=app.url, timeout=30) as client,
     ):
         case = create(client)
@@ -209,17 +209,15 @@ def test_a_server_that_stops_is_unavailable_until_it_starts_again(postgresql):
 
 def test_a_server_that_becomes_a_standby_can_be_read(postgresql):
     """It takes no writes, as after a failover, and has closed its connections."""
-    url = postgresql.new_database()
-    name = url.rpartition("/")[2]
-    close_connections = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
-    with run_app(postgresql_app(url)) as app, httpx.Client(base_url=app.url, timeout=30) as client:
+    app = postgresql_app(postgresql.empty_database())
+    with run_app(app) as server, httpx.Client(base_url=server.url, timeout=30) as client:
         case = create(client)
-        postgresql.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-        postgresql.execute(close_connections)
+        postgresql.execute("ALTER DATABASE postgres SET default_transaction_read_only = on")
+        postgresql.close_connections()
         assert client.get(case).status_code == 200
         assert_unavailable(client.delete(case))
         assert_unavailable(client.get("/readiness"))
-        postgresql.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
-        postgresql.execute(close_connections)
+        postgresql.execute("ALTER DATABASE postgres RESET default_transaction_read_only")
+        postgresql.close_connections()
         assert client.get("/readiness").status_code == 200
         assert client.delete(case).status_code == 204

@@ -656,6 +656,7 @@ def test_a_scraper_gets_the_format_it_asks_for(serve):
 @pytest.mark.parametrize("path", ["/v1/stats", "/metrics"])
 def test_totals_without_a_database_are_unavailable(serve, path, file):
     with serve() as service:
+        file.unlink()
         file.mkdir()
         answer = service.client.get(path)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")

@@ -96,7 +96,7 @@ def test_a_rate_limit_for_a_route_that_is_not_there(fails):
 
 DATABASES = {
     "nonsense": "parse",
-    "nosuchdatabase+driver://host/name": "nosuchdatabase+driver, and the service works with",
+    "nosuchdatabase+driver://host/name": "nosuchdatabase+driver; the service works with",
     "mysql+asyncmy://user:secret@host/name": "postgresql+asyncpg://",
     "sqlite:///cases.sqlite": "sqlite+aiosqlite:///",
     "sqlite+aiosqlite:////no/such/folder/cases.sqlite": "unable to open",

@@ -24,4 +24,4 @@ def url(request) -> str:
     """The URL of a database that holds nothing, of each kind that is supported."""
     if request.param == "sqlite":
         return request.getfixturevalue("sqlite")
-    return request.getfixturevalue("postgresql").new_database()
+    return request.getfixturevalue("postgresql").empty_database()

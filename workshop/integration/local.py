@@ -4,7 +4,7 @@ import asyncio
 
 import anyio.to_thread
 from fastapi import FastAPI
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from workshop.api.app import create_app
 from workshop.contracts.classifier import Classifier, FloatMatrix, ModelCard, Scores
@@ -72,8 +72,11 @@ def check_database(settings: Settings) -> None:
 
     try:
         asyncio.run(use_database())
-    except (SQLAlchemyError, ServiceError, ImportError, OSError) as error:
-        raise StartError.because("cannot use the database that DATABASE_URL names", error.__cause__ or error) from error
+    except (SQLAlchemyError, ServiceError, OSError, TypeError) as error:  # of an option in the URL
+        reason = error.__cause__ or error
+        if isinstance(reason, DBAPIError) and reason.orig is not None:
+            reason = reason.orig  # SQLAlchemy's own message begins with the name of a class
+        raise StartError.because("cannot use the database that DATABASE_URL names", reason) from error
 
 
 def check_models(settings: Settings) -> None:

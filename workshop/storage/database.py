@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 from sqlalchemy import String, delete, event, false, make_url, select
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.pool import NullPool
@@ -22,6 +22,10 @@ MAX_WAIT_S = 5.0
 MAX_STATEMENT_S = 30.0
 
 SQLITE, POSTGRESQL = "sqlite+aiosqlite", "postgresql+asyncpg"
+SUPPORTED = (
+    f"the service works with a SQLite file ({SQLITE}:///path/of/a/file) "
+    f"or with PostgreSQL ({POSTGRESQL}://user:password@host/name)"
+)
 SQLITE_SETTINGS = f"""
     PRAGMA busy_timeout = {1000 * MAX_WAIT_S:.0f};
     PRAGMA journal_mode = WAL;     -- readers and a writer do not wait for each other
@@ -47,10 +51,12 @@ def engine_at(url: str, max_statement_s: float | None = MAX_STATEMENT_S) -> Asyn
         max_statement_s: how long PostgreSQL may take for a statement, in seconds; None for any length.
 
     Raises:
-        StartError: the URL names another kind of database.
-        ArgumentError: it is not a URL.
+        StartError: it is not a URL, or names another kind of database.
     """
-    parts = make_url(url)
+    try:
+        parts = make_url(url)
+    except (ArgumentError, ValueError):  # the error may name a part of the password
+        raise StartError(f"DATABASE_URL cannot be parsed; {SUPPORTED}") from None
     if parts.drivername == POSTGRESQL:
         return create_async_engine(
             url,
@@ -59,11 +65,9 @@ def engine_at(url: str, max_statement_s: float | None = MAX_STATEMENT_S) -> Asyn
             pool_pre_ping=True,
             connect_args={"timeout": MAX_WAIT_S, "command_timeout": max_statement_s},
         )
-    if parts.drivername != SQLITE or parts.database in {None, "", ":memory:"}:
-        raise StartError(
-            f"DATABASE_URL names {parts.drivername}, and the service works with a file of SQLite "
-            f"({SQLITE}:///path/of/the/file) or with PostgreSQL ({POSTGRESQL}://user:password@host/name)"
-        )
+    in_memory = " in memory" if parts.database in {None, "", ":memory:"} else ""
+    if parts.drivername != SQLITE or in_memory:
+        raise StartError(f"DATABASE_URL names {parts.drivername}{in_memory}; {SUPPORTED}")
     # A connection for each transaction: what counts is what is on the disk. A pooled one would go on with a file that
     # has been deleted, or mix pages that it remembers with those of a backup that was copied over it.
     engine = create_async_engine(url, poolclass=NullPool)
@@ -103,8 +107,9 @@ class Database:
             await self._prepare()
             async with self._place(), self._sessions.begin() as session:
                 yield session
-        except FAULTS_OF_OURS:
-            self._preparation = None
+        except FAULTS_OF_OURS as error:
+            if isinstance(error, ProgrammingError):  # a table has gone, says PostgreSQL
+                self._preparation = None
             raise
         except (DBAPIError, OSError, migrations.MigrationError) as error:
             self._preparation = None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.service import ROWS, every_error
 from workshop.contracts.classifier import FloatMatrix, ModelCard, Scores
-from workshop.contracts.errors import DeadlineExceededError, InvalidInputError, OverloadedError
+from workshop.contracts.errors import DeadlineExceededError, InvalidInputError, OverloadedError, UnavailableError
 from workshop.integration.batching import MicroBatched
 from workshop.models.tumours import TumourClassifier, train
 
@@ -215,6 +215,110 @@ async def test_an_error_reaches_every_request_of_the_call_and_the_next_one_is_se
     assert [type(answer) for answer in answers] == [type(error)] * 3
     inner.error = None
     assert values(await classifier.predict(row(7))) == [7.0]
+
+
+POISON = -2.0
+"""A row with this value makes the model fail without a word about the row."""
+
+
+class Picky(Gated):
+    """Fails as models do: in some rows' name, or in nobody's."""
+
+    async def predict(self, rows: FloatMatrix) -> Scores:
+        scores = await super().predict(rows)
+        if (rows == POISON).any():
+            raise ValueError("Input X contains infinity")
+        return scores
+
+
+async def outcomes(tasks: list[asyncio.Task[Scores]]) -> list[object]:
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    return [type(answer) if isinstance(answer, Exception) else values(answer)[0] for answer in answers]
+
+
+async def test_one_guilty_request_costs_one_more_call():
+    inner = Picky()
+    tasks = await send(batched(inner), *(row(value) for value in range(50)), row(BAD), *(row(5) for _ in range(49)))
+    inner.go.set()
+    assert await outcomes(tasks) == [*map(float, range(50)), InvalidInputError, *[5.0] * 49]
+    assert inner.calls == [1, 99, 98]
+
+
+async def test_named_requests_are_dropped_one_by_one():
+    inner = Picky()
+    guilty = np.concatenate([rows(2), row(BAD), row(BAD)])
+    tasks = await send(batched(inner), row(0), rows(3, 1), guilty, row(2), row(BAD), row(3))
+    inner.go.set()
+    assert await outcomes(tasks) == [0.0, 1.0, InvalidInputError, 2.0, InvalidInputError, 3.0]
+    assert inner.calls == [1, 10, 6, 5]
+    errors = [tasks[i].exception() for i in (2, 4)]
+    assert [(error.message, error.row, error.field) for error in errors] == [
+        ("bad", 2, "mean_area"),
+        ("bad", 0, "mean_area"),
+    ]
+
+
+@pytest.mark.parametrize("n_guilty", [1, 3])
+async def test_guilty_requests_that_no_error_names_are_found_by_halves(n_guilty):
+    inner = Picky()
+    requests = [row(POISON if 20 <= i < 20 + n_guilty else i) for i in range(257)]
+    tasks = await send(batched(inner, max_rows=500), *requests)
+    inner.go.set()
+    assert await outcomes(tasks) == [ValueError if 20 <= i < 20 + n_guilty else float(i) for i in range(257)]
+    assert len(inner.calls) <= 2 + n_guilty * 2 * 8  # log2(256)
+
+
+async def test_an_error_that_names_a_row_nobody_sent_is_nobodys():
+    inner = Picky()
+    inner.error = InvalidInputError("bad", 99, "mean_area")
+    tasks = await send(batched(inner), row(0), row(1), row(2))
+    inner.go.set()
+    assert await outcomes(tasks) == [InvalidInputError] * 3
+
+
+@pytest.mark.parametrize("error", [UnavailableError("gone"), DeadlineExceededError("late", 1.0)], ids=repr)
+async def test_a_model_that_is_not_there_is_not_asked_again_and_again(inner, error):
+    inner.error = error
+    tasks = await send(batched(inner), *(row(i) for i in range(50)))
+    inner.go.set()
+    assert await outcomes(tasks) == [type(error)] * 50
+    assert inner.calls == [1, 49]
+
+
+@pytest.mark.parametrize("bad", [BAD, POISON])
+async def test_the_rows_of_callers_that_have_gone_are_not_called_again(bad):
+    inner = Picky()
+    tasks = await send(batched(inner), row(0), row(1), row(2), row(bad), row(3), row(4))
+    inner.go.set()
+    await asyncio.sleep(0)
+    inner.go.clear()
+    await settle()
+    for task in (tasks[1], tasks[4], tasks[5]):
+        task.cancel()
+    await settle()
+    inner.go.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert values(answers[2]) == [2.0]
+    assert inner.calls[:2] == [1, 5]
+    assert sum(inner.calls[2:]) <= 2 + 1
+
+
+@given(
+    kinds=st.lists(st.sampled_from(["right", "right", "named", "nameless"]), min_size=1, max_size=40),
+    max_rows=st.integers(1, 60),
+)
+@settings(max_examples=60, deadline=None)
+def test_whoever_is_guilty_all_others_are_answered(kinds, max_rows):
+    value = {"right": 1.0, "named": BAD, "nameless": POISON}
+    outcome = {"right": 1.0, "named": InvalidInputError, "nameless": ValueError}
+
+    async def ask() -> list[object]:
+        inner = Picky()
+        tasks = await send(batched(inner, max_rows=max_rows), *(rows(1 + i % 3, value[k]) for i, k in enumerate(kinds)))
+        inner.go.set()
+        return await outcomes(tasks)
+
+    assert asyncio.run(ask()) == [outcome[kind] for kind in kinds]
 
 
 class Direct:

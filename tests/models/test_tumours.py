@@ -12,7 +12,7 @@ import skops.io
 from sklearn.preprocessing import FunctionTransformer
 
 from tests.service import ROWS
-from workshop.contracts.classifier import FEATURES
+from workshop.contracts.classifier import FEATURES, LARGEST_VALUE
 from workshop.contracts.errors import InvalidInputError, StartError
 from workshop.models.artifacts import ArtifactError
 from workshop.models.tumours import TumourClassifier, train, training_data
@@ -68,6 +68,22 @@ def test_a_worst_value_below_its_mean_is_impossible(trained, feature):
         trained.predict(rows)
     assert (caught.value.row, caught.value.field) == (1, FEATURES[20 + feature])
     assert FEATURES[feature] in caught.value.message
+
+
+@pytest.mark.parametrize("value", [1e308, 1.1e12, -1.0, np.inf, np.nan])
+@pytest.mark.parametrize("column", [0, 13, 29])
+def test_a_value_out_of_range_is_impossible(trained, value, column):
+    rows = ROWS[:3].copy()
+    rows[1, column] = value
+    with pytest.raises(InvalidInputError) as caught:
+        trained.predict(rows)
+    assert (caught.value.row, caught.value.field) == (1, FEATURES[column])
+    assert FEATURES[column] in caught.value.message
+
+
+def test_the_largest_values_are_predicted(trained):
+    rows = np.stack([np.full(30, LARGEST_VALUE), np.zeros(30), np.where(np.arange(30) < 20, 0, LARGEST_VALUE)])
+    np.testing.assert_allclose(trained.predict(rows).probabilities.sum(axis=1), 1)
 
 
 def test_a_saved_model_is_the_same_model(trained, artifact):

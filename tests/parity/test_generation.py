@@ -2,7 +2,10 @@
 
 import json
 
-from tests.service import RATE_LIMIT
+import httpx
+import pytest
+
+from tests.service import RATE_LIMIT, concurrently
 from workshop import corpus
 
 ENTRY = corpus.entries()[3]
@@ -37,3 +40,37 @@ def test_who_asks_too_often_is_told_when_to_come_back(service):
     refused = next(answer for answer in answers if answer.status_code != 422)
     assert (refused.status_code, refused.json()["error"]) == (429, "RateLimitedError")
     assert 1 <= int(refused.headers["Retry-After"]) <= 60
+
+
+def test_megabytes_that_cannot_fit_are_refused_while_others_are_answered(service):
+    huge = {"model": "workshop-main", "messages": [{"role": "user", "content": "word " * 6000}] * 120}
+
+    def ask(i: int) -> httpx.Response:
+        return service.post("/v1/chat/completions", json=huge) if i % 2 else service.get("/health")
+
+    for i, answer in enumerate(concurrently(ask, range(8))):
+        assert answer.status_code == (400 if i % 2 else 200)
+        if i % 2:
+            assert "at least" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("content", ["a\\ud800b", "\\udfff"])
+def test_half_a_character_is_an_input_error(service, content):
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer half"}
+    for path, body in (
+        ("/v1/generate", '{"model": "workshop-draft", "prompt": "%s"}'),
+        ("/v1/chat/completions", '{"model": "workshop-draft", "messages": [{"role": "user", "content": "%s"}]}'),
+        ("/v1/embeddings", '{"model": "tfidf-svd", "input": "%s"}'),
+        ("/v1/query", '{"query": "%s"}'),
+        ("/v1/rag/query", '{"query": "%s"}'),
+    ):
+        answer = service.post(path, content=body % content, headers=headers)
+        assert 400 <= answer.status_code < 500, (path, answer.text)
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 5e-324, 1e-3])
+def test_little_heat_is_none(service, temperature):
+    messages = [{"role": "user", "content": "What is a replica?"}]
+    body = {"model": "workshop-draft", "messages": messages, "max_tokens": 8}
+    answers = [service.post("/v1/chat/completions", json=body | {"temperature": t}).json() for t in (0, temperature)]
+    assert answers[0]["choices"] == answers[1]["choices"]

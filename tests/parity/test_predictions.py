@@ -94,3 +94,26 @@ def test_in_a_mixed_batch_the_error_names_the_row_of_the_callers_own_batch(servi
     for guilty, answer in enumerate(answers):
         [detail] = answer.json()["details"]
         assert (answer.status_code, detail["field"]) == (400, f"row {guilty}: worst_radius")
+
+
+ABSURD = RECORD | {"worst_area": 1e308}
+
+
+def test_an_absurd_number_is_refused_by_name_and_harms_nobody_else(service, expected):
+    bad = range(3, 40, 7)
+    answers = concurrently(lambda i: predict(service, ABSURD if i in bad else RECORDS[i]), range(40))
+    for i, answer in enumerate(answers):
+        if i in bad:
+            assert answer.status_code == 422
+            assert [detail["field"] for detail in answer.json()["details"]] == ["worst_area"]
+        else:
+            assert_equal(probabilities(answer), expected[i : i + 1])
+
+
+def test_an_absurd_number_is_not_kept(service):
+    kept = service.post("/v1/cases", json={"measurements": RECORD}).headers["Location"]
+    for method, path in (("POST", "/v1/cases"), ("PUT", kept)):
+        answer = service.request(method, path, json={"measurements": ABSURD})
+        assert answer.status_code == 422
+        assert [detail["field"] for detail in answer.json()["details"]] == ["measurements.worst_area"]
+    assert service.get(kept).json()["measurements"] == RECORD

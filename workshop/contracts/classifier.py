@@ -34,6 +34,9 @@ worst (the mean of the three largest values). Source: Breast Cancer Wisconsin (D
 
 FEATURES: tuple[str, ...] = tuple(UNITS)
 
+LARGEST_VALUE = 1e12
+"""Of any feature: the area of an image of a million by a million pixels. Models need not bear larger numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class FeatureRange:
@@ -80,10 +83,10 @@ class Classifier(Protocol):
         """Score rows.
 
         Args:
-            rows: shape (n, 30), n ≥ 1, columns in the order of ``FEATURES``, every value finite.
+            rows: shape (n, 30), n ≥ 1, columns in the order of ``FEATURES``.
 
         Raises:
-            InvalidInputError: a row cannot be a measurement.
+            InvalidInputError: a row cannot be a measurement; each value is from 0 to ``LARGEST_VALUE``.
             UnavailableError, DeadlineExceededError, ModelFailedError: see their docstrings.
         """
         ...

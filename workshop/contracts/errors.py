@@ -65,7 +65,7 @@ class PromptTooLongError(ServiceError):
 
     Args:
         message: how long it is and how long it may be.
-        prompt_tokens: its length; None when only another server knows.
+        prompt_tokens: its length, or the least that it can be; None when only another server knows.
         context_length: what prompt and answer may take together, in tokens; None likewise.
     """
 

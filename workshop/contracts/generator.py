@@ -121,6 +121,7 @@ class TextGenerator(Protocol):
 
         Raises:
             PromptTooLongError: prompt and answer do not fit into the model's context.
+            InvalidInputError: the model cannot take such a conversation, for instance one with a system message.
             UnavailableError, DeadlineExceededError, ModelFailedError: see their docstrings.
         """
         ...

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from workshop.contracts.classifier import Classifier, FloatMatrix, ModelCard, Scores
-from workshop.contracts.errors import DeadlineExceededError, InvalidInputError, OverloadedError
+from workshop.contracts.errors import DeadlineExceededError, InvalidInputError, OverloadedError, UnavailableError
+
+_NOBODYS_FAULT = UnavailableError, DeadlineExceededError, TimeoutError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,30 +97,56 @@ class MicroBatched:
             self._waiting_rows -= len(request.rows)
 
     async def _predict_together(self, batch: list[_Request]) -> None:
-        try:
-            async with asyncio.timeout(self._timeout_s):  # a call that hangs must not hold up the next one for ever
-                scores = await self._inner.predict(np.concatenate([request.rows for request in batch]))
-        except InvalidInputError as error:
-            # Only the guilty request may fail.
-            if len(batch) == 1:
-                _fail(batch, error)
-            else:
-                for request in batch:
-                    await self._predict_together([request])
-        except BaseException as error:
-            _fail(batch, error)
-            if not isinstance(error, Exception):
+        """Answer each request. When some of them make the call fail, the others are called again without them.
+
+        An error that names its row tells the guilty request. Otherwise halves are tried: k guilty requests among n take
+        about 2 k log(n) calls.
+        """
+        parts = [batch]
+        while parts:
+            part = [request for request in parts.pop() if not request.answer.done()]  # the callers of others have gone
+            if not part:
+                continue
+            try:
+                async with asyncio.timeout(self._timeout_s):  # a call that hangs must not hold up the next one for ever
+                    scores = await self._inner.predict(np.concatenate([request.rows for request in part]))
+            except Exception as error:
+                if len(part) == 1 or isinstance(error, _NOBODYS_FAULT):
+                    _fail(part, error)
+                elif (guilty := _guilty(part, error)) is not None:
+                    _fail([guilty[0]], guilty[1])
+                    parts.append([request for request in part if request is not guilty[0]])
+                else:
+                    middle = len(part) // 2
+                    parts += [part[middle:], part[:middle]]
+            except BaseException as error:
+                _fail([request for rest in (part, *parts) for request in rest], error)
                 raise
-        else:
-            start = 0
-            for request in batch:
-                end = start + len(request.rows)
-                if not request.answer.done():
-                    request.answer.set_result(replace(scores, probabilities=scores.probabilities[start:end]))
-                start = end
+            else:
+                _answer(part, scores)
+
+
+def _guilty(batch: list[_Request], error: Exception) -> tuple[_Request, InvalidInputError] | None:
+    """The request whose row the error names, and the same error with the row as that caller counts. None: not named."""
+    if isinstance(error, InvalidInputError):
+        start = 0
+        for request in batch:
+            if start <= error.row < start + len(request.rows):
+                return request, InvalidInputError(error.message, error.row - start, error.field)
+            start += len(request.rows)
+    return None
 
 
 def _fail(batch: list[_Request], error: BaseException) -> None:
     for request in batch:
         if not request.answer.done():
             request.answer.set_exception(error)
+
+
+def _answer(batch: list[_Request], scores: Scores) -> None:
+    start = 0
+    for request in batch:
+        end = start + len(request.rows)
+        if not request.answer.done():
+            request.answer.set_result(replace(scores, probabilities=scores.probabilities[start:end]))
+        start = end

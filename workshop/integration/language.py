@@ -45,16 +45,12 @@ def check_language(settings: Settings) -> None:
         StartError: one is missing or damaged.
     """
     _require_pytorch()
-    from transformers import AutoConfig
-
+    from workshop.models.language_model import check_model
     from workshop.models.retriever import CorpusRetriever
 
     CorpusRetriever.load(settings.retriever_artifact, settings.embedding_model)
     for source in model_sources(settings).values():
-        try:
-            AutoConfig.from_pretrained(source)  # the weights would take seconds and the memory of a replica
-        except (OSError, ValueError) as error:
-            raise StartError.because(f"cannot load the language model {source}", error) from error
+        check_model(source)
 
 
 def model_sources(settings: Settings) -> dict[str, str]:

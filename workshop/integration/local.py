@@ -8,7 +8,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from workshop.api.app import create_app
 from workshop.contracts.classifier import Classifier, FloatMatrix, ModelCard, Scores
-from workshop.contracts.errors import ServiceError, StartError
+from workshop.contracts.errors import ModelFailedError, ServiceError, StartError
 from workshop.contracts.services import Services
 from workshop.integration.batching import MicroBatched
 from workshop.integration.language import check_language, local_language
@@ -25,7 +25,12 @@ class InProcessClassifier:
 
     async def predict(self, rows: FloatMatrix) -> Scores:
         """See ``Classifier.predict``."""
-        return await anyio.to_thread.run_sync(self._model.predict, rows)
+        try:
+            return await anyio.to_thread.run_sync(self._model.predict, rows)
+        except ServiceError:
+            raise
+        except Exception as error:
+            raise ModelFailedError("the model failed") from error
 
     async def card(self) -> ModelCard:
         """See ``Classifier.card``."""

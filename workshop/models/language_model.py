@@ -1,20 +1,16 @@
 """A causal language model of ``transformers``, from a folder or a hub name, that answers many prompts at once."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any, Self
-from uuid import uuid4
 
 import torch
-from safetensors import SafetensorError
 from tokenizers.decoders import DecodeStream
-from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig, logging
-from transformers.generation.continuous_batching import ContinuousBatchingManager
-from transformers.generation.continuous_batching.requests import GenerationOutput
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, logging
 
-from workshop.contracts.errors import ModelFailedError, PromptTooLongError, StartError
+from workshop.contracts.errors import PromptTooLongError, StartError
 from workshop.contracts.generator import (
     Activity,
     Chunk,
@@ -26,16 +22,17 @@ from workshop.contracts.generator import (
     Usage,
     collect,
 )
+from workshop.models.batch_loop import CPU_CACHE_TOKENS, BatchLoops, Sampling, TokenRun
+from workshop.models.chat_template import ChatTemplate
 
 logging.disable_progress_bar()
 
-CPU_CACHE_TOKENS = 8192
-"""What all answers under way may take together, in tokens. On a GPU, its memory decides."""
+COOLEST = 0.01
+"""Below this temperature the most probable token is taken. None other is drawn there anyway, and to divide by a smaller
+number overflows."""
 
 FEW_PARAMETERS = 100_000_000
 """A step of a smaller model is over before several threads have shared it: on 2 cores, one is 7 to 15 times faster."""
-
-_PAGE = 32
 
 
 class LanguageModel:
@@ -45,20 +42,21 @@ class LanguageModel:
         name: how callers call it.
         model: a causal language model.
         tokenizer: its tokenizer, with a chat template.
+
+    Raises:
+        ValueError: the chat template cannot be used.
     """
 
     def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
         context_length = model.config.get_text_config().max_position_embeddings
         on_cpu = model.device.type == "cpu"
         self._card = GeneratorCard(name, min(context_length, CPU_CACHE_TOKENS) if on_cpu else context_length)
-        self._model = model
         self._tokenizer = tokenizer
-        self._specials = list(tokenizer.all_special_tokens)
+        self._template = ChatTemplate(tokenizer)
         ends = model.generation_config.eos_token_id
         self._end_ids: list[int] = ends if isinstance(ends, list) else [ends]
-        # Whether tokens are drawn is fixed for a batch, so there are two; each starts when it is first needed.
-        self._batches: dict[bool, ContinuousBatchingManager] = {}
-        self._running = self._completed = self._cancelled = self._generated_tokens = 0
+        self._loops = BatchLoops(model, self._card.context_length, self._end_ids, tokenizer.pad_token_id)
+        self._running = self._completed = self._cancelled = 0
 
     @classmethod
     def load(cls, source: str, name: str | None = None) -> Self:
@@ -73,16 +71,13 @@ class LanguageModel:
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = "auto" if device == "cuda" else torch.float32  # CPUs are slow at half precision
-        try:
+        with _start_errors(source):
             tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise StartError.because(f"cannot load the language model {source}", error) from error
-        if tokenizer.chat_template is None:
-            raise StartError(f"the language model {source} has no chat template: choose one tuned for conversations")
-        if device == "cpu" and model.num_parameters() < FEW_PARAMETERS:
+            network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+            model = cls(name or Path(source).name, network.to(device).eval(), tokenizer)
+        if device == "cpu" and network.num_parameters() < FEW_PARAMETERS:
             torch.set_num_threads(1)
-        return cls(name or Path(source).name, model.to(device).eval(), tokenizer)
+        return model
 
     async def card(self) -> GeneratorCard:
         """See ``TextGenerator.card``."""
@@ -90,7 +85,7 @@ class LanguageModel:
 
     async def activity(self) -> Activity:
         """See ``TextGenerator.activity``."""
-        return Activity(self._running, self._completed, self._cancelled, self._generated_tokens)
+        return Activity(self._running, self._completed, self._cancelled, self._loops.generated_tokens)
 
     async def complete(self, prompt: Prompt) -> Completion:
         """See ``TextGenerator.complete``."""
@@ -99,25 +94,28 @@ class LanguageModel:
 
     async def stream(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
         """See ``TextGenerator.stream``."""
-        prompt_ids = self._encode(prompt)
+        self._check_length(self._template.least_tokens(prompt.messages), "at least ")
+        prompt_ids = await asyncio.to_thread(self._template.encode, prompt.messages)
+        self._check_length(len(prompt_ids))
+        room = self._card.context_length - len(prompt_ids)
+        sampling = Sampling(float(prompt.temperature), float(prompt.top_p)) if prompt.temperature >= COOLEST else None
+        run = TokenRun(prompt_ids, min(prompt.max_tokens or room, room), sampling)
         text = _Text(self._tokenizer, prompt.stop)
         n_tokens = 0
         reason: FinishReason | None = None
         self._running += 1
         try:
-            async with aclosing(self._generate(prompt, prompt_ids)) as outputs:
-                async for output in outputs:
+            async with aclosing(self._loops.extend(run)) as steps:
+                async for _ in steps:
                     tokens = []
-                    for token_id, logprob in zip(
-                        output.generated_tokens[n_tokens:], output.logprobs[n_tokens:], strict=True
-                    ):
+                    for token_id, logprob in zip(run.ids[n_tokens:], run.logprobs[n_tokens:], strict=True):
                         n_tokens += 1
                         tokens.append(Token(text.add(token_id), logprob))
                         if text.stopped:
                             break
-                    if text.stopped or (output.is_finished() and output.generated_tokens[-1] in self._end_ids):
+                    if text.stopped or (run.finished and run.ids[-1] in self._end_ids):
                         reason = "stop"
-                    elif output.is_finished():
+                    elif run.finished:
                         reason = "length"
                     usage = Usage(len(prompt_ids), n_tokens) if reason else None
                     self._completed += reason is not None
@@ -136,82 +134,35 @@ class LanguageModel:
 
     def close(self) -> None:
         """See ``aclose``."""
-        for batch in self._batches.values():
-            if batch.is_running():
-                batch.stop(hard_stop=True)
+        self._loops.close()
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        messages = [{"role": message.role, "content": self._plain(message.content)} for message in prompt.messages]
-        text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        # Not verbose: what is too long is said below, as an error.
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        if len(ids) >= self._card.context_length:
-            limit = self._card.context_length
+    def _check_length(self, n_tokens: int, quantity: str = "") -> None:
+        limit = self._card.context_length
+        if n_tokens >= limit:
             raise PromptTooLongError(
-                f"the prompt has {len(ids)} tokens; prompt and answer may have {limit} together", len(ids), limit
+                f"the prompt has {quantity}{n_tokens} tokens; prompt and answer may have {limit} together",
+                n_tokens,
+                limit,
             )
-        return ids
 
-    def _plain(self, content: str) -> str:
-        """The content without the tokens that mark turns: nobody may speak in another's name."""
-        for special in self._specials:
-            content = content.replace(special, "")
-        return content
 
-    async def _generate(self, prompt: Prompt, prompt_ids: list[int]) -> AsyncGenerator[GenerationOutput, None]:
-        """What there is of the answer so far, whenever the reader asks and there is more: a slow reader skips steps."""
-        sampled = prompt.temperature > 0
-        batch = self._batch(sampled)
-        request_id = uuid4().hex
-        arrived = asyncio.Event()
-        latest: GenerationOutput | None = None
+def check_model(source: str) -> None:
+    """Look at all of a model but its weights, which would take seconds and the memory of a replica.
 
-        def on_output(output: GenerationOutput) -> None:
-            nonlocal latest
-            self._generated_tokens += len(output.generated_tokens) - (len(latest.generated_tokens) if latest else 0)
-            latest = output
-            arrived.set()
+    Raises:
+        StartError: there is no such model, or its files cannot be used.
+    """
+    with _start_errors(source):
+        AutoConfig.from_pretrained(source)
+        ChatTemplate(AutoTokenizer.from_pretrained(source))
 
-        room = self._card.context_length - len(prompt_ids)
-        batch.register_result_handler(request_id, on_output)
-        try:
-            batch.add_request(
-                prompt_ids,
-                request_id=request_id,
-                max_new_tokens=min(prompt.max_tokens or room, room),
-                streaming=True,
-                **({"temperature": float(prompt.temperature), "top_p": float(prompt.top_p)} if sampled else {}),
-            )
-            while latest is None or not latest.is_finished():
-                await arrived.wait()
-                arrived.clear()
-                assert latest is not None
-                if latest.error is not None:
-                    raise ModelFailedError("the model failed")
-                yield latest
-        finally:
-            if latest is None or not latest.is_finished():
-                batch.cancel_request(request_id)
-                # A cancelled request never says that it ends. What it made before it noticed is still counted.
-                forget = batch.output_router.result_handlers.pop
-                asyncio.get_running_loop().call_later(1.0, forget, request_id, None)
 
-    def _batch(self, sampled: bool) -> ContinuousBatchingManager:
-        batch = self._batches.get(sampled)
-        if batch is None or not batch.is_running():
-            # Temperature and top_p come with each request; these values only make transformers look for them.
-            drawing = {"do_sample": True, "temperature": 0.5, "top_p": 0.5, "top_k": 0} if sampled else {}
-            limits = (
-                {"num_blocks": CPU_CACHE_TOKENS // _PAGE, "page_size": _PAGE, "max_batch_tokens": 2048}
-                if self._model.device.type == "cpu"
-                else {}
-            )
-            batch = self._batches[sampled] = self._model.init_continuous_batching(
-                GenerationConfig(eos_token_id=self._end_ids, pad_token_id=self._tokenizer.pad_token_id, **drawing),
-                ContinuousBatchingConfig(return_logprobs=True, per_request_processors=True, **limits),
-            )
-            batch.start()
-        return batch
+@contextmanager
+def _start_errors(source: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
+        raise StartError.because(f"cannot load the language model {source}", error) from error
 
 
 class _Text:

@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from workshop.contracts.classifier import FEATURES, UNITS, FeatureRange, FloatMatrix, ModelCard, Scores
+from workshop.contracts.classifier import FEATURES, LARGEST_VALUE, UNITS, FeatureRange, FloatMatrix, ModelCard, Scores
 from workshop.contracts.errors import InvalidInputError
 from workshop.models import artifacts
 from workshop.models.artifacts import ArtifactError
@@ -47,8 +47,13 @@ class TumourClassifier:
         """Score rows: see ``Classifier.predict``.
 
         Raises:
-            InvalidInputError: a worst value is smaller than its mean, so the row cannot be a measurement.
+            InvalidInputError: a value is out of range, or a worst value is smaller than its mean, so the row cannot be
+                a measurement.
         """
+        out_of_range = ~((rows >= 0) & (rows <= LARGEST_VALUE))  # NaN too
+        if out_of_range.any():
+            row, column = (int(index) for index in np.argwhere(out_of_range)[0])
+            raise InvalidInputError(f"{FEATURES[column]} must be from 0 to {LARGEST_VALUE:g}", row, FEATURES[column])
         impossible = rows[:, _WORST:] < rows[:, :_MEASUREMENTS]
         if impossible.any():
             row, column = (int(index) for index in np.argwhere(impossible)[0])

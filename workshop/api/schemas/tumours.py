@@ -1,7 +1,7 @@
 """The JSON that the API takes and gives."""
 
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 import numpy as np
@@ -10,7 +10,7 @@ from pydantic.config import JsonDict
 
 from workshop.api.clock import now
 from workshop.contracts.cases import Case
-from workshop.contracts.classifier import FEATURES, FloatMatrix, Scores
+from workshop.contracts.classifier import FEATURES, LARGEST_VALUE, FloatMatrix, Scores
 
 MAX_RECORDS = 1000
 
@@ -23,7 +23,7 @@ _EXAMPLE: JsonDict = dict(zip(FEATURES, [
 ], strict=True))
 # fmt: on
 
-Measurement = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Measurement = Annotated[float, Field(ge=0, le=LARGEST_VALUE, allow_inf_nan=False)]
 Diagnosis = Literal["malignant", "benign"]
 
 
@@ -173,11 +173,7 @@ class StoredCase(CaseContent):
 
     @classmethod
     def of(cls, case: Case) -> Self:
-        """From the contract's value."""
-        return cls.model_validate(
-            {
-                "id": case.id,
-                "measurements": dict(zip(FEATURES, case.measurements, strict=True)),
-                "diagnosis": case.diagnosis,
-            }
-        )
+        """From the contract's value. Measurements that were kept under older rules can still be read."""
+        values: dict[str, Any] = dict(zip(FEATURES, case.measurements, strict=True))
+        measurements = Measurements.model_construct(**values)  # not validated
+        return cls.model_validate({"id": case.id, "measurements": measurements, "diagnosis": case.diagnosis})

@@ -59,7 +59,7 @@ def test_headers_that_are_too_large_are_a_431(service, size):
 
 
 def test_endless_headers_take_no_memory(service):
-    proxies = [process for process in psutil.process_iter() if "ProxyActor" in process.name()]
+    proxies = [each for each in psutil.Process().children(recursive=True) if "ProxyActor" in each.name()]
     before = {process: process.memory_info().rss for process in proxies}
     with connection(service) as client:
         try:

@@ -44,7 +44,8 @@ START_LOCK = Path(tempfile.gettempdir()) / f"workshop-ray-start-{os.getuid()}.lo
 def serve_cluster(settings: Settings, *, host: str, port: int, root_path: str = "") -> Iterator[None]:
     """Ray and Serve, with Serve's proxy at ``http://host:port``, for the length of the block.
 
-    A sparing Ray of our own, or the one that ``RAY_ADDRESS`` names.
+    A sparing Ray of our own, or the one that ``RAY_ADDRESS`` names. Without the limits of ``http_limits``, which the
+    environment of its nodes decides, a proxy keeps whatever headers a client sends, until they are complete.
 
     Raises:
         StartError: this machine has too little memory left, or Ray does not come up.

@@ -55,10 +55,14 @@ def serve(
     check_models(settings)
     print("Starting Ray and the service on it", flush=True)
     from workshop.integration.cluster import serving  # imports Ray, which takes a while
+    from workshop.integration.stopping import SIGNALS, begin_stop
 
-    # SIGINT too: a program that a script starts in the background is born ignoring it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    def stop(*_: object) -> None:
+        begin_stop()
+        raise KeyboardInterrupt
+
+    for number in SIGNALS:  # SIGINT too: a program that a script starts in the background is born ignoring it
+        signal.signal(number, stop)
     with suppress(KeyboardInterrupt), serving(settings, host=host, port=port, root_path=root_path):
         print(f"Serving on {url} ({settings.placement} placement). Ctrl-C stops it.", flush=True)
         Event().wait()

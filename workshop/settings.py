@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     )
 
     max_body_bytes: Annotated[int, Gt(0)] = 4 * 2**20
+    body_timeout_s: Annotated[float, Gt(0)] = 60.0
+    """How long a client may take to send a request's body; above it, 408."""
     predict_timeout_s: Annotated[float, Gt(0)] = 10.0
 
     batching: bool = True

@@ -18,8 +18,9 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.language import records_in
+from tests.language import application, draft, main, records_in
 from tests.service import until
+from workshop.lab.serving import run_app
 
 SERVICE = """
 import asyncio, sys, time
@@ -53,15 +54,13 @@ PATIENCE_S = 60
 
 
 class Service:
-    """The service in a process of its own, with an endless model."""
+    """A process that serves, with an endless model."""
 
-    def __init__(self, folder: Path, grace_s: float, limit_s: float) -> None:
-        self.database, self.err = folder / "service.sqlite", folder / "err"
-        command = [sys.executable, "-c", SERVICE, str(self.database), str(grace_s), str(limit_s)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.err.open("wb"), text=True)
-        assert self.process.stdout is not None
-        self.address = f"127.0.0.1:{self.process.stdout.readline().strip()}"
-        self.client = httpx.Client(base_url=f"http://{self.address}", timeout=60)
+    def __init__(self, process: subprocess.Popen, url: str, database: Path) -> None:
+        self.process = process
+        self.address = url.removeprefix("http://")
+        self.client = httpx.Client(base_url=url, timeout=60)
+        self.database = database
 
     def under_way(self) -> int:
         return self.client.get("/v1/activity").json()["main"]["running"]
@@ -95,7 +94,11 @@ def start(tmp_path) -> Iterator[Callable[..., Service]]:
     services = []
 
     def start(grace_s: float = 0.5, limit_s: float = 60.0) -> Service:
-        services.append(Service(tmp_path, grace_s, limit_s))
+        database = tmp_path / "service.sqlite"
+        command = [sys.executable, "-c", SERVICE, str(database), str(grace_s), str(limit_s)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=(tmp_path / "err").open("wb"), text=True)
+        assert process.stdout is not None
+        services.append(Service(process, f"http://127.0.0.1:{process.stdout.readline().strip()}", database))
         return services[-1]
 
     yield start
@@ -157,31 +160,57 @@ def begin(service: Service, requests: list, threads: ThreadPoolExecutor) -> dict
     return answers
 
 
+def assert_told(answers: dict[Callable, Future]) -> None:
+    """Each client learns, in the form that it expects, that its request was ended."""
+    for request in WHOLE:
+        answer = answers[request].result()
+        assert answer.status_code == 503, answer.text
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert int(answer.headers["Retry-After"]) > 0
+        assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
+    *_, last_line = answers[lines].result().text.splitlines()
+    assert json.loads(last_line)["error"]["status"] == 503
+    *_, last_event = answers[events].result().text.strip().split("\n\n")
+    kind, data = last_event.splitlines()
+    assert kind == "event: error"
+    assert json.loads(data.removeprefix("data: "))["status"] == 503
+    *_, last_event = answers[chat_events].result().text.strip().split("\n\n")
+    assert json.loads(last_event.removeprefix("data: "))["error"]["code"] == "UnavailableError"
+    assert answers[socket].result() == 1012
+
+
+def assert_charged(service: Service) -> None:
+    charged = [record["endpoint"] for record in records_in(service.database)]
+    assert {"/v1/chat/stream", "/v1/query/stream", "/v1/chat/completions", "/v1/chat/ws"} <= set(charged)
+
+
 @pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]], ids=["SIGTERM", "both"])
-def test_a_stop_answers_what_is_under_way_and_loses_no_charge(start, signals):
+def test_a_stop_answers_what_is_under_way_and_loses_no_charge(start, signals, tmp_path):
     service = start()
     with ThreadPoolExecutor(10) as threads:
         answers = begin(service, [*WHOLE, *STREAMED, socket], threads)
         assert service.stop(*signals) == 0
+    assert_told(answers)
+    assert_charged(service)
+    assert "Traceback" not in (tmp_path / "err").read_text()
 
-        for request in WHOLE:
-            answer = answers[request].result()
-            assert answer.status_code == 503, answer.text
-            assert answer.headers["Content-Type"] == "application/problem+json"
-            assert int(answer.headers["Retry-After"]) > 0
-            assert answer.json()["request_id"] == answer.headers["X-Request-ID"]
-        *_, last_line = answers[lines].result().text.splitlines()
-        assert json.loads(last_line)["error"]["status"] == 503
-        *_, last_event = answers[events].result().text.strip().split("\n\n")
-        kind, data = last_event.splitlines()
-        assert kind == "event: error"
-        assert json.loads(data.removeprefix("data: "))["status"] == 503
-        *_, last_event = answers[chat_events].result().text.strip().split("\n\n")
-        assert json.loads(last_event.removeprefix("data: "))["error"]["code"] == "UnavailableError"
-        assert answers[socket].result() == 1012
-    charged = [record["endpoint"] for record in records_in(service.database)]
-    assert {"/v1/chat/stream", "/v1/query/stream", "/v1/chat/completions", "/v1/chat/ws"} <= set(charged)
-    assert "Traceback" not in service.err.read_text()
+
+@pytest.mark.ray
+def test_serve_does_the_same(run, tmp_path, retriever_artifact):
+    """One start of Ray for all of it."""
+    with run_app(application(tmp_path / "upstream.sqlite", draft(), main(endless=True))) as upstream:
+        language = {"WORKSHOP_LANGUAGE_MODELS": "true", "WORKSHOP_RETRIEVER_ARTIFACT": str(retriever_artifact)}
+        run = run("serve", "--port", "0", WORKSHOP_MAIN_MODEL="main", LLM_BASE_URL=upstream.url + "/v1", **language)
+        service = Service(run.process, run.url(), tmp_path / "service.sqlite")
+        with service.client, ThreadPoolExecutor(10) as threads:
+            answers = begin(service, [*WHOLE, *STREAMED, socket], threads)
+            run.processes()
+            # When Ray has stopped, it lets SIGTERM end the process for an instant.
+            assert service.stop(signal.SIGINT, signal.SIGTERM) in (0, -signal.SIGTERM)
+            assert not run.leftovers()
+    assert_told(answers)
+    assert_charged(service)
+    assert "Traceback" not in run.err
 
 
 def test_what_ends_soon_is_answered_and_nothing_new_is_accepted(start):

@@ -13,6 +13,7 @@ from workshop.api.errors import PROBLEM_RESPONSES, add_error_handlers
 from workshop.api.health import HealthCheck, wait_until_ready
 from workshop.api.middleware.body_limit import BodyLimitMiddleware
 from workshop.api.middleware.ending import EndingMiddleware
+from workshop.api.middleware.header_limit import HeaderLimitMiddleware
 from workshop.api.middleware.request_id import RequestIdMiddleware
 from workshop.api.middleware.timing import TimingMiddleware
 from workshop.api.rate_limits import RateLimits, is_below
@@ -54,7 +55,8 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     # The last one added is the outermost: the request id is known to all that follows.
-    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
+    app.add_middleware(HeaderLimitMiddleware)
     app.add_middleware(TimingMiddleware)
     app.add_middleware(EndingMiddleware)
     app.add_middleware(RequestIdMiddleware)

@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 MAX_DETAILS = 100
 """A problem document names no more than this many mistakes, however many a batch has."""
 
+MAX_INSTANCE = 1000
+"""Characters of a path that are sent back; a real one is shorter."""
+
 # The most specific class of an error decides.
 _STATUS: dict[type[ServiceError], HTTPStatus] = {
     InvalidInputError: HTTPStatus.BAD_REQUEST,
@@ -77,7 +80,7 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": HTTPStatus(code).phrase,
         "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
-    for code in (400, 401, 402, 404, 413, 422, 429, 500, 503, 504)
+    for code in (400, 401, 402, 404, 408, 413, 422, 429, 431, 500, 503, 504)
 }
 
 
@@ -153,7 +156,7 @@ def problem_of(request: Request, error: Exception) -> Problem:
         title=explanation.status.phrase,
         status=explanation.status,
         detail=explanation.message,
-        instance=request.url.path,
+        instance=request.url.path[:MAX_INSTANCE],
         error=explanation.error,
         details=list(explanation.details),
         timestamp=now(),

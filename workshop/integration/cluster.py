@@ -12,6 +12,7 @@ from pathlib import Path
 # Ray reads these when it is imported or started. Whoever sets them differently knows why.
 os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: replicas starve on a busy machine
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "workshop.integration.http_limits:in_proxies")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; silences a warning
 
 import ray
@@ -20,8 +21,11 @@ from ray import serve
 
 from workshop.contracts.errors import StartError
 from workshop.integration.serve import APP_NAME, build_application, count_replicas
+from workshop.integration.stopping import FAREWELL_S, GRACE_S
 from workshop.machine import available_memory, bound_socket
 from workshop.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 RAY_MEMORY = 1_000_000_000
 """Bytes that Ray, Serve and one replica take, beside the object store; measured, and rounded up."""
@@ -40,7 +44,8 @@ START_LOCK = Path(tempfile.gettempdir()) / f"workshop-ray-start-{os.getuid()}.lo
 def serve_cluster(settings: Settings, *, host: str, port: int, root_path: str = "") -> Iterator[None]:
     """Ray and Serve, with Serve's proxy at ``http://host:port``, for the length of the block.
 
-    A sparing Ray of our own, or the one that ``RAY_ADDRESS`` names.
+    A sparing Ray of our own, or the one that ``RAY_ADDRESS`` names. Without the limits of ``http_limits``, which the
+    environment of its nodes decides, a proxy keeps whatever headers a client sends, until they are complete.
 
     Raises:
         StartError: this machine has too little memory left, or Ray does not come up.
@@ -65,11 +70,23 @@ def serving(settings: Settings, *, host: str, port: int, root_path: str = "") ->
     with serve_cluster(settings, host=host, port=port, root_path=root_path):
         try:
             serve.run(build_application(settings), name=APP_NAME)
-            yield
+            try:
+                yield
+            finally:
+                _end_requests()
         except RuntimeError as error:
             raise StartError(f"Ray Serve could not start the service: {error}") from error
         finally:
-            serve.delete(APP_NAME)  # lets the requests under way finish
+            serve.delete(APP_NAME)
+
+
+def _end_requests() -> None:
+    """Let the requests under way come to their end, or end them, while there are replicas to answer them."""
+    try:
+        ended = serve.get_app_handle(APP_NAME).broadcast("end_requests")
+        ended.results(timeout_s=GRACE_S + 2 * FAREWELL_S)
+    except Exception as error:  # whatever a broken cluster raises: the stop goes on
+        logger.warning("cannot end the requests under way: %s", error)
 
 
 @contextmanager
@@ -102,6 +119,7 @@ def _ray(settings: Settings) -> Iterator[None]:
             finally:
                 wait([start])
                 ray.shutdown()
+                signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # Ray has put the system's in place
 
 
 def _start_ray(settings: Settings) -> None:

@@ -1,5 +1,6 @@
 """The service on Ray Serve."""
 
+import asyncio
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from workshop.deployments.retriever import RetrieverDeployment
 from workshop.integration.handles import HandleClassifier, HandleGenerator, HandleQuestionAnswerer, HandleRetriever
 from workshop.integration.language import language_services, model_sources
 from workshop.integration.local import batched, local_services
+from workshop.integration.stopping import end_tasks
 from workshop.settings import Placement, Settings
 from workshop.storage.cases import SqlCaseStore
 
 APP_NAME = "workshop"
+STOP_POLL_S = 0.1
+"""A replica that stops looks so often whether it is idle; every two seconds by default."""
 
 
 class WithoutRequestId:
@@ -37,6 +41,40 @@ class WithoutRequestId:
             await send(message)
 
         await self.app(scope, receive, send_without_id)
+
+
+class UnderWay:
+    """Knows the requests under way in this replica, and can end them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._tasks: dict[asyncio.Task[Any], Scope] = {}
+        self._stops = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks[task] = scope
+        if self._stops:
+            task.cancel()
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            del self._tasks[task]
+
+    async def end(self) -> None:
+        """End them as uvicorn does when it stops: WebSockets at once, others when they have had their time.
+
+        What comes after this is turned away.
+        """
+        self._stops = True
+        for task, scope in list(self._tasks.items()):
+            if scope["type"] == "websocket":
+                task.cancel()
+        await end_tasks(self._tasks.keys)
 
 
 @dataclass(frozen=True)
@@ -62,7 +100,12 @@ class Api:
         self._handles = handles
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return WithoutRequestId(create_app(self._services(), self._settings))
+        self._requests = UnderWay(WithoutRequestId(create_app(self._services(), self._settings)))
+        return self._requests
+
+    async def end_requests(self) -> None:
+        """Prepare for a stop: Serve kills a replica that is still busy when its time is over, and all that it holds."""
+        await self._requests.end()
 
     def _services(self) -> Services:
         settings, handles = self._settings, self._handles
@@ -93,6 +136,7 @@ def build_application(settings: Settings) -> serve.Application:
         num_replicas=settings.api_replicas,
         max_ongoing_requests=1000,  # the queue that counts is the micro-batcher's
         graceful_shutdown_timeout_s=5,  # a WebSocket may stay open for hours
+        graceful_shutdown_wait_loop_s=STOP_POLL_S,
     )(serve.ingress()(Api))
     if settings.placement is Placement.INLINE:
         return api.bind(settings)
@@ -130,6 +174,8 @@ def _deployment(name: str, kind: type, replicas: int, *arguments: object) -> Any
     deployment = serve.deployment(
         name=name,
         num_replicas=replicas,
+        graceful_shutdown_timeout_s=5,
+        graceful_shutdown_wait_loop_s=STOP_POLL_S,
         max_ongoing_requests=100,  # at a limit, handles would back off for longer than a quick call takes
     )(kind)
     return deployment.bind(*arguments)

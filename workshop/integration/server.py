@@ -9,6 +9,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from workshop.integration.http_limits import LimitedHttpProtocol
 from workshop.integration.stopping import SIGNALS, begin_stop, end_tasks
 
 
@@ -20,7 +21,8 @@ def run(app: ASGIApp, listener: socket.socket, root_path: str = "") -> None:
         listener: where clients connect.
         root_path: path prefix that a proxy in front removes.
     """
-    Server(uvicorn.Config(app, root_path=root_path, access_log=False)).run(sockets=[listener])
+    config = uvicorn.Config(app, http=LimitedHttpProtocol, root_path=root_path, access_log=False)
+    Server(config).run(sockets=[listener])
 
 
 class Server(uvicorn.Server):

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Collection
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GRACE_S = 4.0
+GRACE_S = 3.0
 """Work under way may take so long to come to its end."""
 FAREWELL_S = 1.0
 """A request that is ended then may take so long to say so, and to leave what is charged."""

@@ -1,8 +1,10 @@
-"""A limit on the size of request bodies.
+"""Limits on the size of request bodies, and on the time that they take to arrive.
 
 Starlette has such a middleware, and ``FastAPI(max_body_size=)`` uses it, but it answers in plain text, whatever the
 application's error handlers say. This one raises, so that a 413 is a problem document like every other error.
 """
+
+import asyncio
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -10,11 +12,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class BodyLimitMiddleware:
-    """Turns away bodies of more than ``max_bytes`` bytes: by their declared length, or while they arrive."""
+    """Turns away bodies of more than ``max_bytes`` bytes, by their declared length or while they arrive, with a 413.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    A body that has not arrived ``timeout_s`` seconds after the headers is a 408. However long an answer takes, it does
+    not count.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -23,16 +30,24 @@ class BodyLimitMiddleware:
         declared = Headers(scope=scope).get("content-length", "")
         too_long = declared.isdigit() and int(declared) > self.max_bytes
         arrived = 0
+        deadline: float | None = asyncio.get_running_loop().time() + self.timeout_s
         error = HTTPException(413, f"the body may have {self.max_bytes} bytes at most")
+        too_slow = HTTPException(408, f"the body may take {self.timeout_s:g} s to arrive", {"Connection": "close"})
 
-        async def receive_within_limit() -> Message:
-            nonlocal arrived
+        async def receive_within_limits() -> Message:
+            nonlocal arrived, deadline
             if too_long:
                 raise error
-            message = await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise too_slow from None
+            if not message.get("more_body"):
+                deadline = None
             arrived += len(message.get("body", b""))
             if arrived > self.max_bytes:
                 raise error
             return message
 
-        await self.app(scope, receive_within_limit, send)
+        await self.app(scope, receive_within_limits, send)

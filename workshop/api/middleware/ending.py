@@ -1,8 +1,10 @@
 """What the client of a request is told that the server ends before its time, because it stops."""
 
 import asyncio
+from contextlib import suppress
 
 from starlette.requests import Request
+from starlette.status import WS_1012_SERVICE_RESTART
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from workshop.api.errors import problem_response
@@ -21,9 +23,21 @@ class EndingMiddleware:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "websocket":
+            await self._end_socket(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._end_request(scope, receive, send)
+        else:
             await self.app(scope, receive, send)
-            return
+
+    async def _end_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except asyncio.CancelledError:
+            with suppress(Exception):  # it may be closed already
+                await send({"type": "websocket.close", "code": WS_1012_SERVICE_RESTART, "reason": STOPPING.message})
+
+    async def _end_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_started = has_ended = False
 
         async def send_and_note(message: Message) -> None:

@@ -1,15 +1,18 @@
 """One id per request, taken from the caller or made here, and sent back."""
 
+import re
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADER = "X-Request-ID"
+ALLOWED = re.compile(r"[A-Za-z0-9._-]{1,128}")
+"""Whatever else a caller sends is never sent back, kept or logged: a new id takes its place."""
 
 
 class RequestIdMiddleware:
-    """Puts the id into ``request.state.request_id`` and into the response's ``X-Request-ID``."""
+    """Puts the id into ``request.state.request_id``, and into ``X-Request-ID`` of the request and its response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -18,7 +21,9 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = Headers(scope=scope).get(HEADER) or str(uuid4())
+        sent = Headers(scope=scope).get(HEADER, "")
+        request_id = sent if ALLOWED.fullmatch(sent) else str(uuid4())
+        MutableHeaders(scope=scope)[HEADER] = request_id
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:

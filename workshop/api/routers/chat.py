@@ -12,7 +12,7 @@ How a connection ends, unless the client wants it to:
 | 1008 | the key is unknown, or the client sends on and on without reading              |
 | 1009 | a message is too large                                                         |
 | 1011 | the client does not answer pings, or something went wrong in the service       |
-| 1012 | the server stops: said by uvicorn; a replica of Serve ends without a word      |
+| 1012 | the service stops                                                              |
 | 1013 | no model answers; try again later                                              |
 """
 

@@ -1,0 +1,93 @@
+"""Clients that send too much or too slowly, at the proxy of Ray Serve: what uvicorn does with them, it does too."""
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+import pytest
+
+from tests.cluster import deployed
+from workshop.settings import Settings
+
+GET = b"GET /health HTTP/1.1\r\nHost: test\r\n"
+POST = b"POST /v1/predict HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def service(cluster, artifact, tmp_path_factory) -> Iterator[str]:
+    """The URL of the service, which wants bodies soon."""
+    database = tmp_path_factory.mktemp("database") / "service.sqlite"
+    settings = Settings(
+        artifact=artifact, DATABASE_URL=f"sqlite+aiosqlite:///{database}", language_models=False, body_timeout_s=2.0
+    )
+    with deployed(settings):
+        yield cluster
+
+
+@contextmanager
+def connection(url: str) -> Iterator[socket.socket]:
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port), timeout=60) as client:
+        yield client
+
+
+def everything(client: socket.socket) -> bytes:
+    """What the proxy says until it closes the connection."""
+    said = b""
+    while piece := client.recv(65536):
+        said += piece
+    return said
+
+
+def problem(said: bytes) -> dict:
+    head, _, body = said.partition(b"\r\n\r\n")
+    assert b"content-type: application/problem+json" in head.lower()
+    document = json.loads(body)
+    assert head.startswith(f"HTTP/1.1 {document['status']} ".encode())
+    return document
+
+
+@pytest.mark.parametrize("size", [40_000, 2**21])
+def test_headers_that_are_too_large_are_a_431(service, size):
+    with connection(service) as client:
+        client.sendall(GET + b"X-Long: " + size * b"a" + b"\r\n\r\n")
+        assert problem(everything(client))["status"] == 431
+
+
+def test_endless_headers_take_no_memory(service):
+    proxies = [each for each in psutil.Process().children(recursive=True) if "ProxyActor" in each.name()]
+    before = {process: process.memory_info().rss for process in proxies}
+    with connection(service) as client:
+        try:
+            for piece in [GET + b"X-Long: ", *[2**20 * b"a"] * 200]:
+                client.sendall(piece)
+        except OSError:
+            pass
+    assert proxies
+    for process in proxies:
+        assert process.memory_info().rss - before[process] < 100e6
+
+
+@pytest.mark.parametrize("start", [b"", GET + b"X-Slow: a"])
+def test_slow_headers_are_cut_off(service, start):
+    with connection(service) as client:
+        client.sendall(start)
+        assert everything(client) == b""
+
+
+def test_a_slow_body_is_a_408(service):
+    with connection(service) as client:
+        client.sendall(POST + b"{")
+        assert problem(everything(client))["status"] == 408
+
+
+@pytest.mark.parametrize("sent", ["a" * 129, "a" * 20_000, "two words", 'a"b'])
+def test_a_request_id_of_the_wrong_form_is_never_sent_back(service, sent):
+    answer = httpx.get(service + "/nowhere", headers={"X-Request-ID": sent})
+    [request_id] = answer.headers.get_list("X-Request-ID")
+    assert len(request_id) == 36
+    assert answer.json()["request_id"] == request_id

@@ -85,8 +85,10 @@ class Settings(BaseSettings):
     redis_url: Annotated[RedisUrl | None, Field(validation_alias="REDIS_URL")] = None
     """Counts requests and keeps embeddings for all replicas together, such as ``redis://127.0.0.1``. Without one, each
     has its own."""
-    api_keys: Annotated[dict[str, str], Field(repr=False)] = {}
+    api_keys: dict[SecretStr, str] = {}
     """Bearer keys and the principals they stand for, as JSON. Without any, a key is the principal's own name."""
+    wrong_keys_limit: RateLimit = "30/minute"
+    """How many wrong keys may come from an address before the answer is 429. A right key is always let in."""
 
     placement: Placement = Placement.INLINE
     api_replicas: Annotated[int, Ge(1)] = 1

@@ -3,13 +3,15 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 
 from workshop import __version__
+from workshop.api.authentication import ApiKeys, Names
 from workshop.api.clock import Clock
-from workshop.api.errors import PROBLEM_RESPONSES, add_error_handlers
+from workshop.api.dependencies import get_principal
+from workshop.api.errors import add_error_handlers, problem_responses
 from workshop.api.middleware.body_limit import BodyLimitMiddleware
 from workshop.api.middleware.ending import EndingMiddleware
 from workshop.api.middleware.request_id import RequestIdMiddleware
@@ -19,6 +21,9 @@ from workshop.api.routers import metrics, playground, service, v1
 from workshop.contracts.errors import StartError
 from workshop.contracts.services import Services
 from workshop.settings import Settings
+
+KEY_RESPONSES = problem_responses(401)
+KEY_RESPONSES[401]["headers"] = {"WWW-Authenticate": {"schema": {"const": "Bearer"}}}
 
 
 def create_app(services: Services, settings: Settings) -> FastAPI:
@@ -38,7 +43,8 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
         app.state.services = services
         app.state.settings = settings
         app.state.clock = Clock()
-        app.state.rate_limits = RateLimits(settings.rate_limits, settings.redis_url)
+        app.state.rate_limits = RateLimits(settings.rate_limits, settings.wrong_keys_limit, settings.redis_url)
+        app.state.authenticator = ApiKeys(settings.api_keys) if settings.api_keys else Names()
         await services.ready()  # a service whose models do not answer must not start
         yield
         await services.aclose()
@@ -48,7 +54,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
         summary="Tells benign from malignant tumours by the measurements of their cell nuclei.",
         version=__version__,
         lifespan=lifespan,
-        responses=PROBLEM_RESPONSES,
+        responses=problem_responses(400, 402, 404, 413, 422, 429, 500, 503, 504),
         generate_unique_id_function=_operation_id,
     )
     # The last one added is the outermost: the request id is known to all that follows.
@@ -57,12 +63,11 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     app.add_middleware(EndingMiddleware)
     app.add_middleware(RequestIdMiddleware)
     add_error_handlers(app)
+    # Public: these, and FastAPI's documentation. All others ask for a key where keys are set.
     app.include_router(service.router)
-    app.include_router(v1.router)
-    if services.language is not None:
-        app.include_router(v1.language_router)
-        app.include_router(metrics.router)
     app.include_router(playground.router)
+    for router in (v1.router, *([v1.language_router, metrics.router] if services.language is not None else [])):
+        app.include_router(router, dependencies=[Depends(get_principal)], responses=KEY_RESPONSES)
     sockets = [] if services.language is None else [app.url_path_for("chat")]
     for ruled in settings.rate_limits:  # a misspelt one would limit nothing, and nobody would notice
         if not any(is_below(path, ruled) for path in [*app.openapi()["paths"], *sockets]):

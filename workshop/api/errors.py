@@ -8,13 +8,15 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, WebSocket, status
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.websockets import WebSocketState
 
+from workshop.api.authentication import accept
 from workshop.api.clock import now
 from workshop.api.middleware import request_id
 from workshop.contracts.errors import (
@@ -27,6 +29,7 @@ from workshop.contracts.errors import (
     PromptTooLongError,
     RateLimitedError,
     ServiceError,
+    UnauthenticatedError,
     UnavailableError,
 )
 
@@ -41,12 +44,19 @@ _STATUS: dict[type[ServiceError], HTTPStatus] = {
     PromptTooLongError: HTTPStatus.BAD_REQUEST,
     BudgetExceededError: HTTPStatus.PAYMENT_REQUIRED,
     RateLimitedError: HTTPStatus.TOO_MANY_REQUESTS,
+    UnauthenticatedError: HTTPStatus.UNAUTHORIZED,
     NotFoundError: HTTPStatus.NOT_FOUND,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
     DeadlineExceededError: HTTPStatus.GATEWAY_TIMEOUT,
     ModelFailedError: HTTPStatus.INTERNAL_SERVER_ERROR,
     ServiceError: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+
+# On a WebSocket that has not begun. Whatever else is wrong is the client's fault: 1008.
+_CLOSE_CODES = {
+    HTTPStatus.SERVICE_UNAVAILABLE: status.WS_1013_TRY_AGAIN_LATER,
+    HTTPStatus.INTERNAL_SERVER_ERROR: status.WS_1011_INTERNAL_ERROR,
 }
 
 
@@ -72,13 +82,10 @@ class Problem(BaseModel):
     request_id: str
 
 
-PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    code: {
-        "description": HTTPStatus(code).phrase,
-        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
-    for code in (400, 401, 402, 404, 413, 422, 429, 500, 503, 504)
-}
+def problem_responses(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """Problem documents as OpenAPI describes them."""
+    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {code: {"description": HTTPStatus(code).phrase, "content": problem} for code in codes}
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -86,7 +93,7 @@ def add_error_handlers(app: FastAPI) -> None:
     openapi_without_problems = app.openapi
 
     def openapi() -> dict[str, Any]:
-        # A response's "model" would be declared as application/json, so PROBLEM_RESPONSES only refers to the schema.
+        # A response's "model" would be declared as application/json, so problem_responses only refers to the schema.
         document = openapi_without_problems()
         _, problem = models_json_schema([(Problem, "serialization")], ref_template="#/components/schemas/{model}")
         document["components"]["schemas"] |= problem["$defs"]
@@ -95,7 +102,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
     for kind in (ServiceError, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, _on_error)
+        app.add_exception_handler(kind, _on_error)  # type: ignore[arg-type]  # of requests and of WebSockets
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +127,17 @@ def explain(error: Exception) -> Explanation:
         summary = f"{len(mistakes)} of the request's values break a rule; {shown}"
         return Explanation(HTTPStatus.UNPROCESSABLE_ENTITY, "ValidationError", summary, details)
     if isinstance(error, HTTPException):
-        status = HTTPStatus(error.status_code)
-        return Explanation(status, status.phrase.title().replace(" ", ""), error.detail, headers=error.headers)
+        code = HTTPStatus(error.status_code)
+        return Explanation(code, code.phrase.title().replace(" ", ""), error.detail, headers=error.headers)
     return Explanation(HTTPStatus.INTERNAL_SERVER_ERROR, "InternalError", "something went wrong in the service")
 
 
 def _explain_service_error(error: ServiceError) -> Explanation:
-    status = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+    code = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
     headers = {}
     details = []
+    if isinstance(error, UnauthenticatedError):
+        headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, UnavailableError | RateLimitedError):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, BudgetExceededError):
@@ -137,7 +146,7 @@ def _explain_service_error(error: ServiceError) -> Explanation:
     if isinstance(error, InvalidInputError):
         where = f"row {error.row}: {error.field}"
         details = [ProblemDetail(field=where, rule="impossible_value", message=error.message)]
-    return Explanation(status, type(error).__name__, error.message, details, headers)
+    return Explanation(code, type(error).__name__, error.message, details, headers)
 
 
 def log_failure(request: Request, error: Exception) -> None:
@@ -170,10 +179,24 @@ def problem_response(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(content, explanation.status, headers, media_type="application/problem+json")
 
 
-async def _on_error(request: Request, error: Exception) -> JSONResponse:
+async def _on_error(request: Request | WebSocket, error: Exception) -> JSONResponse | None:
+    if isinstance(request, WebSocket):
+        await _refuse(request, error)
+        return None
     if isinstance(error, ServiceError):  # Starlette logs all others
         log_failure(request, error)
     return problem_response(request, error)
+
+
+async def _refuse(websocket: WebSocket, error: Exception) -> None:
+    """Close a WebSocket, with the error as the reason.
+
+    It is accepted before, if it is not yet: a close before that is a 403, and a browser tells its page nothing of it.
+    """
+    explanation = explain(error)
+    if websocket.application_state is WebSocketState.CONNECTING:
+        await accept(websocket)
+    await websocket.close(_CLOSE_CODES.get(explanation.status, status.WS_1008_POLICY_VIOLATION), explanation.message)
 
 
 def _detail(item: Mapping[str, Any]) -> ProblemDetail:

@@ -9,11 +9,13 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 from secrets import token_hex
 
 from fastapi import WebSocket, WebSocketDisconnect, WebSocketException, status
 from pydantic import BaseModel
 
+from workshop.api.clock import now
 from workshop.api.schemas.chat import Ping, Pong
 
 logger = logging.getLogger(__name__)
@@ -121,6 +123,17 @@ class Peer:
         else:
             self._is_full.clear()
             self._has_room.set()
+
+
+async def end_at(expires: datetime | None) -> None:
+    """Wait until a credential ends, if it does.
+
+    Raises:
+        WebSocketException: 1008, it has ended.
+    """
+    if expires is not None:
+        await asyncio.sleep((expires - now()).total_seconds())
+        raise WebSocketException(status.WS_1008_POLICY_VIOLATION, "the key has expired")
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 from fastapi_offline import FastAPIOffline
 
 from workshop import __version__
@@ -37,6 +37,8 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
         StartError: a setting names a route that is not there.
     """
 
+    check_rate_limits(settings)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # On app.state rather than yielded: Serve does not pass lifespan state on to requests.
@@ -68,11 +70,23 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     app.include_router(playground.router)
     for router in (v1.router, *([v1.language_router, metrics.router] if services.language is not None else [])):
         app.include_router(router, dependencies=[Depends(get_principal)], responses=KEY_RESPONSES)
-    sockets = [] if services.language is None else [app.url_path_for("chat")]
-    for ruled in settings.rate_limits:  # a misspelt one would limit nothing, and nobody would notice
-        if not any(is_below(path, ruled) for path in [*app.openapi()["paths"], *sockets]):
-            raise StartError(f"setting rate_limits: there is no route at or below {ruled}")
     return app
+
+
+def check_rate_limits(settings: Settings) -> None:
+    """Look whether each rule limits something: a misspelt one would limit nothing, and nobody would notice.
+
+    Raises:
+        StartError: there is no limited route at a rule's path, nor below it.
+    """
+    routers = (v1.router, v1.language_router) if settings.language_models else (v1.router,)
+    limited = {str(route.path) for router in routers for route in iter_route_contexts(router.routes)}
+    for ruled in settings.rate_limits:
+        if "{" in ruled or not any(is_below(path, ruled) for path in limited):
+            names = ", ".join(sorted(path for path in limited if "{" not in path))
+            raise StartError(
+                f"setting rate_limits: there is no route at or below {ruled!r} that is limited; limited are {names}"
+            )
 
 
 def _operation_id(route: APIRoute) -> str:

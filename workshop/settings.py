@@ -11,7 +11,15 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
 from limits import parse_many
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    IPvAnyNetwork,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from workshop.contracts.errors import StartError
@@ -73,6 +81,7 @@ Dollars = Annotated[float, Ge(0), Le(1e9)]
 Rows = Annotated[int, Ge(1), Le(10**9)]
 Replicas = Annotated[int, Ge(1), Le(10_000)]
 RateLimit = Annotated[str, AfterValidator(_rate_limit)]
+Origin = Annotated[str, StringConstraints(to_lower=True, pattern=r"^https?://[^/\s]+$")]
 RedisUrl = Annotated[str, Field(pattern="^rediss?://")]
 
 
@@ -142,6 +151,15 @@ class Settings(BaseSettings):
     """Bearer keys and the principals they stand for, as JSON. Without any, a key is the principal's own name."""
     wrong_keys_limit: RateLimit = "30/minute"
     """How many wrong keys may come from an address before the answer is 429. A right key is always let in."""
+
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], *FromJson] = ()
+    """Addresses and networks of proxies whose ``X-Forwarded-For`` is believed, as JSON: ``["10.0.0.0/8"]``. From any
+    other address it is ignored: otherwise each caller could choose the address that it is counted by."""
+    allowed_origins: Annotated[frozenset[Origin], *FromJson] = frozenset()
+    """Origins whose pages may open a WebSocket beside the service's own, as JSON: ``["https://example.com"]``."""
+    max_websockets: Annotated[int, Ge(1), Le(100_000)] = 500
+    """How many WebSockets one process keeps open."""
+    max_websockets_per_principal: Annotated[int, Ge(1), Le(100_000)] = 100
 
     placement: Placement = Placement.INLINE
     api_replicas: Replicas = 1

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from fastapi_offline import FastAPIOffline
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from workshop import __version__
 from workshop.api.authentication import ApiKeys, Names
@@ -18,6 +19,7 @@ from workshop.api.middleware.request_id import RequestIdMiddleware
 from workshop.api.middleware.timing import TimingMiddleware
 from workshop.api.rate_limits import RateLimits, is_below
 from workshop.api.routers import metrics, playground, service, v1
+from workshop.api.sockets import Places
 from workshop.contracts.errors import StartError
 from workshop.contracts.services import Services
 from workshop.settings import Settings
@@ -47,6 +49,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
         app.state.clock = Clock()
         app.state.rate_limits = RateLimits(settings.rate_limits, settings.wrong_keys_limit, settings.redis_url)
         app.state.authenticator = ApiKeys(settings.api_keys) if settings.api_keys else Names()
+        app.state.places = Places(settings.max_websockets, settings.max_websockets_per_principal)
         await services.ready()  # a service whose models do not answer must not start
         yield
         await services.aclose()
@@ -64,6 +67,8 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     app.add_middleware(TimingMiddleware)
     app.add_middleware(EndingMiddleware)
     app.add_middleware(RequestIdMiddleware)
+    # uvicorn has it too, but by default it believes every caller on this machine. Ours works behind Serve as well.
+    app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=[str(network) for network in settings.trusted_proxies])
     add_error_handlers(app)
     # Public: these, and FastAPI's documentation. All others ask for a key where keys are set.
     app.include_router(service.router)

@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated, cast
 
-from fastapi import Depends, Request, Security, WebSocket
+from fastapi import Depends, Request, Security, WebSocket, WebSocketException, status
 from fastapi.exceptions import RequestValidationError
 from starlette.requests import HTTPConnection
 
 from workshop.api.authentication import BearerToken, accept
 from workshop.api.clock import Clock
 from workshop.api.rate_limits import RateLimits
+from workshop.api.sockets import Places, is_foreign
 from workshop.contracts.cascade import Cascade
 from workshop.contracts.cases import CaseStore
 from workshop.contracts.classifier import Classifier, ModelCard
@@ -132,10 +133,19 @@ async def limit_rate(connection: HTTPConnection, principal: PrincipalDep, rate_l
     await rate_limits.check(path_of(connection), caller_of(connection, principal))
 
 
-async def accept_socket(websocket: WebSocket, principal: PrincipalDep) -> Principal:
-    """Who asks, as ``get_principal`` says, on a WebSocket that is open."""
-    await accept(websocket)
-    return principal
+async def accept_socket(
+    websocket: WebSocket, principal: PrincipalDep, settings: Annotated[Settings, Depends(get_settings)]
+) -> AsyncIterator[Principal]:
+    """Who asks, as ``get_principal`` says, on a WebSocket that is open and has its place until it ends.
+
+    A browser opens WebSockets to any service for any page, and tells whose page it is: a foreign one gets a 403.
+    """
+    if is_foreign(websocket, settings.allowed_origins):
+        raise WebSocketException(status.WS_1008_POLICY_VIOLATION)  # not accepted yet: the server makes it a 403
+    places: Places = websocket.app.state.places
+    with places.taken_by(caller_of(websocket, principal)):
+        await accept(websocket)
+        yield principal
 
 
 async def get_language(services: Annotated[Services, Depends(get_services)]) -> LanguageServices:

@@ -9,11 +9,12 @@ How a connection ends, unless the client wants it to:
 | Code | Why                                                                            |
 |------|--------------------------------------------------------------------------------|
 | 1000 | nothing was asked for a while                                                  |
-| 1008 | the key is wrong or has expired, or the client keeps sending without reading   |
+| 1008 | the key is wrong or has expired, the caller has too many connections, or it    |
+|      | keeps sending without reading                                                  |
 | 1009 | a message is too large                                                         |
 | 1011 | the client does not answer pings, or something went wrong in the service       |
 | 1012 | the server stops: said by uvicorn; a replica of Serve ends without a word      |
-| 1013 | a model does not answer; try again later                                       |
+| 1013 | a model does not answer, or too many connections are open; try again later     |
 """
 
 import asyncio
@@ -41,7 +42,7 @@ from workshop.api.dependencies import (
     find_generator,
     path_of,
 )
-from workshop.api.errors import explain
+from workshop.api.errors import MAX_DETAILS, explain
 from workshop.api.schemas.chat import (
     CLIENT_MESSAGE,
     Ask,
@@ -282,6 +283,9 @@ def _parsed(frame: str | bytes) -> ClientMessage:
     try:
         return CLIENT_MESSAGE.validate_json(frame)
     except ValidationError as error:
+        if (n_mistakes := error.error_count()) > MAX_DETAILS:  # each takes time to explain
+            message = f"{n_mistakes} values break a rule"
+            raise RequestValidationError([{"loc": (), "type": "too_many_mistakes", "msg": message}]) from None
         raise RequestValidationError([_mistake(item) for item in error.errors(include_url=False)]) from None
 
 

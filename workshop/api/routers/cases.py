@@ -6,10 +6,11 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request, Response, status
 
 from workshop.api.dependencies import CasesDep, ClassifierDep, require_json
+from workshop.api.routes import JsonRoute
 from workshop.api.schemas.tumours import CaseContent, Prediction, StoredCase, to_rows
 from workshop.contracts.cases import Case
 
-router = APIRouter(prefix="/cases", tags=["cases"])
+router = APIRouter(prefix="/cases", tags=["cases"], route_class=JsonRoute)
 
 
 @router.post("", status_code=status.HTTP_201_CREATED, dependencies=[Depends(require_json)])

@@ -9,11 +9,12 @@ from fastapi import APIRouter, BackgroundTasks, Depends, Request, Response
 from workshop.api.budget import AccountDep
 from workshop.api.dependencies import GeneratorsDep, find_generator, require_json
 from workshop.api.errors import log_failure, problem_of
+from workshop.api.routes import JsonRoute
 from workshop.api.schemas.generation import AnswerLine, Conversation, Generated, Question
 from workshop.api.streams import started
 from workshop.contracts.generator import Chunk
 
-router = APIRouter(tags=["generation"])
+router = APIRouter(tags=["generation"], route_class=JsonRoute)
 
 
 @router.post("/generate", dependencies=[Depends(require_json)])

@@ -11,12 +11,12 @@ import numpy as np
 from fastapi import APIRouter, BackgroundTasks, Depends, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse, format_sse_event
 
 from workshop.api.budget import AccountDep
 from workshop.api.dependencies import GeneratorsDep, RetrieverDep, find_generator, require_json
 from workshop.api.errors import Explanation, explain, log_failure
+from workshop.api.routes import JsonRoute
 from workshop.api.schemas.openai import (
     ChatChunk,
     ChatCompletion,
@@ -35,7 +35,7 @@ from workshop.contracts.generator import Chunk
 _CODES = {"PromptTooLongError": "context_length_exceeded", "NotFoundError": "model_not_found"}
 
 
-class OpenAIRoute(APIRoute):
+class OpenAIRoute(JsonRoute):
     """A route whose errors have OpenAI's form: its clients raise the right exception, and show the message."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

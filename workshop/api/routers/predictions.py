@@ -3,9 +3,10 @@
 from fastapi import APIRouter, Depends
 
 from workshop.api.dependencies import ClassifierDep, require_json
+from workshop.api.routes import JsonRoute
 from workshop.api.schemas.tumours import Batch, BatchPrediction, Measurements, Prediction, to_rows
 
-router = APIRouter(tags=["predictions"], dependencies=[Depends(require_json)])
+router = APIRouter(tags=["predictions"], route_class=JsonRoute, dependencies=[Depends(require_json)])
 
 
 @router.post("/predict")

@@ -10,6 +10,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent, format_sse_event
 from workshop.api.budget import Account, AccountDep
 from workshop.api.dependencies import CascadeDep, ClockDep, UsageDep, require_json
 from workshop.api.errors import log_failure, problem_of
+from workshop.api.routes import JsonRoute
 from workshop.api.schemas.queries import (
     AnswerChunk,
     BatchItem,
@@ -25,7 +26,7 @@ from workshop.api.streams import started
 from workshop.contracts.cascade import Answer, CascadeEvent, Switch, TextPiece
 from workshop.contracts.usage import UsageRecord
 
-router = APIRouter(tags=["cascade"])
+router = APIRouter(tags=["cascade"], route_class=JsonRoute)
 
 
 @router.post("/query", dependencies=[Depends(require_json)])

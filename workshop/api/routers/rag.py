@@ -6,9 +6,10 @@ from fastapi import APIRouter, BackgroundTasks, Depends
 
 from workshop.api.budget import AccountDep
 from workshop.api.dependencies import RagDep, require_json
+from workshop.api.routes import JsonRoute
 from workshop.api.schemas.rag import RagQuestion, RagReply
 
-router = APIRouter(prefix="/rag", tags=["rag"])
+router = APIRouter(prefix="/rag", tags=["rag"], route_class=JsonRoute)
 
 
 @router.post("/query", dependencies=[Depends(require_json)])

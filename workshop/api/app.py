@@ -12,7 +12,7 @@ from workshop import __version__
 from workshop.api.authentication import ApiKeys, Names
 from workshop.api.clock import Clock
 from workshop.api.dependencies import get_principal
-from workshop.api.errors import add_error_handlers, problem_responses
+from workshop.api.errors import add_error_handlers, error_responses
 from workshop.api.middleware.body_limit import BodyLimitMiddleware
 from workshop.api.middleware.ending import EndingMiddleware
 from workshop.api.middleware.request_id import RequestIdMiddleware
@@ -24,8 +24,39 @@ from workshop.contracts.errors import StartError
 from workshop.contracts.services import Services
 from workshop.settings import Settings
 
-KEY_RESPONSES = problem_responses(401)
-KEY_RESPONSES[401]["headers"] = {"WWW-Authenticate": {"schema": {"const": "Bearer"}}}
+DESCRIPTION = """
+Everything below `/v1`, and `/metrics`, requires a key as a bearer token where the service has keys. Where it has none,
+any token will do and is the name of who asks.
+
+An error is a problem document (RFC 9457), `application/problem+json`. Only the routes of OpenAI's protocol have errors
+of OpenAI's form. Each response has an `X-Request-ID`, which the log has too.
+
+The [playground](./) shows every part of the service, to try by hand.
+"""
+
+TAGS = [
+    {
+        "name": "predictions",
+        "description": "Tell benign from malignant tumours by the measurements of their cell nuclei.",
+    },
+    {"name": "model", "description": "The classifier that predicts, and what it takes."},
+    {"name": "cases", "description": "Measurements that are kept, predicted later, corrected, and erased on request."},
+    {
+        "name": "cascade",
+        "description": "Questions to two language models: a cheap one, and a better one when it is unsure.",
+    },
+    {"name": "rag", "description": "Questions that are answered from sources."},
+    {
+        "name": "generation",
+        "description": "One language model. A conversation with several turns has a WebSocket, `/v1/chat/ws`, "
+        "whose messages are described in `workshop/api/routers/chat.py`.",
+    },
+    {"name": "openai", "description": "The same models for OpenAI's clients: set `base_url` to the address of `/v1`."},
+    {"name": "service", "description": "Whether the service is alive and ready, and what it is doing."},
+]
+
+PROTECTED = (400, 401, 402, 404, 413, 422, 429, 503, 504)
+"""What routes that require a key may answer instead."""
 
 
 def create_app(services: Services, settings: Settings) -> FastAPI:
@@ -55,11 +86,13 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
         await services.aclose()
 
     app: FastAPI = FastAPIOffline(
-        title="Tumour classifier",
-        summary="Tells benign from malignant tumours by the measurements of their cell nuclei.",
+        title="Workshop service",
+        summary="Predicts tumours and answers questions, on FastAPI in front of Ray Serve.",
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
         version=__version__,
         lifespan=lifespan,
-        responses=problem_responses(400, 402, 404, 413, 422, 429, 500, 503, 504),
+        responses=error_responses(500),
         generate_unique_id_function=_operation_id,
     )
     # The last one added is the outermost: the request id is known to all that follows.
@@ -74,7 +107,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     app.include_router(service.router)
     app.include_router(playground.router)
     for router in (v1.router, *([v1.language_router, metrics.router] if services.language is not None else [])):
-        app.include_router(router, dependencies=[Depends(get_principal)], responses=KEY_RESPONSES)
+        app.include_router(router, dependencies=[Depends(get_principal)], responses=error_responses(*PROTECTED))
     return app
 
 

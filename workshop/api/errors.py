@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request, WebSocket, status
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
@@ -82,10 +83,21 @@ class Problem(BaseModel):
     request_id: str
 
 
-def problem_responses(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """Problem documents as OpenAPI describes them."""
-    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {code: {"description": HTTPStatus(code).phrase, "content": problem} for code in codes}
+PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+"""A problem document as OpenAPI describes it."""
+
+_HEADERS = {
+    HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": {"schema": {"const": "Bearer"}}},
+    HTTPStatus.PAYMENT_REQUIRED: {"Retry-After": {"schema": {"type": "integer"}}},
+    HTTPStatus.TOO_MANY_REQUESTS: {"Retry-After": {"schema": {"type": "integer"}}},
+    HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": {"schema": {"type": "integer"}}},
+}
+
+
+def error_responses(*codes: int, answer: Mapping[str, Any] = PROBLEM) -> dict[int | str, dict[str, Any]]:
+    """Errors for OpenAPI: their descriptions and headers, and the answer that all of them share."""
+    statuses = map(HTTPStatus, codes)
+    return {code.value: {"description": code.phrase, "headers": _HEADERS.get(code, {}), **answer} for code in statuses}
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -93,7 +105,7 @@ def add_error_handlers(app: FastAPI) -> None:
     openapi_without_problems = app.openapi
 
     def openapi() -> dict[str, Any]:
-        # A response's "model" would be declared as application/json, so problem_responses only refers to the schema.
+        # A response's "model" would be declared as application/json, so PROBLEM only refers to the schema.
         document = openapi_without_problems()
         _, problem = models_json_schema([(Problem, "serialization")], ref_template="#/components/schemas/{model}")
         document["components"]["schemas"] |= problem["$defs"]
@@ -173,6 +185,8 @@ def problem_of(request: Request, error: Exception) -> Problem:
 def problem_response(request: Request, error: Exception) -> JSONResponse:
     """What a caller is told of an error, as a response."""
     explanation = explain(error)
+    if explanation.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        explanation = replace(explanation, headers={"Allow": ", ".join(_methods_at(request))})
     # The handler of unknown errors runs outside the middleware that adds this header to every other response.
     headers = {request_id.HEADER: request.state.request_id, **(explanation.headers or {})}
     content = problem_of(request, error).model_dump(mode="json")
@@ -186,6 +200,14 @@ async def _on_error(request: Request | WebSocket, error: Exception) -> JSONRespo
     if isinstance(error, ServiceError):  # Starlette logs all others
         log_failure(request, error)
     return problem_response(request, error)
+
+
+def _methods_at(request: Request) -> list[str]:
+    """What may be done with a path. Starlette would name the methods of the first of its routes alone."""
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    routes = [route for route in iter_route_contexts(request.app.routes) if route.methods]
+    found = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
+    return sorted(found or {"GET", "HEAD"})  # the files of the playground
 
 
 async def _refuse(websocket: WebSocket, error: Exception) -> None:

@@ -8,14 +8,15 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, BackgroundTasks, Depends, HTTPException, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
+from starlette.exceptions import HTTPException
 
 from workshop.api.budget import AccountDep
 from workshop.api.dependencies import GeneratorsDep, RetrieverDep, find_generator, require_json
-from workshop.api.errors import Explanation, explain, log_failure
+from workshop.api.errors import Explanation, error_responses, explain, log_failure
 from workshop.api.routes import JsonRoute
 from workshop.api.schemas.openai import (
     ChatChunk,
@@ -25,6 +26,8 @@ from workshop.api.schemas.openai import (
     EmbeddingList,
     EmbeddingRequest,
     EmbeddingUsage,
+    ErrorAnswer,
+    ErrorDetail,
     ModelEntry,
     ModelList,
 )
@@ -57,23 +60,26 @@ class OpenAIRoute(JsonRoute):
 
 
 def openai_error(explanation: Explanation) -> dict[str, Any]:
-    """An error as OpenAI's clients read it. ``param`` names the first field that is wrong."""
+    """The body of an error."""
     message, param = explanation.message, None
     if explanation.details:
         param = explanation.details[0].field
         message = "; ".join(f"{detail.field}: {detail.message}" for detail in explanation.details)
-    server = explanation.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    return {
-        "error": {
-            "message": message,
-            "type": "server_error" if server else "invalid_request_error",
-            "param": param,
-            "code": _CODES.get(explanation.error, explanation.error),
-        }
-    }
+    is_ours = explanation.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    detail = ErrorDetail(
+        message=message,
+        type="server_error" if is_ours else "invalid_request_error",
+        param=param,
+        code=_CODES.get(explanation.error, explanation.error),
+    )
+    return ErrorAnswer(error=detail).model_dump()
 
 
-router = APIRouter(tags=["openai"], route_class=OpenAIRoute)
+router = APIRouter(
+    tags=["openai"],
+    route_class=OpenAIRoute,
+    responses=error_responses(400, 401, 402, 404, 413, 422, 429, 500, 503, 504, answer={"model": ErrorAnswer}),
+)
 
 
 async def open_chat(
@@ -88,7 +94,13 @@ async def open_chat(
         yield chunks
 
 
-@router.post("/chat/completions", dependencies=[Depends(require_json)], response_model=ChatCompletion)
+@router.post(
+    "/chat/completions",
+    summary="Continue a conversation",
+    dependencies=[Depends(require_json)],
+    response_model=ChatCompletion,
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+)
 async def create_chat_completion(
     body: ChatRequest,
     chunks: Annotated[AsyncIterator[Chunk] | None, Depends(open_chat)],
@@ -97,7 +109,7 @@ async def create_chat_completion(
     background: BackgroundTasks,
     request: Request,
 ) -> ChatCompletion | StreamingResponse:
-    """Continue a conversation; with ``stream``, as server-sent events that end with ``[DONE]``."""
+    """The answer as a whole or, with `stream`, as server-sent events that end with `[DONE]`."""
     if chunks is not None:
         request.state.error_chunk = _error_event
         return EventSourceResponse(_chat_events(chunks, body))
@@ -131,9 +143,9 @@ def _event(chunk: ChatChunk) -> bytes:
     return format_sse_event(data_str=chunk.model_dump_json(exclude_none=True))
 
 
-@router.get("/models")
+@router.get("/models", summary="List the models")
 async def list_models(generators: GeneratorsDep, retriever: RetrieverDep) -> ModelList:
-    """Every model that can be asked, the embedding among them."""
+    """All that can be asked, the embedding among them."""
     entries = [
         ModelEntry(id=name, context_length=(await generator.card()).context_length)
         for name, generator in generators.items()
@@ -141,18 +153,18 @@ async def list_models(generators: GeneratorsDep, retriever: RetrieverDep) -> Mod
     return ModelList(data=[*entries, ModelEntry(id=(await retriever.card()).embedding)])
 
 
-@router.get("/models/{model:path}")
+@router.get("/models/{model:path}", summary="Describe a model")
 async def retrieve_model(model: str, generators: GeneratorsDep, retriever: RetrieverDep) -> ModelEntry:
-    """One model."""
+    """Its name and the length of its context."""
     for entry in (await list_models(generators, retriever)).data:
         if entry.id == model:
             return entry
     raise NotFoundError(f"there is no model {model}")
 
 
-@router.post("/embeddings", dependencies=[Depends(require_json)])
+@router.post("/embeddings", summary="Embed texts", dependencies=[Depends(require_json)])
 async def create_embeddings(body: EmbeddingRequest, retriever: RetrieverDep) -> EmbeddingList:
-    """Texts as vectors of length 1."""
+    """Up to 256 texts as vectors of length 1."""
     embedding = (await retriever.card()).embedding
     if body.model != embedding:
         raise NotFoundError(f"there is no embedding {body.model}; there is {embedding}")

@@ -18,6 +18,21 @@ from workshop.contracts.generator import Chunk, Completion, FinishReason, Token,
 MAX_EMBEDDINGS = 256
 
 
+class ErrorDetail(BaseModel):
+    """What went wrong. ``param`` names the first field that is wrong."""
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(BaseModel):
+    """An error as OpenAI's clients read it."""
+
+    error: ErrorDetail
+
+
 class StreamOptions(StrictModel):
     """``include_usage``: one more chunk at the end, with the usage and no choice."""
 

@@ -65,13 +65,13 @@ PLACES = os.pathsep.join([os.environ.get("PATH", os.defpath), *glob("/usr/lib/po
 def system_tool(*names: str) -> str:
     """The path of the first of these programs that is installed.
 
-    Without any, the test is skipped, or fails where WORKSHOP_REQUIRE_SYSTEM_TOOLS is set.
+    Without any, the test is skipped, or fails where REQUIRE_SYSTEM_TOOLS is set.
     """
     for name in names:
         if path := shutil.which(name, path=PLACES):
             return path
     reason = f"{names[0]} is not installed"
-    if os.environ.get("WORKSHOP_REQUIRE_SYSTEM_TOOLS"):
+    if os.environ.get("REQUIRE_SYSTEM_TOOLS"):
         pytest.fail(reason)
     pytest.skip(reason)
 

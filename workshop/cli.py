@@ -8,11 +8,10 @@ from threading import Event
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from workshop.contracts.errors import StartError
 from workshop.machine import bound_socket, listen
-from workshop.settings import WEIGHTS, Placement, Settings
+from workshop.settings import WEIGHTS, Placement, Settings, read_settings
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -24,7 +23,7 @@ RootPath = Annotated[str, typer.Option(help="Path prefix that a proxy in front r
 @app.command()
 def api(host: Host = "127.0.0.1", port: Port = 8000, root_path: RootPath = "") -> None:
     """The service on uvicorn alone, models in its process."""
-    settings = Settings()
+    settings = read_settings()
     with bound_socket(host, port) as listener:  # a taken port shows before anything is loaded
         _prepare(settings)
         print("Loading the models", flush=True)
@@ -46,7 +45,7 @@ def serve(
     placement: Annotated[Placement | None, typer.Option(help="Where models run.")] = None,
 ) -> None:
     """The service on Ray Serve."""
-    settings = Settings() if placement is None else Settings(placement=placement)
+    settings = read_settings() if placement is None else read_settings(placement=placement)
     with bound_socket(host, port) as listener:
         url, port = _url(host, listener), listener.getsockname()[1]
     _prepare(settings)
@@ -75,7 +74,7 @@ def train(
     ] = False,
 ) -> None:
     """Train the tumour classifier and index the passages of the retriever."""
-    settings = Settings()
+    settings = read_settings()
     if language_models:
         from workshop.models.language_model_training import RECIPES
         from workshop.models.language_model_training import train as train_language_model
@@ -105,21 +104,19 @@ def main() -> None:
         app()
     except StartError as error:
         sys.exit(f"workshop: {error}")
-    except ValidationError as error:
-        [first, *_] = error.errors()
-        name = ".".join(str(part) for part in first["loc"])
-        sys.exit(f"workshop: setting {name}={first['input']!r}: {first['msg']}")
 
 
 def _prepare(settings: Settings) -> None:
-    """Make the models if nobody has yet, and look at the database.
+    """Look at the rate limits and the database, and make the models if nobody has yet.
 
     Raises:
-        StartError: a model cannot be saved, or the database cannot be used.
+        StartError: a rate limit has no route, a model cannot be saved, or the database cannot be used.
     """
+    from workshop.api.app import check_rate_limits
     from workshop.integration.local import check_database
     from workshop.integration.training import make_missing
 
+    check_rate_limits(settings)
     make_missing(settings)
     check_database(settings)
 

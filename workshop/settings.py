@@ -1,25 +1,87 @@
 """Every setting of the service, in one object, read from the environment once at the start."""
 
+import json
+import os
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import limits
 from annotated_types import Ge, Gt, Le
-from pydantic import AfterValidator, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from limits import parse_many
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    IPvAnyNetwork,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from workshop.contracts.errors import StartError
 
 PROJECT = Path(__file__).resolve().parents[1]
 LESSONS = PROJECT / "solutions"
 WEIGHTS = Path(__file__).resolve().parent / "models" / "weights"
 
+PREFIX = "WORKSHOP_"
+SECRETS = ("api_keys", "llm_api_key")
+MAX_REQUESTS = 1_000_000
+MAX_WINDOW_S = 366 * 86_400
 
-def _parsed_rate_limit(rule: str) -> str:
-    limits.parse(rule)
+
+def _rate_limit(rule: str) -> str:
+    limits = parse_many(rule)
+    if len(limits) > 1:
+        raise ValueError("there may be one limit")
+    if not (1 <= limits[0].amount <= MAX_REQUESTS and limits[0].get_expiry() <= MAX_WINDOW_S):
+        raise ValueError(f"a limit should be 1 to {MAX_REQUESTS} requests, within a year at most")
     return rule
 
 
-RateLimit = Annotated[str, AfterValidator(_parsed_rate_limit)]
+def _from_json(value: object) -> object:
+    """What a variable says in JSON. Pydantic's own error for text that is not JSON would show the text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value, object_pairs_hook=_without_repetition)
+    except (json.JSONDecodeError, RecursionError):
+        raise ValueError("it should be JSON") from None
+
+
+def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    names = dict(pairs)
+    if len(names) < len(pairs):
+        raise ValueError("the same name stands in it twice")
+    return names
+
+
+def _api_keys(value: object) -> object:
+    """Checked here, as a whole: Pydantic's own errors would name the key that is wrong."""
+    value = _from_json(value)
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError('it should be JSON such as {"a key": "a principal"}, with at least one key')
+    for key, principal in value.items():
+        if not re.fullmatch(r"[!-~]{1,256}", key.get_secret_value() if isinstance(key, SecretStr) else str(key)):
+            raise ValueError("a key should have 1 to 256 characters of ASCII, and no blank")
+        if not (isinstance(principal, str) and principal.isprintable() and 1 <= len(principal.strip()) <= 256):
+            raise ValueError("a principal should be text of 1 to 256 characters")
+    return value
+
+
+FromJson = (NoDecode, BeforeValidator(_from_json))
+Seconds = Annotated[float, Gt(0), Le(86_400)]
+Dollars = Annotated[float, Ge(0), Le(1e9)]
+Rows = Annotated[int, Ge(1), Le(10**9)]
+Replicas = Annotated[int, Ge(1), Le(10_000)]
+RateLimit = Annotated[str, AfterValidator(_rate_limit)]
+Origin = Annotated[str, StringConstraints(to_lower=True, pattern=r"^https?://[^/\s]+$")]
 RedisUrl = Annotated[str, Field(pattern="^rediss?://")]
 
 
@@ -36,22 +98,22 @@ class Placement(StrEnum):
 class Settings(BaseSettings):
     """Each comes from the environment variable ``WORKSHOP_<NAME>``, or a bare name where that is the custom."""
 
-    model_config = SettingsConfigDict(env_prefix="WORKSHOP_", frozen=True, validate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, validate_by_name=True, hide_input_in_errors=True)
 
     artifact: Path = PROJECT / "artifacts" / "tumour-classifier"
     database_url: Annotated[str, Field(validation_alias="DATABASE_URL")] = (
         f"sqlite+aiosqlite:///{PROJECT}/artifacts/service.sqlite"
     )
 
-    max_body_bytes: Annotated[int, Gt(0)] = 4 * 2**20
-    body_timeout_s: Annotated[float, Gt(0)] = 60.0
+    max_body_bytes: Annotated[int, Gt(0), Le(2**31)] = 4 * 2**20
+    body_timeout_s: Seconds = 60.0
     """How long a client may take to send a request's body; above it, 408."""
-    predict_timeout_s: Annotated[float, Gt(0)] = 10.0
+    predict_timeout_s: Seconds = 10.0
 
     batching: bool = True
     """Predict requests that wait together in one call."""
-    batch_max_rows: Annotated[int, Ge(1)] = 1024
-    queue_max_rows: Annotated[int, Ge(1)] = 16384
+    batch_max_rows: Rows = 1024
+    queue_max_rows: Rows = 16384
     """Rows that may wait in one process; above it, requests are turned away with a 503."""
 
     language_models: bool = True
@@ -63,7 +125,7 @@ class Settings(BaseSettings):
     llm_base_url: Annotated[str | None, Field(validation_alias="LLM_BASE_URL")] = None
     """An OpenAI-compatible server that runs ``main_model`` for us, such as ``http://127.0.0.1:9000/v1``."""
     llm_api_key: Annotated[SecretStr | None, Field(validation_alias="LLM_API_KEY")] = None
-    generate_timeout_s: Annotated[float, Gt(0)] = 60.0
+    generate_timeout_s: Seconds = 60.0
     """How long an answer, or the next piece of a stream, may take."""
 
     retriever_artifact: Path = PROJECT / "artifacts" / "retriever"
@@ -76,25 +138,63 @@ class Settings(BaseSettings):
 
     cascade_threshold: Annotated[float, Ge(0), Le(1)] = 0.97
     """Quality above which a draft is the answer: the geometric mean of its tokens' probabilities."""
-    draft_cost: Annotated[float, Ge(0)] = 0.0001
+    draft_cost: Dollars = 0.0001
     """Dollars for 1000 tokens, of prompt and answer together."""
-    main_cost: Annotated[float, Ge(0)] = 0.001
+    main_cost: Dollars = 0.001
     """Dollars for 1000 tokens, of prompt and answer together."""
-    daily_budget: Annotated[float, Gt(0)] | None = None
+    daily_budget: Annotated[Dollars, Gt(0)] | None = None
     """Dollars that one principal may spend on a day (UTC); above it, requests get a 402."""
-    rate_limits: dict[str, RateLimit] = {}
+    rate_limits: Annotated[dict[str, RateLimit], *FromJson] = {}
     """How often a principal may ask, as JSON: ``{"/v1": "600/minute", "/v1/query": "10/minute"}``. Above it: 429."""
     redis_url: Annotated[RedisUrl | None, Field(validation_alias="REDIS_URL")] = None
     """Counts requests and keeps embeddings for all replicas together, such as ``redis://127.0.0.1``. Without one, each
     has its own."""
-    api_keys: Annotated[dict[str, str], Field(repr=False)] = {}
+    api_keys: Annotated[dict[SecretStr, str] | None, NoDecode, BeforeValidator(_api_keys)] = None
     """Bearer keys and the principals they stand for, as JSON. Without any, a key is the principal's own name."""
+    wrong_keys_limit: RateLimit = "30/minute"
+    """How many wrong keys may come from an address before the answer is 429. A right key is always let in."""
+
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], *FromJson] = ()
+    """Addresses and networks of proxies whose ``X-Forwarded-For`` is believed, as JSON: ``["10.0.0.0/8"]``. From any
+    other address it is ignored: otherwise each caller could choose the address that it is counted by."""
+    allowed_origins: Annotated[frozenset[Origin], *FromJson] = frozenset()
+    """Origins whose pages may open a WebSocket beside the service's own, as JSON: ``["https://example.com"]``."""
+    max_websockets: Annotated[int, Ge(1), Le(100_000)] = 500
+    """How many WebSockets one process keeps open."""
+    max_websockets_per_principal: Annotated[int, Ge(1), Le(100_000)] = 100
 
     placement: Placement = Placement.INLINE
-    api_replicas: Annotated[int, Ge(1)] = 1
-    classifier_replicas: Annotated[int, Ge(1)] = 1
-    language_model_replicas: Annotated[int, Ge(1)] = 1
-    ray_cpus: Annotated[int, Ge(1)] | None = None
+    api_replicas: Replicas = 1
+    classifier_replicas: Replicas = 1
+    language_model_replicas: Replicas = 1
+    ray_cpus: Replicas | None = None
     """Logical CPUs of our own Ray: how many replicas it places, not how many cores they may use. By default, enough."""
-    object_store_mb: Annotated[int, Ge(75)] = 75
+    object_store_mb: Annotated[int, Ge(75), Le(10**9)] = 75
     """Ray's shared memory. Requests here are small: Ray's minimum is enough."""
+
+
+def read_settings(**values: Any) -> Settings:
+    """The settings that the environment describes; ``values`` come before it.
+
+    Raises:
+        StartError: a variable is misspelt, or its value is wrong. The message shows no secret.
+    """
+    variables = _variables()
+    for name in map(str.upper, os.environ):
+        if name.startswith(PREFIX) and name not in variables:
+            nearest = get_close_matches(name, variables, n=1, cutoff=0)
+            raise StartError(f"there is no setting {name}; did you mean {nearest[0]}?")
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        [first, *_] = error.errors(include_url=False)
+        setting, *inside = first["loc"]
+        place = f"{setting}{''.join(f'[{part!r}]' for part in inside)}"
+        value = repr(first["input"])
+        is_secret = variables.get(str(setting), setting) in SECRETS or "@" in value  # a URL may hold a password
+        raise StartError(f"setting {place}{'' if is_secret else '=' + value}: {first['msg']}") from None
+
+
+def _variables() -> dict[str, str]:
+    """The settings' names by those of their environment variables."""
+    return {str(field.validation_alias or PREFIX + name.upper()): name for name, field in Settings.model_fields.items()}

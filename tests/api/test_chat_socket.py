@@ -563,7 +563,7 @@ def test_a_key_says_who_asks(serve, model, options):
 )
 def test_without_a_known_key_the_connection_is_closed_at_once(serve, model, options):
     with talk_to(serve(model, api_keys=KEYS), **options) as talk:
-        assert talk.ending() == (1008, "this service wants a known key")
+        assert talk.ending() == (1008, "this service requires a valid API key")
     assert not model.prompts
 
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from websockets.sync.client import connect
 
 from tests.language import application, draft, main
+from workshop.api.app import check_rate_limits
 from workshop.contracts.errors import StartError
 from workshop.settings import Settings
 
@@ -97,12 +98,26 @@ def test_without_an_answer_of_redis_nobody_is_turned_away(serve, redis, caplog):
     assert "requests are not counted" in caplog.text
 
 
-def test_a_rule_for_a_path_that_is_not_there_stops_the_start(file):
-    with pytest.raises(StartError, match="rate_limits: there is no route at or below /v1/qery"):
-        application(file, draft(), main(), rate_limits={"/v1/qery": "1/minute"})
+@pytest.mark.parametrize("path", ["/v1/qery", "/health", "/metrics", "/docs", "v1", "/v1/cases/{case_id}", "/v1\n/x"])
+def test_a_rule_that_would_limit_nothing_stops_the_start(file, path):
+    with pytest.raises(StartError, match="rate_limits: there is no route at or below") as caught:
+        application(file, draft(), main(), rate_limits={path: "1/minute"})
+    [line] = str(caught.value).splitlines()
+    assert repr(path) in line
+    assert "/v1/chat/ws, /v1/embeddings" in line
 
 
-@pytest.mark.parametrize("rule", ["often", "10/fortnight", ""])
+def test_a_rule_for_language_models_that_are_off_stops_the_start():
+    rules = {"/v1/query": "1/minute"}
+    check_rate_limits(Settings(rate_limits=rules))
+    with pytest.raises(StartError, match="/v1/query"):
+        check_rate_limits(Settings(rate_limits=rules, language_models=False))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["often", "10/fortnight", "", "0/minute", "-1/minute", f"{10**30}/minute", "1/9999 years", "1/s; 2/s", "1e9/s"],
+)
 def test_a_rule_that_cannot_be_read_is_a_setting_that_is_wrong(rule):
     with pytest.raises(ValidationError, match="rate_limits"):
         Settings(rate_limits={"/v1": rule})

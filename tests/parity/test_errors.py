@@ -83,8 +83,8 @@ MISTAKES = {
     "list for an object": text(b"[]", ("body", "model_attributes_type")),
     "malformed JSON": text(b'{"mean_radius": ', ("body", "json_invalid")),
     "no body": text(b"", ("body", "missing")),
-    "invalid UTF-8": text(b'{"mean_radius\xff": 1}', status=400),
-    "nested too deeply": text(b"[" * 100_000, status=400),
+    "invalid UTF-8": text(b'{"mean_radius\xff": 1}', ("body", "json_invalid")),
+    "nested too deeply": text(b"[" * 100_000, ("body", "json_invalid")),
     "wrong content type": Mistake(
         422, [NOT_JSON], content=json.dumps(RECORD).encode(), headers={"Content-Type": "text/plain"}
     ),

@@ -164,18 +164,25 @@ def test_a_chat_comes_back_when_the_service_does(page, serve):
 def test_a_closed_chat_is_opened_by_hand(page, serve):
     service = serve(api_keys={KEY: "ada"})
     page.goto(service.url)
+    enter_key(page, KEY)
+    expect(page.locator("#chat .state")).to_have_text("Connected")
+    enter_key(page, "another")
     expect(page.locator("#chat .state")).to_have_text("Closed")
-    expect(page.locator("#chat").get_by_role("alert")).to_contain_text("this service wants a known key")
+    expect(page.locator("#chat").get_by_role("alert")).to_contain_text("this service requires a valid API key")
     page.get_by_role("button", name="Connect now").click()
     expect(page.locator("#chat .state")).to_have_text("Closed")
 
 
-def test_with_a_key_everything_works_on_a_service_that_wants_one(page, serve):
-    page.goto(serve(api_keys={KEY: "ada"}).url)
-    ask(page, CASCADE, "What is a replica?")
-    expect(of(page, CASCADE).get_by_role("alert")).to_have_text("this service wants a known key")
-    page.get_by_label("API key").fill(KEY)
+def enter_key(page, key: str) -> None:
+    page.get_by_label("API key").fill(key)
     page.keyboard.press("Tab")
+
+
+def test_with_a_key_everything_works_on_a_service_that_requires_one(page, serve):
+    page.goto(serve(api_keys={KEY: "ada"}).url)
+    for place in ("#language-notice", "#predict [role=alert]"):
+        expect(page.locator(place)).to_contain_text("this service requires a valid API key")
+    enter_key(page, KEY)
     expect(page.locator("#chat .state")).to_have_text("Connected")
     for panel in (MODEL, CASCADE):
         ask(page, panel, "What is a replica?")

@@ -114,7 +114,7 @@ async def open_account(
     connection: HTTPConnection, principal: PrincipalDep, usage: UsageDep, prices: PricesDep, settings: SettingsDep
 ) -> Account:
     """The account of who asks, if it is within its budget."""
-    account = Account(path_of(connection), principal, usage, prices, settings.daily_budget)
+    account = Account(path_of(connection), principal.id, usage, prices, settings.daily_budget)
     await account.check_budget()
     return account
 

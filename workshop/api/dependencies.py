@@ -4,31 +4,29 @@ All are ``async def``, even those that await nothing: FastAPI runs a plain ``def
 more than the rest of the request.
 """
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, cast
 
-from fastapi import Depends, HTTPException, Request, WebSocket, WebSocketException, status
+from fastapi import Depends, Request, Security, WebSocket, WebSocketException, status
 from fastapi.exceptions import RequestValidationError
-from fastapi.security.utils import get_authorization_scheme_param
 from starlette.requests import HTTPConnection
 
+from workshop.api.authentication import BearerToken, accept
 from workshop.api.clock import Clock
 from workshop.api.errors import explain
 from workshop.api.health import HealthCheck
+from workshop.api.rate_limits import RateLimits
+from workshop.api.sockets import Places, is_foreign
 from workshop.contracts.cascade import Cascade
 from workshop.contracts.cases import CaseStore
 from workshop.contracts.classifier import Classifier, ModelCard
-from workshop.contracts.errors import NotFoundError, UnavailableError
+from workshop.contracts.errors import NotFoundError, UnauthenticatedError, UnavailableError
 from workshop.contracts.generator import TextGenerator
+from workshop.contracts.principals import ANONYMOUS, Authenticator, Principal
 from workshop.contracts.rag import QuestionAnswerer
 from workshop.contracts.services import Health, LanguageServices, Services
 from workshop.contracts.usage import UsageStore
 from workshop.settings import Settings
-
-ANONYMOUS = "anonymous"
-NO_KEY = "this service wants a known key"
-SUBPROTOCOL = "workshop.chat"
-KEY_PREFIX = "bearer."
 
 
 def path_of(connection: HTTPConnection) -> str:
@@ -75,37 +73,72 @@ async def get_cases(services: Annotated[Services, Depends(get_services)]) -> Cas
     return services.cases
 
 
-def owner_of(key: str, settings: Settings) -> str | None:
-    """Whose key it is: nobody's, if it is unknown. Where no keys are set, a key is a name."""
-    return settings.api_keys.get(key) if settings.api_keys else key or ANONYMOUS
+async def get_authenticator(connection: HTTPConnection) -> Authenticator:
+    """Who tells whose key it is. Tests override this one."""
+    return cast(Authenticator, connection.app.state.authenticator)
 
 
-def bearer_key(connection: HTTPConnection) -> str:
-    """The key that a request comes with, or ""."""
-    scheme, key = get_authorization_scheme_param(connection.headers.get("Authorization"))
-    return key if scheme.lower() == "bearer" else ""
+async def get_rate_limits(connection: HTTPConnection) -> RateLimits:
+    return cast(RateLimits, connection.app.state.rate_limits)
 
 
-async def get_principal(connection: HTTPConnection, settings: Annotated[Settings, Depends(get_settings)]) -> str:
-    """Who asks, by the bearer key; ``anonymous`` without one, where no keys are set."""
-    principal = owner_of(bearer_key(connection), settings)
-    if principal is None:
-        raise HTTPException(status.HTTP_401_UNAUTHORIZED, NO_KEY, {"WWW-Authenticate": "Bearer"})
-    return principal
+RateLimitsDep = Annotated[RateLimits, Depends(get_rate_limits)]
 
 
-async def accept_socket(websocket: WebSocket, settings: Annotated[Settings, Depends(get_settings)]) -> str:
-    """Who asks, as ``get_principal`` says. Browsers set no headers: they name the key as a subprotocol beside ours.
+async def get_principal(
+    connection: HTTPConnection,
+    token: Annotated[str, Security(BearerToken())],
+    authenticator: Annotated[Authenticator, Depends(get_authenticator)],
+    rate_limits: RateLimitsDep,
+) -> Principal:
+    """Who asks, by the bearer token. The router of all protected routes depends on it: asked once for each request.
 
-    The socket is accepted in any case: before that, a close is a 403, and a browser tells its page nothing of it.
+    Wrong keys are counted by address. A right key is let in however many wrong ones came from there: people who share
+    an address cannot lock each other out.
+
+    Raises:
+        UnauthenticatedError: nobody, as far as the service can tell.
+        RateLimitedError: this address has tried too many wrong keys.
     """
-    offered = websocket.scope["subprotocols"]
-    await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
-    keys = [name.removeprefix(KEY_PREFIX) for name in offered if name.startswith(KEY_PREFIX)]
-    principal = owner_of(bearer_key(websocket) or "".join(keys[:1]), settings)
-    if principal is None:
-        raise WebSocketException(status.WS_1008_POLICY_VIOLATION, NO_KEY)
-    return principal
+    try:
+        return await authenticator.authenticate(token)
+    except UnauthenticatedError:
+        if token:
+            await rate_limits.count_wrong_key(address_of(connection))
+        raise
+
+
+PrincipalDep = Annotated[Principal, Depends(get_principal)]
+
+
+def address_of(connection: HTTPConnection) -> str:
+    """Where a caller is, or "" for a server that cannot tell."""
+    return connection.client.host if connection.client else ""
+
+
+def caller_of(connection: HTTPConnection, principal: Principal) -> str:
+    """What a caller's requests are counted by: the principal, or the address of who has no name."""
+    return address_of(connection) if principal.id == ANONYMOUS else f"principal {principal.id}"
+
+
+async def limit_rate(connection: HTTPConnection, principal: PrincipalDep, rate_limits: RateLimitsDep) -> None:
+    """Turn away who asks a route too often."""
+    await rate_limits.check(path_of(connection), caller_of(connection, principal))
+
+
+async def accept_socket(
+    websocket: WebSocket, principal: PrincipalDep, settings: Annotated[Settings, Depends(get_settings)]
+) -> AsyncIterator[Principal]:
+    """Who asks, as ``get_principal`` says, on a WebSocket that is open and has its place until it ends.
+
+    A browser opens WebSockets to any service for any page, and tells whose page it is: a foreign one gets a 403.
+    """
+    if is_foreign(websocket, settings.allowed_origins):
+        raise WebSocketException(status.WS_1008_POLICY_VIOLATION)  # not accepted yet: the server makes it a 403
+    places: Places = websocket.app.state.places
+    with places.taken_by(caller_of(websocket, principal)):
+        await accept(websocket)
+        yield principal
 
 
 async def get_language(services: Annotated[Services, Depends(get_services)]) -> LanguageServices:
@@ -152,8 +185,7 @@ async def require_json(request: Request) -> None:
 
 
 SettingsDep = Annotated[Settings, Depends(get_settings)]
-PrincipalDep = Annotated[str, Depends(get_principal)]
-SocketPrincipalDep = Annotated[str, Depends(accept_socket)]
+SocketPrincipalDep = Annotated[Principal, Depends(accept_socket)]
 GeneratorsDep = Annotated[Mapping[str, TextGenerator], Depends(get_generators)]
 PricesDep = Annotated[Mapping[str, float], Depends(get_prices)]
 CascadeDep = Annotated[Cascade, Depends(get_cascade)]

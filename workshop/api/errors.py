@@ -3,18 +3,21 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, WebSocket, status
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.websockets import WebSocketState
 
+from workshop.api.authentication import accept
 from workshop.api.clock import now
 from workshop.api.middleware import request_id
 from workshop.contracts.errors import (
@@ -27,6 +30,7 @@ from workshop.contracts.errors import (
     PromptTooLongError,
     RateLimitedError,
     ServiceError,
+    UnauthenticatedError,
     UnavailableError,
 )
 
@@ -44,12 +48,19 @@ _STATUS: dict[type[ServiceError], HTTPStatus] = {
     PromptTooLongError: HTTPStatus.BAD_REQUEST,
     BudgetExceededError: HTTPStatus.PAYMENT_REQUIRED,
     RateLimitedError: HTTPStatus.TOO_MANY_REQUESTS,
+    UnauthenticatedError: HTTPStatus.UNAUTHORIZED,
     NotFoundError: HTTPStatus.NOT_FOUND,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
     DeadlineExceededError: HTTPStatus.GATEWAY_TIMEOUT,
     ModelFailedError: HTTPStatus.INTERNAL_SERVER_ERROR,
     ServiceError: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+
+# On a WebSocket that has not begun. Whatever else is wrong is the client's fault: 1008.
+_CLOSE_CODES = {
+    HTTPStatus.SERVICE_UNAVAILABLE: status.WS_1013_TRY_AGAIN_LATER,
+    HTTPStatus.INTERNAL_SERVER_ERROR: status.WS_1011_INTERNAL_ERROR,
 }
 
 
@@ -75,13 +86,21 @@ class Problem(BaseModel):
     request_id: str
 
 
-PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    code: {
-        "description": HTTPStatus(code).phrase,
-        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
-    for code in (400, 401, 402, 404, 408, 413, 422, 429, 431, 500, 503, 504)
+PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+"""A problem document as OpenAPI describes it."""
+
+_HEADERS = {
+    HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": {"schema": {"const": "Bearer"}}},
+    HTTPStatus.PAYMENT_REQUIRED: {"Retry-After": {"schema": {"type": "integer"}}},
+    HTTPStatus.TOO_MANY_REQUESTS: {"Retry-After": {"schema": {"type": "integer"}}},
+    HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": {"schema": {"type": "integer"}}},
 }
+
+
+def error_responses(*codes: int, answer: Mapping[str, Any] = PROBLEM) -> dict[int | str, dict[str, Any]]:
+    """Errors for OpenAPI: their descriptions and headers, and the answer that all of them share."""
+    statuses = map(HTTPStatus, codes)
+    return {code.value: {"description": code.phrase, "headers": _HEADERS.get(code, {}), **answer} for code in statuses}
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -89,7 +108,7 @@ def add_error_handlers(app: FastAPI) -> None:
     openapi_without_problems = app.openapi
 
     def openapi() -> dict[str, Any]:
-        # A response's "model" would be declared as application/json, so PROBLEM_RESPONSES only refers to the schema.
+        # A response's "model" would be declared as application/json, so PROBLEM only refers to the schema.
         document = openapi_without_problems()
         _, problem = models_json_schema([(Problem, "serialization")], ref_template="#/components/schemas/{model}")
         document["components"]["schemas"] |= problem["$defs"]
@@ -98,7 +117,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
     for kind in (ServiceError, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, _on_error)
+        app.add_exception_handler(kind, _on_error)  # type: ignore[arg-type]  # of requests and of WebSockets
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +142,17 @@ def explain(error: Exception) -> Explanation:
         summary = f"{len(mistakes)} of the request's values break a rule; {shown}"
         return Explanation(HTTPStatus.UNPROCESSABLE_ENTITY, "ValidationError", summary, details)
     if isinstance(error, HTTPException):
-        status = HTTPStatus(error.status_code)
-        return Explanation(status, status.phrase.title().replace(" ", ""), error.detail, headers=error.headers)
+        code = HTTPStatus(error.status_code)
+        return Explanation(code, code.phrase.title().replace(" ", ""), error.detail, headers=error.headers)
     return Explanation(HTTPStatus.INTERNAL_SERVER_ERROR, "InternalError", "something went wrong in the service")
 
 
 def _explain_service_error(error: ServiceError) -> Explanation:
-    status = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+    code = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
     headers = {}
     details = []
+    if isinstance(error, UnauthenticatedError):
+        headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, UnavailableError | RateLimitedError):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, BudgetExceededError):
@@ -140,7 +161,7 @@ def _explain_service_error(error: ServiceError) -> Explanation:
     if isinstance(error, InvalidInputError):
         where = f"row {error.row}: {error.field}"
         details = [ProblemDetail(field=where, rule="impossible_value", message=error.message)]
-    return Explanation(status, type(error).__name__, error.message, details, headers)
+    return Explanation(code, type(error).__name__, error.message, details, headers)
 
 
 def log_failure(request: Request, error: Exception) -> None:
@@ -167,16 +188,40 @@ def problem_of(request: Request, error: Exception) -> Problem:
 def problem_response(request: Request, error: Exception) -> JSONResponse:
     """What a caller is told of an error, as a response."""
     explanation = explain(error)
+    if explanation.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        explanation = replace(explanation, headers={"Allow": ", ".join(_methods_at(request))})
     # The handler of unknown errors runs outside the middleware that adds this header to every other response.
     headers = {request_id.HEADER: request.state.request_id, **(explanation.headers or {})}
     content = problem_of(request, error).model_dump(mode="json")
     return JSONResponse(content, explanation.status, headers, media_type="application/problem+json")
 
 
-async def _on_error(request: Request, error: Exception) -> JSONResponse:
+async def _on_error(request: Request | WebSocket, error: Exception) -> JSONResponse | None:
+    if isinstance(request, WebSocket):
+        await _refuse(request, error)
+        return None
     if isinstance(error, ServiceError):  # Starlette logs all others
         log_failure(request, error)
     return problem_response(request, error)
+
+
+def _methods_at(request: Request) -> list[str]:
+    """What may be done with a path. Starlette would name the methods of the first of its routes alone."""
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    routes = [route for route in iter_route_contexts(request.app.routes) if route.methods]
+    found = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
+    return sorted(found or {"GET", "HEAD"})  # the files of the playground
+
+
+async def _refuse(websocket: WebSocket, error: Exception) -> None:
+    """Close a WebSocket, with the error as the reason.
+
+    It is accepted before, if it is not yet: a close before that is a 403, and a browser tells its page nothing of it.
+    """
+    explanation = explain(error)
+    if websocket.application_state is WebSocketState.CONNECTING:
+        await accept(websocket)
+    await websocket.close(_CLOSE_CODES.get(explanation.status, status.WS_1008_POLICY_VIOLATION), explanation.message)
 
 
 def _detail(item: Mapping[str, Any]) -> ProblemDetail:

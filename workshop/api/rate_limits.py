@@ -1,18 +1,14 @@
-"""How often a principal may ask each route: see ``Settings.rate_limits``."""
+"""How often a caller may ask each route, and try wrong keys: see ``Settings.rate_limits``."""
 
 import logging
 import time
 from collections.abc import Mapping
-from typing import Annotated, cast
 
-from fastapi import Depends
-from limits import parse
+from limits import RateLimitItem, parse
 from limits.aio.strategies import MovingWindowRateLimiter
 from limits.errors import StorageError
 from limits.storage import storage_from_string
-from starlette.requests import HTTPConnection
 
-from workshop.api.dependencies import ANONYMOUS, SettingsDep, bearer_key, owner_of, path_of
 from workshop.contracts.errors import RateLimitedError
 
 logger = logging.getLogger(__name__)
@@ -23,51 +19,47 @@ class RateLimits:
 
     Args:
         rules: such as ``{"/v1/query": "10/minute"}``. A rule holds for its path and all below it, the longest first.
+        wrong_keys: how many wrong keys may come from an address, such as ``30/minute``.
         redis_url: None to count in this process.
     """
 
-    def __init__(self, rules: Mapping[str, str], redis_url: str | None) -> None:
+    def __init__(self, rules: Mapping[str, str], wrong_keys: str, redis_url: str | None) -> None:
         storage = storage_from_string(
             f"async+{redis_url or 'memory://'}", implementation="redispy", wrap_exceptions=True
         )
         self._limiter = MovingWindowRateLimiter(storage)
         self._rules = {path: parse(rules[path]) for path in sorted(rules, key=len, reverse=True)}
+        self._wrong_keys = parse(wrong_keys)
 
-    async def check(self, connection: HTTPConnection, principal: str | None) -> None:
-        """Count a request, or a question on a WebSocket. Nameless callers are told apart by their address.
+    async def check(self, path: str, caller: str) -> None:
+        """Count a request, or a question on a WebSocket.
 
         Raises:
             RateLimitedError: it is one too many.
         """
-        path = path_of(connection)
         ruled = next((ruled for ruled in self._rules if is_below(path, ruled)), None)
-        if ruled is None:
-            return
-        rule = self._rules[ruled]
-        host = connection.client.host if connection.client else ""
-        caller = host if principal in (None, ANONYMOUS) else f"principal {principal}"
+        if ruled is not None:
+            await self._count(self._rules[ruled], ruled, caller)
+
+    async def count_wrong_key(self, address: str) -> None:
+        """Count a wrong key.
+
+        Raises:
+            RateLimitedError: it is one too many.
+        """
+        await self._count(self._wrong_keys, "wrong keys", address)
+
+    async def _count(self, rule: RateLimitItem, what: str, caller: str) -> None:
         try:
-            if await self._limiter.hit(rule, ruled, caller):
+            if await self._limiter.hit(rule, what, caller):
                 return
-            window = await self._limiter.get_window_stats(rule, ruled, caller)
+            window = await self._limiter.get_window_stats(rule, what, caller)
         except StorageError:
             logger.exception("requests are not counted")  # better too many answers than none
             return
-        raise RateLimitedError(f"at most {rule} for {ruled}", max(1.0, window.reset_time - time.time()))
+        raise RateLimitedError(f"at most {rule} for {what}", max(1.0, window.reset_time - time.time()))
 
 
 def is_below(path: str, ruled: str) -> bool:
     """Whether a rule for one path holds for the other."""
     return f"{path}/".startswith(f"{ruled.rstrip('/')}/")
-
-
-async def get_rate_limits(connection: HTTPConnection) -> RateLimits:
-    return cast(RateLimits, connection.app.state.rate_limits)
-
-
-RateLimitsDep = Annotated[RateLimits, Depends(get_rate_limits)]
-
-
-async def limit_rate(connection: HTTPConnection, settings: SettingsDep, rate_limits: RateLimitsDep) -> None:
-    """Turn away who asks a route too often."""
-    await rate_limits.check(connection, owner_of(bearer_key(connection), settings))

@@ -7,14 +7,18 @@ our own, as messages: a ``pong`` says that the peer is there, and that it has re
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import datetime
 from secrets import token_hex
 
 from fastapi import WebSocket, WebSocketDisconnect, WebSocketException, status
 from pydantic import BaseModel
 
+from workshop.api.clock import now
 from workshop.api.schemas.chat import Ping, Pong
+from workshop.contracts.errors import OverloadedError, RateLimitedError
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +125,60 @@ class Peer:
         else:
             self._is_full.clear()
             self._has_room.set()
+
+
+class Places:
+    """How many WebSockets are open in this process.
+
+    Args:
+        total: how many there may be.
+        per_caller: how many of them may be of one caller.
+    """
+
+    def __init__(self, total: int, per_caller: int) -> None:
+        self._total = total
+        self._per_caller = per_caller
+        self._taken: Counter[str] = Counter()
+
+    @contextmanager
+    def taken_by(self, caller: str) -> Iterator[None]:
+        """Take a place for the length of the block.
+
+        Raises:
+            OverloadedError: there is none left.
+            RateLimitedError: this caller has as many as it may have.
+        """
+        if self._taken.total() >= self._total:
+            raise OverloadedError("too many WebSockets are open; try again later")
+        if self._taken[caller] >= self._per_caller:
+            raise RateLimitedError(f"a caller may have {self._per_caller} WebSockets open", 1.0)
+        self._taken[caller] += 1
+        try:
+            yield
+        finally:
+            self._taken[caller] -= 1
+            self._taken += Counter()  # forgets callers who have none left
+
+
+def is_foreign(websocket: WebSocket, allowed: Collection[str]) -> bool:
+    """Whether a page of another origin asks, which is not among the allowed. A program sends no origin.
+
+    Only the host is compared: behind a proxy that speaks TLS, the service does not learn the scheme.
+    """
+    origin = websocket.headers.get("Origin", "").lower()
+    _, _, host = origin.partition("://")
+    return bool(origin) and host != websocket.headers.get("Host", "").lower() and origin not in allowed
+
+
+async def end_at(expires: datetime | None) -> None:
+    """Wait until a credential ends, if it does.
+
+    Raises:
+        WebSocketException: 1008, it has ended.
+    """
+    if expires is not None:
+        await asyncio.sleep((expires - now()).total_seconds())
+        raise WebSocketException(status.WS_1008_POLICY_VIOLATION, "the key has expired")
 
 
 @asynccontextmanager

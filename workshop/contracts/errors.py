@@ -5,6 +5,7 @@ Every adapter raises these and nothing else; every caller handles these and noth
     ServiceError
     ├── InvalidInputError        the input has the right form but makes no sense
     ├── PromptTooLongError       the prompt does not fit into the model's context
+    ├── UnauthenticatedError     the credential is missing, wrong or expired
     ├── NotFoundError            there is no such thing
     ├── BudgetExceededError      the caller has spent what it may spend
     ├── RateLimitedError         the caller asks too often
@@ -99,6 +100,10 @@ class RateLimitedError(ServiceError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message, retry_after_s)
         self.retry_after_s = retry_after_s
+
+
+class UnauthenticatedError(ServiceError):
+    """The caller's credential is missing, wrong or expired."""
 
 
 class NotFoundError(ServiceError):

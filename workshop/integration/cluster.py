@@ -14,6 +14,8 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: replicas sta
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "workshop.integration.http_limits:in_proxies")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; silences a warning
+# For the uvicorn in Serve's proxy, which would believe every caller on this machine: the application knows better.
+os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
 
 import ray
 from filelock import FileLock

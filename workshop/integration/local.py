@@ -13,7 +13,7 @@ from workshop.contracts.services import Services
 from workshop.integration.batching import MicroBatched
 from workshop.integration.language import check_language, local_language
 from workshop.models.tumours import TumourClassifier
-from workshop.settings import Settings
+from workshop.settings import Settings, read_settings
 from workshop.storage.cases import SqlCaseStore
 
 
@@ -97,5 +97,5 @@ def check_models(settings: Settings) -> None:
 
 def app() -> FastAPI:
     """The service for ``uvicorn --factory workshop.integration.local:app``."""
-    settings = Settings()
+    settings = read_settings()
     return create_app(local_services(settings), settings)

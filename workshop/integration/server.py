@@ -21,7 +21,8 @@ def run(app: ASGIApp, listener: socket.socket, root_path: str = "") -> None:
         listener: where clients connect.
         root_path: path prefix that a proxy in front removes.
     """
-    config = uvicorn.Config(app, http=LimitedHttpProtocol, root_path=root_path, access_log=False)
+    # Without uvicorn's proxy headers: the application knows which proxies to trust.
+    config = uvicorn.Config(app, http=LimitedHttpProtocol, root_path=root_path, access_log=False, proxy_headers=False)
     Server(config).run(sockets=[listener])
 
 

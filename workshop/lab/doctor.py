@@ -23,7 +23,7 @@ from packaging.specifiers import SpecifierSet
 from workshop.contracts.errors import StartError
 from workshop.lab.verdicts import card
 from workshop.machine import available_memory, usable_cores
-from workshop.settings import PROJECT, Settings
+from workshop.settings import PROJECT, read_settings
 
 GB = 1_000_000_000
 RAY_LESSON_MEMORY = 1_500_000_000
@@ -98,7 +98,7 @@ class Report:
 
 def doctor() -> Report:
     """Check this machine. Takes a few seconds, starts nothing and changes nothing."""
-    settings = Settings()
+    settings = read_settings()
     return Report(
         (
             check_python(metadata("fastapi-ray-serve-workshop")["Requires-Python"]),

@@ -10,7 +10,7 @@ from typing import Self
 
 import psutil
 
-MARKER = "WORKSHOP_MEMORY_MARKER"
+MARKER = "MEMORY_MARKER"
 MB = 1024 * 1024
 
 

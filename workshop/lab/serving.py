@@ -44,8 +44,10 @@ class Server(AbstractContextManager["Server"]):
         self.port: int = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._watch = _StartWatch(app)
-        # log_config=None: uvicorn's logging settings are global, and a notebook has servers of its own kind.
-        settings = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": 1} | options
+        # log_config: uvicorn's logging settings are global, and a notebook has servers of its own kind.
+        # proxy_headers: no proxy is in front, and a caller must not choose its own address.
+        settings: dict[str, Any] = {"log_config": None, "access_log": False, "proxy_headers": False}
+        settings |= {"timeout_graceful_shutdown": 1} | options
         self._uvicorn = uvicorn.Server(uvicorn.Config(self._watch, **settings))
         self.thread = threading.Thread(
             target=self._serve, args=(listener,), name=f"server-{name or self.port}", daemon=True

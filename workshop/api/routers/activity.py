@@ -5,10 +5,10 @@ from fastapi import APIRouter
 from workshop.api.dependencies import GeneratorsDep
 from workshop.api.schemas.activity import ModelActivity
 
-router = APIRouter(tags=["activity"])
+router = APIRouter(tags=["service"])
 
 
-@router.get("/activity")
+@router.get("/activity", summary="Show what the language models are doing")
 async def activity(generators: GeneratorsDep) -> dict[str, ModelActivity]:
-    """The counters of each model, of the replica that happens to answer; ``/v1/stats`` is of the whole service."""
+    """Counters of each model in the replica that happens to answer. `/v1/stats` counts for the whole service."""
     return {name: ModelActivity.model_validate(await generator.activity()) for name, generator in generators.items()}

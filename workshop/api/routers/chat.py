@@ -9,11 +9,12 @@ How a connection ends, unless the client wants it to:
 | Code | Why                                                                            |
 |------|--------------------------------------------------------------------------------|
 | 1000 | nothing was asked for a while                                                  |
-| 1008 | the key is unknown, or the client sends on and on without reading              |
+| 1008 | the key is wrong or has expired, the caller has too many connections, or it    |
+|      | keeps sending without reading                                                  |
 | 1009 | a message is too large                                                         |
 | 1011 | the client does not answer pings, or something went wrong in the service       |
 | 1012 | the service stops                                                              |
-| 1013 | no model answers; try again later                                              |
+| 1013 | no model answers, or too many connections are open; try again later            |
 """
 
 import asyncio
@@ -33,14 +34,15 @@ from workshop.api.budget import Account
 from workshop.api.dependencies import (
     GeneratorsDep,
     PricesDep,
+    RateLimitsDep,
     SettingsDep,
     SocketPrincipalDep,
     UsageDep,
+    caller_of,
     find_generator,
     path_of,
 )
-from workshop.api.errors import explain
-from workshop.api.rate_limits import RateLimitsDep
+from workshop.api.errors import MAX_DETAILS, explain
 from workshop.api.schemas.chat import (
     CLIENT_MESSAGE,
     Ask,
@@ -57,7 +59,7 @@ from workshop.api.schemas.chat import (
     Reset,
     Text,
 )
-from workshop.api.sockets import MAX_MESSAGE_BYTES, Peer, connection
+from workshop.api.sockets import MAX_MESSAGE_BYTES, Peer, connection, end_at
 from workshop.api.streams import started
 from workshop.contracts.errors import (
     ModelFailedError,
@@ -90,13 +92,14 @@ async def chat(
     rate_limits: RateLimitsDep,
 ) -> None:
     """Answer questions, until the client leaves or has to."""
-    account = Account(path_of(websocket), principal, usage, prices, settings.daily_budget)
+    account = Account(path_of(websocket), principal.id, usage, prices, settings.daily_budget)
 
     async def admit() -> None:  # each question: a connection lasts
-        await rate_limits.check(websocket, principal)
+        await rate_limits.check(path_of(websocket), caller_of(websocket, principal))
         await account.check_budget()
 
     async with connection(websocket) as (peer, tasks):
+        tasks.create_task(end_at(principal.expires))
         await Chat(peer, tasks, account, generators, admit).run()
 
 
@@ -284,6 +287,9 @@ def _parsed(frame: str | bytes) -> ClientMessage:
     try:
         return CLIENT_MESSAGE.validate_json(frame)
     except ValidationError as error:
+        if (n_mistakes := error.error_count()) > MAX_DETAILS:  # each takes time to explain
+            message = f"{n_mistakes} values break a rule"
+            raise RequestValidationError([{"loc": (), "type": "too_many_mistakes", "msg": message}]) from None
         raise RequestValidationError([_mistake(item) for item in error.errors(include_url=False)]) from None
 
 

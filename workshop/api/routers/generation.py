@@ -9,18 +9,19 @@ from fastapi import APIRouter, BackgroundTasks, Depends, Request, Response
 from workshop.api.budget import AccountDep
 from workshop.api.dependencies import GeneratorsDep, find_generator, require_json
 from workshop.api.errors import log_failure, problem_of
+from workshop.api.routes import JsonRoute
 from workshop.api.schemas.generation import AnswerLine, Conversation, Generated, Question
 from workshop.api.streams import started
 from workshop.contracts.generator import Chunk
 
-router = APIRouter(tags=["generation"])
+router = APIRouter(tags=["generation"], route_class=JsonRoute)
 
 
-@router.post("/generate", dependencies=[Depends(require_json)])
+@router.post("/generate", summary="Answer a text", dependencies=[Depends(require_json)])
 async def generate(
     question: Question, generators: GeneratorsDep, account: AccountDep, background: BackgroundTasks
 ) -> Generated:
-    """Answer a text."""
+    """One model answers a single text, without a conversation."""
     generator = find_generator(generators, question.model)
     start = time.perf_counter()
     completion = await generator.complete(question.to_prompt())
@@ -39,11 +40,16 @@ async def open_conversation(
         yield chunks
 
 
-@router.post("/chat/stream", dependencies=[Depends(require_json)], response_model_exclude_none=True)
+@router.post(
+    "/chat/stream",
+    summary="Continue a conversation as JSON lines",
+    dependencies=[Depends(require_json)],
+    response_model_exclude_none=True,
+)
 async def stream_conversation(
     request: Request, chunks: Annotated[AsyncIterator[Chunk], Depends(open_conversation)]
 ) -> AsyncIterator[AnswerLine]:
-    """Continue a conversation as JSON lines. An answer whose last line has no `finish_reason` is not whole."""
+    """Each line is the next piece of the answer. Unless the last one has a `finish_reason`, the answer is not whole."""
     request.state.error_chunk = lambda error: f"{_error_line(request, error).model_dump_json()}\n".encode()
     try:
         async for chunk in chunks:

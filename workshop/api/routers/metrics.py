@@ -1,6 +1,6 @@
 """Metrics for Prometheus."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Response
 from prometheus_client.exposition import choose_encoder
@@ -10,9 +10,14 @@ from workshop.api.metrics import CascadeCollector
 
 router = APIRouter(tags=["service"])
 
+_TEXT = {"schema": {"type": "string"}}
+_FORMATS: dict[int | str, dict[str, Any]] = {
+    200: {"content": dict.fromkeys(("text/plain", "application/openmetrics-text"), _TEXT)}
+}
 
-@router.get("/metrics", response_class=Response)
+
+@router.get("/metrics", summary="Export metrics for Prometheus", response_class=Response, responses=_FORMATS)
 async def metrics(usage: UsageDep, accept: Annotated[str, Header()] = "") -> Response:
-    """The state of the whole service, in the format that the scraper asks for."""
+    """Counts of the whole service, in the format that the scraper asks for."""
     encode, content_type = choose_encoder(accept)
     return Response(encode(CascadeCollector(await usage.totals(cascades_only=True))), media_type=content_type)

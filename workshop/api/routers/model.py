@@ -8,9 +8,9 @@ from workshop.api.schemas.tumours import Feature, ModelMetadata
 router = APIRouter(prefix="/model", tags=["model"])
 
 
-@router.get("/metadata")
+@router.get("/metadata", summary="Describe the classifier")
 async def metadata(card: ModelCardDep) -> ModelMetadata:
-    """Name, version and quality."""
+    """Name, version, classes, and the quality on rows that it was not trained on."""
     return ModelMetadata(
         name=card.name,
         version=card.version,
@@ -21,7 +21,7 @@ async def metadata(card: ModelCardDep) -> ModelMetadata:
     )
 
 
-@router.get("/features")
+@router.get("/features", summary="List the features")
 async def features(card: ModelCardDep) -> list[Feature]:
-    """Names, units, and the range seen in training, in the order of the model's columns."""
+    """Names, units, and the ranges seen in training, in the order of the model's columns."""
     return [Feature.model_validate(feature) for feature in card.features]

@@ -8,15 +8,16 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, BackgroundTasks, Depends, HTTPException, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse, format_sse_event
+from starlette.exceptions import HTTPException
 
 from workshop.api.budget import AccountDep
 from workshop.api.dependencies import GeneratorsDep, LanguageDep, find_generator, require_json
-from workshop.api.errors import Explanation, explain, log_failure
+from workshop.api.errors import Explanation, error_responses, explain, log_failure
+from workshop.api.routes import JsonRoute
 from workshop.api.schemas.openai import (
     ChatChunk,
     ChatCompletion,
@@ -25,6 +26,8 @@ from workshop.api.schemas.openai import (
     EmbeddingList,
     EmbeddingRequest,
     EmbeddingUsage,
+    ErrorAnswer,
+    ErrorDetail,
     ModelEntry,
     ModelList,
 )
@@ -36,7 +39,7 @@ from workshop.contracts.services import cards
 _CODES = {"PromptTooLongError": "context_length_exceeded", "NotFoundError": "model_not_found"}
 
 
-class OpenAIRoute(APIRoute):
+class OpenAIRoute(JsonRoute):
     """A route whose errors have OpenAI's form: its clients raise the right exception, and show the message."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -58,23 +61,26 @@ class OpenAIRoute(APIRoute):
 
 
 def openai_error(explanation: Explanation) -> dict[str, Any]:
-    """An error as OpenAI's clients read it. ``param`` names the first field that is wrong."""
+    """The body of an error."""
     message, param = explanation.message, None
     if explanation.details:
         param = explanation.details[0].field
         message = "; ".join(f"{detail.field}: {detail.message}" for detail in explanation.details)
-    server = explanation.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    return {
-        "error": {
-            "message": message,
-            "type": "server_error" if server else "invalid_request_error",
-            "param": param,
-            "code": _CODES.get(explanation.error, explanation.error),
-        }
-    }
+    is_ours = explanation.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    detail = ErrorDetail(
+        message=message,
+        type="server_error" if is_ours else "invalid_request_error",
+        param=param,
+        code=_CODES.get(explanation.error, explanation.error),
+    )
+    return ErrorAnswer(error=detail).model_dump()
 
 
-router = APIRouter(tags=["openai"], route_class=OpenAIRoute)
+router = APIRouter(
+    tags=["openai"],
+    route_class=OpenAIRoute,
+    responses=error_responses(400, 401, 402, 404, 408, 413, 422, 429, 500, 503, 504, answer={"model": ErrorAnswer}),
+)
 
 
 async def open_chat(
@@ -89,7 +95,13 @@ async def open_chat(
         yield chunks
 
 
-@router.post("/chat/completions", dependencies=[Depends(require_json)], response_model=ChatCompletion)
+@router.post(
+    "/chat/completions",
+    summary="Continue a conversation",
+    dependencies=[Depends(require_json)],
+    response_model=ChatCompletion,
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+)
 async def create_chat_completion(
     body: ChatRequest,
     chunks: Annotated[AsyncIterator[Chunk] | None, Depends(open_chat)],
@@ -98,7 +110,7 @@ async def create_chat_completion(
     background: BackgroundTasks,
     request: Request,
 ) -> ChatCompletion | StreamingResponse:
-    """Continue a conversation; with ``stream``, as server-sent events that end with ``[DONE]``."""
+    """The answer as a whole or, with `stream`, as server-sent events that end with `[DONE]`."""
     if chunks is not None:
         request.state.error_chunk = _error_event
         return EventSourceResponse(_chat_events(chunks, body))
@@ -132,27 +144,27 @@ def _event(chunk: ChatChunk) -> bytes:
     return format_sse_event(data_str=chunk.model_dump_json(exclude_none=True))
 
 
-@router.get("/models")
+@router.get("/models", summary="List the models")
 async def list_models(language: LanguageDep) -> ModelList:
-    """Every model that can be asked, the embedding among them. One that does not answer now has no context length."""
+    """All that can be asked, the embedding among them. One that does not answer now has no context length."""
     found = await cards(language.generators)
     lengths = {name: found[name].context_length if name in found else None for name in language.generators}
     entries = [ModelEntry(id=name, context_length=length) for name, length in lengths.items()]
     return ModelList(data=[*entries, ModelEntry(id=language.embedding)])
 
 
-@router.get("/models/{model:path}")
+@router.get("/models/{model:path}", summary="Describe a model")
 async def retrieve_model(model: str, language: LanguageDep) -> ModelEntry:
-    """One model."""
+    """Its name and the length of its context."""
     for entry in (await list_models(language)).data:
         if entry.id == model:
             return entry
     raise NotFoundError(f"there is no model {model}")
 
 
-@router.post("/embeddings", dependencies=[Depends(require_json)])
+@router.post("/embeddings", summary="Embed texts", dependencies=[Depends(require_json)])
 async def create_embeddings(body: EmbeddingRequest, language: LanguageDep) -> EmbeddingList:
-    """Texts as vectors of length 1."""
+    """Up to 256 texts as vectors of length 1."""
     if body.model != language.embedding:
         raise NotFoundError(f"there is no embedding {body.model}; there is {language.embedding}")
     vectors = (await language.retriever.embed(body.texts)).astype("<f4")

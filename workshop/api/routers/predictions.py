@@ -3,18 +3,19 @@
 from fastapi import APIRouter, Depends
 
 from workshop.api.dependencies import ClassifierDep, require_json
+from workshop.api.routes import JsonRoute
 from workshop.api.schemas.tumours import Batch, BatchPrediction, Measurements, Prediction, to_rows
 
-router = APIRouter(tags=["predictions"], dependencies=[Depends(require_json)])
+router = APIRouter(tags=["predictions"], route_class=JsonRoute, dependencies=[Depends(require_json)])
 
 
-@router.post("/predict")
+@router.post("/predict", summary="Predict one tumour")
 async def predict(measurements: Measurements, classifier: ClassifierDep) -> Prediction:
-    """Tell whether one tumour is malignant or benign."""
+    """Tell whether a tumour is malignant or benign, by the 30 measurements of its cell nuclei."""
     return Prediction.of_one(await classifier.predict(to_rows([measurements])))
 
 
-@router.post("/batch-predict")
+@router.post("/batch-predict", summary="Predict many tumours")
 async def batch_predict(batch: Batch, classifier: ClassifierDep) -> BatchPrediction:
-    """Tell for 1 to 1000 tumours at once."""
+    """Tell for 1 to 1000 tumours at once. One impossible row fails the whole batch, and the error names it."""
     return BatchPrediction.of(await classifier.predict(to_rows(batch.records)))

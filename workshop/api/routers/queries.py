@@ -10,6 +10,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent, format_sse_event
 from workshop.api.budget import Account, AccountDep
 from workshop.api.dependencies import CascadeDep, ClockDep, UsageDep, require_json
 from workshop.api.errors import log_failure, problem_of
+from workshop.api.routes import JsonRoute
 from workshop.api.schemas.queries import (
     AnswerChunk,
     BatchItem,
@@ -25,18 +26,18 @@ from workshop.api.streams import started
 from workshop.contracts.cascade import Answer, CascadeEvent, Switch, TextPiece
 from workshop.contracts.usage import UsageRecord
 
-router = APIRouter(tags=["cascade"])
+router = APIRouter(tags=["cascade"], route_class=JsonRoute)
 
 
-@router.post("/query", dependencies=[Depends(require_json)])
+@router.post("/query", summary="Ask a question", dependencies=[Depends(require_json)])
 async def ask(body: QueryBody, cascade: CascadeDep, account: AccountDep, background: BackgroundTasks) -> QueryAnswer:
-    """Answer a question: by the draft model if that is good enough, else by the main model."""
+    """The draft model answers if it is sure enough, otherwise the main model."""
     answer = await cascade.answer(body.to_query())
     background.add_task(account.charge, _record(account, answer))
     return QueryAnswer.model_validate(answer)
 
 
-@router.get("/query")
+@router.get("/query", summary="Ask a question in a URL")
 async def ask_by_get(
     parameters: Annotated[QueryParameters, Query()],
     cascade: CascadeDep,
@@ -44,7 +45,7 @@ async def ask_by_get(
     background: BackgroundTasks,
     response: Response,
 ) -> QueryAnswer:
-    """The same in a URL. Each call is answered, and charged, anew."""
+    """The same with the question in the URL. Each call is answered and charged anew."""
     response.headers["Cache-Control"] = "no-store"
     answer = await cascade.answer(parameters.to_query())
     background.add_task(account.charge, _record(account, answer))
@@ -89,13 +90,14 @@ async def open_answer(
 
 @router.get(
     "/query/stream",
+    summary="Ask a question, and read the answer as events",
     response_class=EventSourceResponse,
     responses={204: {"description": "The reader comes back (`Last-Event-ID`): there is nothing more to read"}},
 )
 async def stream_answer(
     request: Request, events: Annotated[AsyncIterator[CascadeEvent] | None, Depends(open_answer)]
 ) -> AsyncIterator[ServerSentEvent]:
-    """Answer a question as server-sent events: `chunk` by `chunk`, perhaps a `switch`, and `complete` or `error`.
+    """Server-sent events: `chunk` by `chunk`, perhaps a `switch`, and `complete` or `error`.
 
     An answer cannot be resumed: nobody keeps it. A browser whose connection breaks, or that does not close it after
     `complete`, comes back with the `Last-Event-ID`; a second answer would differ and be charged again. So the
@@ -116,11 +118,11 @@ async def stream_answer(
         yield ServerSentEvent(id=str(number + 1), event="error", data=problem_of(request, error))
 
 
-@router.post("/batch", dependencies=[Depends(require_json)])
+@router.post("/batch", summary="Ask several questions", dependencies=[Depends(require_json)])
 async def ask_many(
     batch: QueryBatch, cascade: CascadeDep, account: AccountDep, background: BackgroundTasks, request: Request
 ) -> QueryBatchAnswer:
-    """Answer up to 32 questions at the same time. A question that cannot be answered does not harm the others."""
+    """Up to 32 at the same time. A question that cannot be answered does not harm the others."""
     records: list[UsageRecord] = []
 
     async def answer_or_error(body: QueryBody) -> BatchItem:
@@ -137,9 +139,9 @@ async def ask_many(
     return QueryBatchAnswer.of(results)
 
 
-@router.get("/stats")
+@router.get("/stats", summary="Count the answers and their cost")
 async def stats(usage: UsageDep, clock: ClockDep) -> Stats:
-    """How many answers, by which models, at what price: of the whole service, and kept when it restarts."""
+    """How many answers, by which models, at what price: of the whole service, across restarts."""
     return Stats.of(await usage.totals(), clock.uptime_s)
 
 

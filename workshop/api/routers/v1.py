@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Depends
 
-from workshop.api.rate_limits import limit_rate
+from workshop.api.dependencies import limit_rate
 from workshop.api.routers import activity, cases, chat, generation, model, openai, predictions, queries, rag
 
 LIMITED = [Depends(limit_rate)]

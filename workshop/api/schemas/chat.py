@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from workshop.api.errors import Explanation, ProblemDetail
+from workshop.api.schemas.base import Integer
 from workshop.api.schemas.generation import MAX_TEXT, TokenCounts
 from workshop.contracts.generator import FinishReason, Usage
 
@@ -38,7 +39,7 @@ class Ask(_Message):
     id: Id
     content: Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_not_blank)]
     model: Annotated[str, Field(max_length=256)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[Integer, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
 
 

@@ -3,9 +3,10 @@
 from typing import Annotated, Literal, Self
 
 from annotated_types import Len
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from workshop.api.errors import Problem
+from workshop.api.schemas.base import Integer, StrictModel
 from workshop.contracts.generator import Chunk, Completion, FinishReason, Message, Prompt, Role, Usage
 
 MAX_MESSAGES = 256
@@ -13,12 +14,6 @@ MAX_TEXT = 32_768
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Stop = Annotated[str, Field(min_length=1, max_length=64)]
-
-
-class StrictModel(BaseModel):
-    """JSON in which "12" is text and not a number, and a misspelt name is a mistake."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class TextPart(StrictModel):
@@ -32,7 +27,7 @@ class ChatMessage(StrictModel):
     """One turn. ``developer`` is today's name of ``system``."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Len(1, 64)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=64, fail_fast=True)]
     name: str | None = None
 
     def to_message(self) -> Message:
@@ -46,7 +41,7 @@ class _Generation(StrictModel):
     """How a model shall answer."""
 
     model: str
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[Integer, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     stop: Stop | Annotated[list[Stop], Len(1, 4)] | None = None

@@ -11,10 +11,26 @@ from uuid import uuid4
 from annotated_types import Len
 from pydantic import BaseModel, Field, model_validator
 
-from workshop.api.schemas.generation import Conversation, StrictModel, Text, TokenCounts
+from workshop.api.schemas.base import Integer, StrictModel, Whole
+from workshop.api.schemas.generation import Conversation, Text, TokenCounts
 from workshop.contracts.generator import Chunk, Completion, FinishReason, Token, Usage
 
 MAX_EMBEDDINGS = 256
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong. ``param`` names the first field that is wrong."""
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(BaseModel):
+    """An error as OpenAI's clients read it."""
+
+    error: ErrorDetail
 
 
 class StreamOptions(StrictModel):
@@ -26,15 +42,15 @@ class StreamOptions(StrictModel):
 class ChatRequest(Conversation):
     """A conversation to continue. Unlike OpenAI's, the default temperature is 0: the same answer every time."""
 
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[Integer, Field(ge=1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     # Clients send these; of the last three, only the one value that is served.
     user: str | None = None
-    n: Literal[1] | None = None
-    presence_penalty: Literal[0] | None = None
-    frequency_penalty: Literal[0] | None = None
+    n: Annotated[Literal[1], Whole] | None = None
+    presence_penalty: Annotated[Literal[0], Whole] | None = None
+    frequency_penalty: Annotated[Literal[0], Whole] | None = None
 
     @model_validator(mode="after")
     def _check_options(self) -> Self:

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from workshop.api.errors import Problem
+from workshop.api.schemas.base import ClosedModel, Integer
 from workshop.contracts.cascade import Query
 from workshop.contracts.usage import UsageTotals
 
@@ -26,13 +27,13 @@ def _check_words(text: str) -> str:
     return text
 
 
-class QueryParameters(BaseModel):
+class QueryParameters(ClosedModel):
     """A question, and how it shall be answered."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"query": "What is a replica?"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "What is a replica?"}]})
 
     query: Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(_check_words)]
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
+    max_tokens: Annotated[Integer, Field(ge=1, le=MAX_TOKENS)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.0
     force_direct: bool = False
 
@@ -84,10 +85,8 @@ class ModelSwitch(BaseModel):
     threshold: float
 
 
-class QueryBatch(BaseModel):
+class QueryBatch(ClosedModel):
     """Several questions."""
-
-    model_config = ConfigDict(extra="forbid")
 
     queries: Annotated[list[QueryBody], Field(min_length=1, max_length=MAX_BATCH)]
 

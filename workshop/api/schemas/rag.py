@@ -4,21 +4,20 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from workshop.api.schemas.base import Integer, StrictModel
 from workshop.contracts.rag import RagAnswer
 
 MAX_CHARACTERS = 2000
 MAX_SOURCES = 10
 
 
-class RagQuestion(BaseModel):
+class RagQuestion(StrictModel):
     """A question, and how many sources the answer may stand on."""
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"examples": [{"query": "What is a deployment handle?", "k": 1}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"query": "What is a deployment handle?", "k": 1}]})
 
     query: Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS, pattern=r"\S")]
-    k: Annotated[int, Field(ge=1, le=MAX_SOURCES)] = 1
+    k: Annotated[Integer, Field(ge=1, le=MAX_SOURCES)] = 1
 
 
 class Source(BaseModel):

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from workshop.api.clock import now
+from workshop.api.schemas.base import ClosedModel, StrictModel
 from workshop.contracts.cases import Case
 from workshop.contracts.classifier import FEATURES, LARGEST_VALUE, FloatMatrix, Scores
 
@@ -27,11 +28,11 @@ Measurement = Annotated[float, Field(ge=0, le=LARGEST_VALUE, allow_inf_nan=False
 Diagnosis = Literal["malignant", "benign"]
 
 
-class Measurements(BaseModel):
+class Measurements(StrictModel):
     """The 30 measurements of one tumour's cell nuclei: mean, standard error and worst of ten properties."""
 
     # A misspelt feature is an error, not a value silently ignored; "17.99" is text, not a number.
-    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [_EXAMPLE]})
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     mean_radius: Measurement
     mean_texture: Measurement
@@ -74,10 +75,8 @@ def to_rows(records: list[Measurements]) -> FloatMatrix:
     return np.array([record.values() for record in records], dtype=np.float64)
 
 
-class Batch(BaseModel):
+class Batch(ClosedModel):
     """Several tumours."""
-
-    model_config = ConfigDict(extra="forbid")
 
     records: Annotated[list[Measurements], Field(min_length=1, max_length=MAX_RECORDS)]
 
@@ -157,10 +156,8 @@ class ModelMetadata(BaseModel):
     n_features: int
 
 
-class CaseContent(BaseModel):
+class CaseContent(ClosedModel):
     """What a caller says of a case. ``diagnosis`` is the confirmed one, or absent while the case is open."""
-
-    model_config = ConfigDict(extra="forbid")
 
     measurements: Measurements
     diagnosis: Diagnosis | None = None

@@ -51,14 +51,20 @@ export function inWords({ message, details = [] }) {
   return details.map((detail) => `${detail.field}: ${detail.message}`).join("; ") || message;
 }
 
-/** What `load` gives, tried again every two seconds until it does. `onFailure` learns why it does not. */
+/** What `load` gives, tried again until it does: with another key, or every two seconds. `onFailure` learns why not. */
 export async function untilItAnswers(load, onFailure) {
   for (;;) {
     try {
       return await load();
     } catch (error) {
       onFailure(error);
-      await new Promise((resume) => setTimeout(resume, 2000));
+      await (error.status === 401 ? anotherKey() : new Promise((resume) => setTimeout(resume, 2000)));
     }
   }
+}
+
+function anotherKey() {
+  return new Promise((resume) => {
+    document.querySelector("#key").addEventListener("change", resume, { once: true });
+  });
 }

@@ -1,0 +1,59 @@
+"""Requests that Schemathesis makes of the OpenAPI document: no 5xx, no answer that the document does not describe.
+
+Few for each operation, the same in each run. CONTRIBUTING.md has the command for many, against the real models.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+
+from tests.language import application, draft, main
+from workshop.api.dependencies import get_rag
+from workshop.contracts.generator import Usage
+from workshop.contracts.rag import RagAnswer
+from workshop.lab.serving import run_app
+
+KEY = "key-of-ada"
+
+
+@dataclass
+class StandInSources:
+    """Finds nothing."""
+
+    async def answer(self, question: str, k: int) -> RagAnswer:
+        return RagAnswer("I do not know.", (), None, Usage(0, 0), sure=False)
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory) -> Iterator[object]:
+    file = tmp_path_factory.mktemp("schemathesis") / "service.sqlite"
+    app = application(file, draft(), main(), api_keys={KEY: "ada"}, wrong_keys_limit="1000000/second")
+    app.dependency_overrides[get_rag] = StandInSources
+    with run_app(app) as server:
+        yield schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+
+
+@pytest.mark.parametrize("mode", ["positive", "negative"])
+def test_an_answer_is_as_the_document_says(api, mode):
+    for found in api.get_all_operations():
+        cases = found.ok().as_strategy(generation_mode=schemathesis.GenerationMode(mode))
+
+        @given(case=cases)
+        @settings(
+            max_examples=5,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        def answers(case) -> None:
+            case.call_and_validate(headers={"Authorization": f"Bearer {KEY}"})
+
+        with suppress(Unsatisfiable):  # what takes nothing can be sent nothing wrong
+            answers()

@@ -1,0 +1,105 @@
+"""How many WebSockets are open at a time, and for whose pages."""
+
+from contextlib import ExitStack
+from socket import SHUT_RDWR
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from tests.service import until
+from workshop.api.sockets import Places
+from workshop.contracts.errors import OverloadedError, RateLimitedError
+
+ADA, GRACE = ({"Authorization": f"Bearer {name}"} for name in ("ada", "grace"))
+
+
+def address(service) -> str:
+    return f"ws{service.server.url.removeprefix('http')}/v1/chat/ws"
+
+
+def first_word(service, headers) -> tuple[int | None, str]:
+    """The type of the service's first message, or the code and reason with which it closes instead."""
+    with connect(address(service), additional_headers=headers) as socket:
+        try:
+            return None, socket.recv(timeout=10)
+        except ConnectionClosed:
+            return socket.close_code, socket.close_reason
+
+
+def test_there_is_room_for_so_many_of_a_caller_and_so_many_in_all(serve):
+    with serve(max_websockets=3, max_websockets_per_principal=2) as service, ExitStack() as stack:
+        for headers in (ADA, ADA, GRACE):
+            socket = stack.enter_context(connect(address(service), additional_headers=headers))
+            assert '"ready"' in socket.recv(timeout=10)
+        assert first_word(service, GRACE) == (1013, "too many WebSockets are open; try again later")
+        socket.close()
+        assert until(lambda: first_word(service, ADA), lambda found: found[0] == 1008)[1].endswith("2 WebSockets open")
+        assert first_word(service, GRACE)[0] is None
+
+
+def opened(service, stack: ExitStack) -> ClientConnection | None:
+    """A connection that the service has greeted, or None if it has no place for it."""
+    socket = stack.enter_context(connect(address(service)))
+    try:
+        socket.recv(timeout=10)
+    except ConnectionClosed:
+        return None
+    return socket
+
+
+@pytest.mark.parametrize("way", ["closed", "cut off", "broken by a mistake"])
+def test_a_place_is_given_back_however_a_connection_ends(serve, way):
+    with serve(max_websockets=1) as service, ExitStack() as stack:
+        for _ in range(3):
+            socket = until(lambda: opened(service, stack), bool)
+            assert socket is not None
+            assert opened(service, stack) is None
+            match way:
+                case "closed":
+                    socket.close()
+                case "cut off":
+                    socket.socket.shutdown(SHUT_RDWR)
+                case _:
+                    socket.send("x" * 2**19)
+
+
+def test_places_forget_callers_who_have_left():
+    places = Places(2, 1)
+    with places.taken_by("a"), places.taken_by("b"), pytest.raises(OverloadedError), places.taken_by("c"):
+        pass
+    with places.taken_by("a"):
+        with pytest.raises(RateLimitedError), places.taken_by("a"):
+            pass
+        with places.taken_by("c"):
+            pass
+    assert not places._taken
+
+
+def test_an_address_is_believed_of_a_trusted_proxy_only(serve):
+    limits = {"rate_limits": {"/v1/stats": "2/minute"}}
+    headers = [{"X-Forwarded-For": f"203.0.113.{n}"} for n in range(4)]
+    with serve(**limits) as service:
+        assert [service.client.get("/v1/stats", headers=each).status_code for each in headers] == [200, 200, 429, 429]
+    with serve(**limits, trusted_proxies=["127.0.0.0/8"]) as service:
+        assert [service.client.get("/v1/stats", headers=each).status_code for each in headers] == [200] * 4
+        forged = [{"X-Forwarded-For": f"203.0.113.{n}, 198.51.100.1"} for n in range(4)]
+        assert [service.client.get("/v1/stats", headers=each).status_code for each in forged] == [200, 200, 429, 429]
+
+
+def test_wrong_keys_cannot_be_tried_from_forged_addresses(serve):
+    with serve(api_keys={"key": "ada"}, wrong_keys_limit="2/minute") as service:
+        headers = [{"X-Forwarded-For": f"203.0.113.{n}", "Authorization": "Bearer guess"} for n in range(4)]
+        assert [service.client.get("/v1/stats", headers=each).status_code for each in headers] == [401, 401, 429, 429]
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://foe.example", "null", "", "http://", "http://[", "https://friend.example:1"]
+)
+def test_pages_of_other_origins_are_refused(serve, origin):
+    with serve(allowed_origins=["https://Friend.example"]) as service:
+        if origin:
+            with pytest.raises(InvalidStatus), connect(address(service), origin=origin):
+                pass
+        with connect(address(service), origin="HTTPS://friend.Example"):
+            pass

@@ -1,0 +1,168 @@
+"""Settings in the environment: what is wrong is one clear line without a secret, whatever it is."""
+
+import os
+import subprocess
+import sys
+import traceback
+from itertools import product
+
+import pytest
+from pydantic import ValidationError
+
+from workshop.contracts.errors import StartError
+from workshop.settings import Settings, read_settings
+
+SECRET = "the-secret-key"
+NUMBERS = [
+    name
+    for name, field in Settings.model_fields.items()
+    if any(kind in str(field.annotation) for kind in ("int", "float"))
+]
+EXTREMES = ["inf", "-inf", "nan", "1e400", "-1", "-0.001", str(10**30), "9" * 5000, "", " ", "0x10", "1,5", "٣", "null"]
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch):
+    for name in list(os.environ):
+        if name.upper().startswith("WORKSHOP_"):
+            monkeypatch.delenv(name)
+
+
+def refused(monkeypatch, name: str, value: str) -> str:
+    """The line with which a setting is refused."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StartError) as caught:
+        read_settings()
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    [line] = str(caught.value).splitlines()
+    return line
+
+
+def test_the_numbers_are_found():
+    assert len(NUMBERS) >= 13
+    assert {"max_body_bytes", "daily_budget", "rag_threshold", "ray_cpus"} < set(NUMBERS)
+
+
+@pytest.mark.parametrize(("name", "value"), [*product(NUMBERS, EXTREMES)])
+def test_an_extreme_number_is_refused(monkeypatch, name, value):
+    assert refused(monkeypatch, f"WORKSHOP_{name.upper()}", value).startswith(f"setting {name}=")
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_zero_is_refused_but_as_a_price_or_a_threshold(monkeypatch, name):
+    if name.endswith(("_cost", "_threshold")):
+        monkeypatch.setenv(f"WORKSHOP_{name.upper()}", "0")
+        assert getattr(read_settings(), name) == 0
+    else:
+        refused(monkeypatch, f"WORKSHOP_{name.upper()}", "0")
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        (SECRET, "JSON"),
+        ("", "JSON"),
+        (f'{{"{SECRET}": "ada"', "JSON"),
+        ("[" * 100_000, "JSON"),
+        (f'["{SECRET}"]', "JSON"),
+        (f'"{SECRET}"', "JSON"),
+        ("{}", "at least one key"),
+        ('{"": "ada"}', "a key should"),
+        ('{" ": "ada"}', "a key should"),
+        (f'{{"{SECRET} ": "ada"}}', "a key should"),
+        (f'{{"{SECRET}é": "ada"}}', "a key should"),
+        (f'{{"{SECRET}\\ud800": "ada"}}', "a key should"),
+        (f'{{"{SECRET}\\n": "ada"}}', "a key should"),
+        (f'{{"{SECRET * 20}": "ada"}}', "a key should"),
+        (f'{{"{SECRET}": ""}}', "a principal should"),
+        (f'{{"{SECRET}": "  "}}', "a principal should"),
+        (f'{{"{SECRET}": 3}}', "a principal should"),
+        (f'{{"{SECRET}": null}}', "a principal should"),
+        (f'{{"{SECRET}": "a\\nb"}}', "a principal should"),
+        (f'{{"{SECRET}": "\\ud800"}}', "a principal should"),
+        (f'{{"{SECRET}": "ada", "{SECRET}": "grace"}}', "twice"),
+    ],
+)
+def test_wrong_keys_are_refused_without_being_shown(monkeypatch, value, word):
+    line = refused(monkeypatch, "WORKSHOP_API_KEYS", value)
+    assert line.startswith("setting api_keys: ")
+    assert word in line
+
+
+def test_pydantics_own_error_shows_no_key_either():
+    with pytest.raises(ValidationError) as caught:
+        Settings(api_keys={SECRET: 3})
+    assert SECRET not in str(caught.value)
+
+
+def test_good_keys_are_read(monkeypatch):
+    monkeypatch.setenv("WORKSHOP_API_KEYS", f'{{"{SECRET}": "Ada L.", "other": "Ada L."}}')
+    keys = read_settings().api_keys
+    assert {key.get_secret_value(): id for key, id in keys.items()} == {SECRET: "Ada L.", "other": "Ada L."}
+
+
+def test_a_password_in_a_url_is_not_shown(monkeypatch):
+    assert "REDIS_URL: " in refused(monkeypatch, "REDIS_URL", f"http://user:{SECRET}@cache")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("WORKSHOP_RATE_LIMITS", '{"/v1": "often"}', "setting rate_limits['/v1']='often': "),
+        ("WORKSHOP_RATE_LIMITS", '{"/v1": "1/s", "/v1": "2/s"}', "twice"),
+        ("WORKSHOP_RATE_LIMITS", "600/minute", "it should be JSON"),
+        ("WORKSHOP_RATE_LIMITS", '["600/minute"]', "valid dictionary"),
+        ("WORKSHOP_WRONG_KEYS_LIMIT", "0/minute", "1 to 1000000"),
+        ("WORKSHOP_PLACEMENT", "orbit", "setting placement='orbit': Input should be 'inline' or 'deployment'"),
+        ("REDIS_URL", "http://cache", "setting REDIS_URL='http://cache': "),
+    ],
+)
+def test_a_wrong_value_is_named(monkeypatch, name, value, line):
+    assert line in refused(monkeypatch, name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("WORKSHOP_PLACMENT", "WORKSHOP_PLACEMENT"),
+        ("WORKSHOP_API_KEY", "WORKSHOP_API_KEYS"),
+        ("workshop_daily_buget", "WORKSHOP_DAILY_BUDGET"),
+        ("WORKSHOP_DATABASE_URL", "DATABASE_URL"),
+        ("WORKSHOP_", "WORKSHOP_"),
+        ("WORKSHOP_X" + "Y" * 1000, "WORKSHOP_"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_and_the_nearest_named(monkeypatch, name, nearest):
+    line = refused(monkeypatch, name, SECRET)
+    assert line.startswith(f"there is no setting {name.upper()}; did you mean {nearest}")
+
+
+@pytest.mark.parametrize("name", ["WORKSHOP_PLACEMENT", "workshop_placement"])
+def test_a_variable_that_is_spelt_rightly_is_read(monkeypatch, name):
+    monkeypatch.setenv(name, "deployment")
+    assert read_settings().placement == "deployment"
+    assert read_settings(placement="inline").placement == "inline"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("WORKSHOP_API_KEYS", SECRET), ("WORKSHOP_PLACMENT", SECRET), ("WORKSHOP_RATE_LIMITS", '{"/health": "1/s"}')],
+)
+@pytest.mark.parametrize("command", ["api", "serve"])
+def test_both_commands_refuse_to_start(command, name, value, artifact, retriever_artifact, tmp_path):
+    places = {
+        "WORKSHOP_ARTIFACT": str(artifact),
+        "WORKSHOP_LANGUAGE_MODELS": "false",
+        "DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/service.sqlite",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "workshop", command, "--port", "0"],
+        env=os.environ | places | {name: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("workshop: ")
+    assert SECRET not in line

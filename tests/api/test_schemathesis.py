@@ -6,6 +6,7 @@ Few for each operation, the same in each run. CONTRIBUTING.md has the command fo
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import schemathesis
@@ -35,7 +36,8 @@ def api(tmp_path_factory) -> Iterator[object]:
     app = application(file, draft(), main(), api_keys={KEY: "ada"}, wrong_keys_limit="1000000/second")
     app.dependency_overrides[get_rag] = StandInSources
     with run_app(app) as server:
-        yield schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+        config = schemathesis.Config.from_path(Path(__file__).with_name("schemathesis.toml"))
+        yield schemathesis.openapi.from_url(f"{server.url}/openapi.json", config=config)
 
 
 @pytest.mark.parametrize("mode", ["positive", "negative"])

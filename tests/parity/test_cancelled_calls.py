@@ -16,7 +16,9 @@ from workshop.integration.serve import APP_NAME
 MODEL = "workshop-main"
 PATIENCE_S = 60.0
 
-pytestmark = pytest.mark.parametrize("service", ["serve-deployment"], indirect=True)
+pytestmark = pytest.mark.parametrize(
+    "running", [pytest.param("serve-deployment", marks=pytest.mark.ray)], indirect=True
+)
 
 
 def complete() -> Coroutine:

@@ -1,6 +1,7 @@
 """The shipped language models, and the engine that lets them answer many at once."""
 
 import asyncio
+import itertools
 import json
 import math
 from contextlib import aclosing
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workshop import corpus
 from workshop.contracts.errors import PromptTooLongError, StartError
-from workshop.contracts.generator import Message, Prompt, collect
+from workshop.contracts.generator import Message, Prompt, Usage, collect
 from workshop.models.language_model import LanguageModel, check_model
 from workshop.models.language_model_training import CARD_FILE, RECIPES, exact_answers, train
 from workshop.settings import WEIGHTS
@@ -74,7 +75,8 @@ async def test_a_stream_says_the_same_piece_by_piece(model):
         pieces = [chunk async for chunk in chunks]
     assert len(pieces) > 1
     assert "".join(piece.text for piece in pieces) == whole.text
-    assert [piece.usage for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+    made = itertools.accumulate(len(piece.tokens) for piece in pieces)
+    assert [piece.usage for piece in pieces] == [Usage(whole.usage.prompt_tokens, n_tokens) for n_tokens in made]
     assert pieces[-1].usage == whole.usage
 
 

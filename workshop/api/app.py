@@ -12,6 +12,7 @@ from workshop.api.clock import Clock
 from workshop.api.errors import PROBLEM_RESPONSES, add_error_handlers
 from workshop.api.health import HealthCheck, wait_until_ready
 from workshop.api.middleware.body_limit import BodyLimitMiddleware
+from workshop.api.middleware.disconnect import DisconnectMiddleware
 from workshop.api.middleware.ending import EndingMiddleware
 from workshop.api.middleware.header_limit import HeaderLimitMiddleware
 from workshop.api.middleware.request_id import RequestIdMiddleware
@@ -40,6 +41,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
         app.state.services = services
         app.state.settings = settings
         app.state.clock = Clock()
+        app.state.context_lengths = {}
         app.state.rate_limits = RateLimits(settings.rate_limits, settings.redis_url)
         app.state.health = HealthCheck()
         await wait_until_ready(services)
@@ -57,6 +59,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     # The last one added is the outermost: the request id is known to all that follows.
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     app.add_middleware(HeaderLimitMiddleware)
+    app.add_middleware(DisconnectMiddleware)
     app.add_middleware(TimingMiddleware)
     app.add_middleware(EndingMiddleware)
     app.add_middleware(RequestIdMiddleware)

@@ -20,8 +20,8 @@ class Watch:
         self._client, self._model = client, model
         self._replicas: dict[int, dict] = {}
 
-    def look(self) -> "Watch":
-        for _ in range(12):  # whichever replica answers
+    def look(self, times: int = 12) -> "Watch":
+        for _ in range(times):  # whichever replica answers
             activity = self._client.get("/v1/activity").json()[self._model]
             self._replicas[activity["process"]] = activity
         return self
@@ -54,7 +54,7 @@ def leave_lines(client: httpx.Client) -> None:
 
 
 def leave_socket(client: httpx.Client) -> None:
-    with connect(socket_url(client)) as chat:
+    with connect(socket_url(client), additional_headers={"Authorization": client.headers["Authorization"]}) as chat:
         assert json.loads(chat.recv(timeout=10))["type"] == "ready"
         chat.send(json.dumps({"type": "ask", "id": "1", "content": HOT_QUESTION} | LONG))
         assert json.loads(chat.recv(timeout=10))["type"] == "text"

@@ -80,6 +80,19 @@ async def test_a_stream_says_the_same_piece_by_piece(model):
     assert pieces[-1].usage == whole.usage
 
 
+async def test_a_slow_reader_gets_the_end_too(model):
+    """The model may be done while the reader is still busy with an earlier piece."""
+    whole = await model.complete(asks())
+    before = (await model.activity()).generated_tokens
+    async with aclosing(model.stream(asks())) as chunks:
+        pieces = [await anext(chunks)]
+        while (await model.activity()).generated_tokens - before < whole.usage.completion_tokens:
+            await asyncio.sleep(0.001)
+        pieces += [chunk async for chunk in chunks]
+    assert "".join(piece.text for piece in pieces) == whole.text
+    assert (pieces[-1].finish_reason, pieces[-1].usage) == ("stop", whole.usage)
+
+
 async def test_tokens_come_with_their_log_probabilities(model):
     completion = await model.complete(asks())
     assert "".join(token.text for token in completion.tokens) == completion.text

@@ -168,6 +168,17 @@ async def test_a_question_that_leaves_no_room_for_a_single_source_is_too_long():
     assert caught.value.prompt_tokens == 1000
 
 
+async def test_an_answer_without_an_end_is_a_failure_of_the_model():
+    class Breaking(StandInModel):
+        async def stream(self, prompt):
+            async for chunk in super().stream(prompt):
+                if chunk.finish_reason is None:
+                    yield chunk
+
+    with pytest.raises(ModelFailedError, match="no end"):
+        await answer(rag(Breaking()), "Is it so?", 3)
+
+
 async def test_the_models_error_arrives_as_it_is():
     with pytest.raises(ModelFailedError, match="it broke"):
         await answer(rag(StandInModel(error=ModelFailedError("it broke"))), "Is it so?", 3)

@@ -13,7 +13,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langsmith import tracing_context
 from pydantic import SkipValidation
 
-from workshop.contracts.errors import PromptTooLongError
+from workshop.contracts.errors import ModelFailedError, PromptTooLongError
 from workshop.contracts.generator import FinishReason, Message, Prompt, Role, TextGenerator, Usage
 from workshop.contracts.rag import RagAnswer, RagEvent, RagProgress
 from workshop.contracts.retriever import Retriever
@@ -138,6 +138,8 @@ class Rag:
                 if n_sources > 1:
                     continue
                 raise
+            if "finish_reason" not in reply.response_metadata:
+                raise ModelFailedError("the model's answer has no end")
             before = _usage_of(before, reply)
             if not _is_cut_short(reply):
                 break

@@ -1008,7 +1008,7 @@ statuses, answers_given() - earlier
 
 # %% [markdown]
 # One question, one answer, one charge. A dependency, `open_answer`, sees the `Last-Event-ID` and sets the 204. The same one
-# waits for the first event, and charges a reader who leaves for what was made.
+# waits for the first event. When the reader leaves, it closes the answer, and what was made is charged.
 #
 # ### Exercise 5: read it well
 #

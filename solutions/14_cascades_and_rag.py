@@ -555,21 +555,22 @@ results = await asyncio.gather(*(ask_as("carol", question) for question in quest
 sum(not isinstance(result, openai.APIStatusError) for result in results)
 
 # %% [markdown]
-# Far more than the budget holds. Each was let in before the first had been charged. To be strict, a service must
-# reserve the highest possible price at the start, and give back the rest. Ours accepts it: Carol is refused from now
-# on.
+# Hardly any, although the budget would have paid for four. The price of an answer is known when it ends. Until then,
+# the service reserves the highest possible one: here, all that is left. Without that, all sixteen would have been let in.
+# What was reserved and not used is Carol's again.
 
 # %%
-try:
-    await ask_as("carol", questions[0])
-except openai.APIStatusError as error:
-    print(error.status_code, error.body["message"])
+(await ask_as("carol", questions[0])).choices[0].message.content
+
+# %% [markdown]
+# `max_tokens` makes the highest possible price lower. Whoever sends it can have more answers at once.
 
 # %%
 strict.stop()
 
 # %% [markdown]
-# The service charges in a background task, after the answer is sent: nobody waits for a database in order to pay.
+# The service hands its records to a writer, which puts them into the database by the hundred: nobody waits in order to
+# pay. In a small service, a background task is enough. It runs when the answer has been sent.
 #
 # ### Exercise 3: pay afterwards
 #
@@ -861,9 +862,9 @@ check("14.5", ask_either)
 # <details><summary>Answer</summary>Probably, but the number does not say so: it says that the model was sure. How often
 # sure drafts are right has to be measured, for this model and these questions.</details>
 #
-# **3.** The budget is checked before an answer and charged after it. Who can overspend?
-# <details><summary>Answer</summary>Whoever asks many questions at once: all are let in before the first is charged. And
-# every last answer may go beyond the budget.</details>
+# **3.** A service checks the budget before an answer, charges after it, and reserves nothing. Who can overspend?
+# <details><summary>Answer</summary>Whoever asks many questions at once: all are let in before the first is charged.
+# Even with a reservation, the last answer may go a little beyond the budget, if it may take what is left.</details>
 #
 # **4.** The right passage is among the five nearest more often than among the nearest one. Why not always take five?
 # <details><summary>Answer</summary>The model has to tell it from four others, and each costs tokens. Here the answers
@@ -878,7 +879,7 @@ check("14.5", ask_either)
 # | you want | use | and measure |
 # |---|---|---|
 # | the main model's answers for less | a draft, its quality, a threshold | accuracy against cost, over all thresholds |
-# | no surprise on the bill | a daily budget, charged after the answer | what comes in at once |
+# | no surprise on the bill | a daily budget, reserved before the answer and settled after it | what comes in at once |
 # | answers that can be checked | RAG with sources | the answers over `k`, not only the hits |
 # | "I am not sure" instead of an invention | a threshold on the search's score | known and unknown questions |
 # | another model | one setting | everything above, again |

@@ -71,17 +71,19 @@ class StandInModel:
         self.prompts.append(prompt)
         self.over.clear()
         self.running += 1
-        ended = False
+        ended, made = False, 0
         try:
             for word in cycle(self.words) if self.endless else self.words:
                 await asyncio.sleep(0.001 if self.endless else 0)  # what a model does at each token
                 self.generated_tokens += 1
-                yield Chunk(word, (Token(word, math.log(self.probability)),))
+                made += 1
+                token = Token(word, math.log(self.probability))
+                yield Chunk(word, (token,), usage=Usage(PROMPT_TOKENS, made))
             ended = True
             if self.error is not None:
                 raise self.error
             self.completed += 1
-            yield Chunk("", (), "stop", Usage(PROMPT_TOKENS, len(self.words)))
+            yield Chunk("", (), "stop", usage=Usage(PROMPT_TOKENS, made))
         finally:
             self.running -= 1
             self.cancelled += not ended

@@ -1,6 +1,10 @@
 """Clients that leave in the middle of an answer, and how the models of a service notice."""
 
 import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import httpx
 from httpx_sse import connect_sse
@@ -16,8 +20,8 @@ class Watch:
         self._client, self._model = client, model
         self._replicas: dict[int, dict] = {}
 
-    def look(self) -> "Watch":
-        for _ in range(12):  # whichever replica answers
+    def look(self, times: int = 12) -> "Watch":
+        for _ in range(times):  # whichever replica answers
             activity = self._client.get("/v1/activity").json()[self._model]
             self._replicas[activity["process"]] = activity
         return self
@@ -50,10 +54,33 @@ def leave_lines(client: httpx.Client) -> None:
 
 
 def leave_socket(client: httpx.Client) -> None:
-    with connect(socket_url(client)) as socket:
-        assert json.loads(socket.recv(timeout=10))["type"] == "ready"
-        socket.send(json.dumps({"type": "ask", "id": "1", "content": HOT_QUESTION} | LONG))
-        assert json.loads(socket.recv(timeout=10))["type"] == "text"
+    with connect(socket_url(client), additional_headers={"Authorization": client.headers["Authorization"]}) as chat:
+        assert json.loads(chat.recv(timeout=10))["type"] == "ready"
+        chat.send(json.dumps({"type": "ask", "id": "1", "content": HOT_QUESTION} | LONG))
+        assert json.loads(chat.recv(timeout=10))["type"] == "text"
 
+
+@contextmanager
+def leaving(client: httpx.Client, method: str, path: str, **options: Any) -> Iterator[None]:
+    """Ask, and close the connection at the end of the block, without having waited for the answer."""
+    request = client.build_request(method, path, **options)
+    url = request.url
+    head = f"{method} {url.raw_path.decode()} HTTP/1.1\r\n"
+    headers = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    with socket.create_connection((url.host, url.port)) as connection:
+        connection.sendall(f"{head}{headers}\r\n".encode() + request.read())
+        yield
+
+
+QUESTION = {"query": HOT_QUESTION, "force_direct": True} | LONG
+TURNS = {"model": "workshop-main", "messages": [{"role": "user", "content": HOT_QUESTION}]} | LONG
+WHOLE_ANSWERS = {
+    "/v1/query": ("POST", {"json": QUESTION}),
+    "/v1/query by GET": ("GET", {"params": QUESTION}),
+    "/v1/batch": ("POST", {"json": {"queries": [QUESTION]}}),
+    "/v1/generate": ("POST", {"json": {"model": "workshop-main", "prompt": HOT_QUESTION} | LONG}),
+    "/v1/chat/completions": ("POST", {"json": TURNS}),
+}
+"""Requests whose answers are long, and come as a whole."""
 
 LEAVES = [leave_chat, leave_events, leave_lines, leave_socket]

@@ -1,7 +1,9 @@
 """Answers from sources over HTTP, with stand-ins behind the contract."""
 
+import asyncio
 import sqlite3
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +14,12 @@ import pytest
 from fastapi import FastAPI
 
 from tests.language import StandInClassifier, StandInRetriever
+from tests.leaving import leaving
 from workshop.api.app import create_app
 from workshop.contracts.cascade import Cascade
 from workshop.contracts.errors import ModelFailedError, OverloadedError
 from workshop.contracts.generator import Usage
-from workshop.contracts.rag import RagAnswer
+from workshop.contracts.rag import RagAnswer, RagEvent, RagProgress
 from workshop.contracts.retriever import Hit, Passage
 from workshop.contracts.services import LanguageServices, Services
 from workshop.lab.serving import run_app
@@ -31,16 +34,26 @@ UNSURE = RagAnswer("I am not sure.", (), None, Usage(0, 0), sure=False)
 
 @dataclass
 class StandInRag:
-    """Answers every question in the same way, or raises."""
+    """Answers every question in the same way, or raises, or never comes to an end (None)."""
 
-    outcome: RagAnswer | Exception = SURE
+    outcome: RagAnswer | Exception | None = SURE
     asked: list[tuple[str, int]] = field(default_factory=list)
+    at_work: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
 
-    async def answer(self, question: str, k: int) -> RagAnswer:
+    async def stream(self, question: str, k: int) -> AsyncGenerator[RagEvent, None]:
         self.asked.append((question, k))
-        if isinstance(self.outcome, Exception):
-            raise self.outcome
-        return self.outcome
+        try:
+            if self.outcome is not UNSURE:
+                yield RagProgress("main", Usage(20, 2))
+            self.at_work.set()
+            if self.outcome is None:
+                await asyncio.Event().wait()
+            if isinstance(self.outcome, Exception):
+                raise self.outcome
+            yield self.outcome
+        finally:
+            self.over.set()
 
 
 def application(rag: StandInRag, file: Path) -> FastAPI:
@@ -155,13 +168,27 @@ def test_an_error_of_the_contract_has_its_status(client, answerer, error, status
     assert (answer.status_code, answer.json()["error"]) == (status, type(error).__name__)
 
 
+def records(file: Path) -> list[tuple]:
+    with closing(sqlite3.connect(file)) as connection:
+        columns = "endpoint, principal, model, prompt_tokens, completion_tokens, cost"
+        return connection.execute(f"SELECT {columns} FROM usage").fetchall()
+
+
+def test_who_leaves_stops_the_model_and_pays_for_what_was_made(answerer, tmp_path):
+    answerer.outcome = None
+    file = tmp_path / "service.sqlite"
+    with run_app(application(answerer, file)) as server, httpx.Client(base_url=server.url) as client:
+        with leaving(client, "POST", "/v1/rag/query", json={"query": "What is a replica?"}):
+            assert answerer.at_work.wait(10)
+        assert answerer.over.wait(10)
+    assert records(file) == [("/v1/rag/query", "anonymous", "main", 20, 2, pytest.approx(22 * 0.001 / 1000))]
+
+
 def test_only_what_a_model_has_answered_is_charged(answerer, tmp_path):
     file = tmp_path / "service.sqlite"
     with run_app(application(answerer, file)) as server:
-        for outcome in (SURE, UNSURE):
+        for outcome, status in ((SURE, 200), (UNSURE, 200), (ModelFailedError("the model failed"), 500)):
             answerer.outcome = outcome
             body, headers = {"query": "What is a replica?"}, {"Authorization": "Bearer ada"}
-            assert httpx.post(f"{server.url}/v1/rag/query", json=body, headers=headers).status_code == 200
-    with closing(sqlite3.connect(file)) as connection:  # records are written after the response, and before the end
-        records = connection.execute("SELECT principal, model, prompt_tokens, completion_tokens, cost FROM usage")
-        assert records.fetchall() == [("ada", "main", 20, 3, pytest.approx(23 * 0.001 / 1000))]
+            assert httpx.post(f"{server.url}/v1/rag/query", json=body, headers=headers).status_code == status
+    assert records(file) == [("/v1/rag/query", "ada", "main", 20, 3, pytest.approx(23 * 0.001 / 1000))]

@@ -32,6 +32,8 @@ pytestmark = pytest.mark.anyio
 
 KEY = "key-SECRET"
 PROMPT = Prompt((Message("user", "What is Ray Serve?"),))
+ESTIMATED = 5
+"""Its tokens: four characters make one."""
 
 Event = dict[str, Any]
 Answer = Callable[[], Response]
@@ -139,9 +141,9 @@ async def test_an_answer_has_its_text_tokens_reason_and_usage(generator):
 
 async def test_a_stream_has_a_chunk_for_each_piece_and_ends_with_reason_and_usage(generator):
     assert [chunk async for chunk in generator.stream(PROMPT)] == [
-        Chunk("It serves", (Token("It", -0.5), Token("serves", -0.25))),
-        Chunk(" models", (Token("models", -0.125),)),
-        Chunk("", (), "stop", Usage(7, 3)),
+        Chunk("It serves", (Token("It", -0.5), Token("serves", -0.25)), usage=Usage(ESTIMATED, 2)),
+        Chunk(" models", (Token("models", -0.125),), usage=Usage(ESTIMATED, 3)),
+        Chunk("", (), "stop", usage=Usage(7, 3)),
     ]
 
 

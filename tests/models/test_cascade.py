@@ -136,8 +136,8 @@ async def test_the_first_piece_is_there_before_the_draft_is_complete():
 async def test_each_event_says_what_the_answer_has_taken_so_far():
     events = await events_of(cascade(draft(UNSURE), main()))
     taken = [event.so_far.usage for event in events[:-1]]
-    drafted = [Usage(0, 1), Usage(0, 2), Usage(PROMPT_TOKENS, 2)]
-    assert taken == [*drafted, *(Usage(PROMPT_TOKENS, 2 + n) for n in range(1, 5))]
+    drafted = [Usage(PROMPT_TOKENS, n) for n in (1, 2, 2)]
+    assert taken == [*drafted, *(Usage(2 * PROMPT_TOKENS, 2 + n) for n in range(1, 5))]
     costs = [event.so_far.cost for event in events[:-1]]
     assert costs == sorted(costs)
     assert events[-2].so_far.content == "One of several copies."

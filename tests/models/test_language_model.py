@@ -1,6 +1,7 @@
 """The shipped language models, and the engine that lets them answer many at once."""
 
 import asyncio
+import itertools
 import json
 import math
 from contextlib import aclosing
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workshop import corpus
 from workshop.contracts.errors import PromptTooLongError, StartError
-from workshop.contracts.generator import Message, Prompt, collect
+from workshop.contracts.generator import Message, Prompt, Usage, collect
 from workshop.models.language_model import LanguageModel, check_model
 from workshop.models.language_model_training import CARD_FILE, RECIPES, exact_answers, train
 from workshop.settings import WEIGHTS
@@ -74,8 +75,22 @@ async def test_a_stream_says_the_same_piece_by_piece(model):
         pieces = [chunk async for chunk in chunks]
     assert len(pieces) > 1
     assert "".join(piece.text for piece in pieces) == whole.text
-    assert [piece.usage for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+    made = itertools.accumulate(len(piece.tokens) for piece in pieces)
+    assert [piece.usage for piece in pieces] == [Usage(whole.usage.prompt_tokens, n_tokens) for n_tokens in made]
     assert pieces[-1].usage == whole.usage
+
+
+async def test_a_slow_reader_gets_the_end_too(model):
+    """The model may be done while the reader is still busy with an earlier piece."""
+    whole = await model.complete(asks())
+    before = (await model.activity()).generated_tokens
+    async with aclosing(model.stream(asks())) as chunks:
+        pieces = [await anext(chunks)]
+        while (await model.activity()).generated_tokens - before < whole.usage.completion_tokens:
+            await asyncio.sleep(0.001)
+        pieces += [chunk async for chunk in chunks]
+    assert "".join(piece.text for piece in pieces) == whole.text
+    assert (pieces[-1].finish_reason, pieces[-1].usage) == ("stop", whole.usage)
 
 
 async def test_tokens_come_with_their_log_probabilities(model):

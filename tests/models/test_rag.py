@@ -17,6 +17,7 @@ from tests.language import PROMPT_TOKENS, StandInModel
 from tests.retriever import HELD_OUT, built
 from workshop.contracts.errors import ModelFailedError, PromptTooLongError
 from workshop.contracts.generator import Chunk, Message, Prompt, Usage
+from workshop.contracts.rag import RagAnswer, RagEvent, RagProgress
 from workshop.contracts.retriever import Hit, Passage
 from workshop.models.rag import MAX_TOKENS, UNSURE, GeneratorChatModel, Rag
 from workshop.settings import Settings
@@ -94,11 +95,17 @@ class SmallModel(StandInModel):
         given = prompt.messages[0].content.count("\n[")
         if given >= self._sources + 1:
             raise PromptTooLongError("too long", 1000 * given, 1000)
-        yield Chunk(f"{given} sources", (), "length" if given > self._sources else "stop", Usage(given, 2))
+        yield Chunk(f"{given} sources", (), "length" if given > self._sources else "stop", usage=Usage(given, 2))
 
 
 def rag(model: StandInModel, hits: list[Hit] = HITS, threshold: float = THRESHOLD) -> Rag:
     return Rag(Finds(hits), model, model.name, threshold)
+
+
+async def answer(rag: Rag, question: str, k: int) -> RagAnswer:
+    """What a stream ends with."""
+    *_, answer = [event async for event in rag.stream(question, k)]
+    return answer
 
 
 def chat(model: StandInModel, **options) -> GeneratorChatModel:
@@ -112,28 +119,28 @@ def anyio_backend() -> str:
 
 async def test_the_model_is_asked_from_the_sources():
     model = StandInModel()
-    await rag(model).answer("Is it {so}?", 2)
+    await answer(rag(model), "Is it {so}?", 2)
     system = "Answer from these sources.\n[1] Source 0 says {this}.\n[2] Source 1 says {this}."
     turns = (Message("system", system), Message("user", "Is it {so}?"))
     assert model.prompts == [Prompt(turns, max_tokens=MAX_TOKENS)]
 
 
 async def test_the_answer_names_its_sources_its_model_and_what_it_took():
-    answer = await rag(StandInModel()).answer("Is it so?", 3)
-    assert (answer.text, answer.model, answer.sure) == ("It is so.", "stand-in", True)
-    assert answer.sources == tuple(HITS[:3])
-    assert answer.usage == Usage(PROMPT_TOKENS, 3)
+    reply = await answer(rag(StandInModel()), "Is it so?", 3)
+    assert (reply.text, reply.model, reply.sure) == ("It is so.", "stand-in", True)
+    assert reply.sources == tuple(HITS[:3])
+    assert reply.usage == Usage(PROMPT_TOKENS, 3)
 
 
 @pytest.mark.parametrize("hits", [[], [replace(HITS[0], score=0.49)]], ids=["nothing found", "nothing near"])
 async def test_without_a_relevant_source_it_is_unsure_and_no_model_works(hits):
     model = StandInModel()
-    assert await rag(model, hits, threshold=0.5).answer("Is it so?", 3) == UNSURE
+    assert await answer(rag(model, hits, threshold=0.5), "Is it so?", 3) == UNSURE
     assert model.prompts == []
 
 
 async def test_a_source_at_the_threshold_is_relevant():
-    assert (await rag(StandInModel(), [replace(HITS[0], score=0.5)], threshold=0.5).answer("Is it so?", 3)).sure
+    assert (await answer(rag(StandInModel(), [replace(HITS[0], score=0.5)], threshold=0.5), "Is it so?", 3)).sure
 
 
 def test_the_threshold_tells_held_out_questions_from_others():
@@ -146,34 +153,67 @@ def test_the_threshold_tells_held_out_questions_from_others():
 
 @pytest.mark.parametrize("room", [1, 3, 5])
 async def test_sources_that_the_model_has_no_room_for_are_left_out(room):
-    answer = await rag(SmallModel(room)).answer("Is it so?", 5)
-    assert (answer.text, answer.sources) == (f"{room} sources", tuple(HITS[:room]))
+    reply = await answer(rag(SmallModel(room)), "Is it so?", 5)
+    assert (reply.text, reply.sources) == (f"{room} sources", tuple(HITS[:room]))
 
 
 async def test_an_answer_that_is_cut_short_is_asked_for_again_with_fewer_sources_and_both_are_paid():
-    answer = await rag(SmallModel(2.5)).answer("Is it so?", 5)
-    assert (answer.text, answer.usage) == ("2 sources", Usage(3 + 2, 2 + 2))
+    reply = await answer(rag(SmallModel(2.5)), "Is it so?", 5)
+    assert (reply.text, reply.usage) == ("2 sources", Usage(3 + 2, 2 + 2))
 
 
 async def test_a_question_that_leaves_no_room_for_a_single_source_is_too_long():
     with pytest.raises(PromptTooLongError) as caught:
-        await rag(SmallModel(0)).answer("Is it so?", 5)
+        await answer(rag(SmallModel(0)), "Is it so?", 5)
     assert caught.value.prompt_tokens == 1000
+
+
+async def test_an_answer_without_an_end_is_a_failure_of_the_model():
+    class Breaking(StandInModel):
+        async def stream(self, prompt):
+            async for chunk in super().stream(prompt):
+                if chunk.finish_reason is None:
+                    yield chunk
+
+    with pytest.raises(ModelFailedError, match="no end"):
+        await answer(rag(Breaking()), "Is it so?", 3)
 
 
 async def test_the_models_error_arrives_as_it_is():
     with pytest.raises(ModelFailedError, match="it broke"):
-        await rag(StandInModel(error=ModelFailedError("it broke"))).answer("Is it so?", 3)
+        await answer(rag(StandInModel(error=ModelFailedError("it broke"))), "Is it so?", 3)
 
 
 async def test_who_gives_up_an_answer_stops_the_model():
     model = StandInModel(endless=True)
-    answering = asyncio.create_task(rag(model).answer("Is it so?", 3))
+    answering = asyncio.create_task(answer(rag(model), "Is it so?", 3))
     while not model.running:
         await asyncio.sleep(0)
     answering.cancel()
     with pytest.raises(asyncio.CancelledError):
         await answering
+    assert (model.running, model.cancelled) == (0, 1)
+
+
+def unique(events: list[RagEvent]) -> list[RagEvent]:
+    return list(dict.fromkeys(events))
+
+
+async def test_each_event_says_what_the_answer_has_taken_so_far():
+    *progress, whole = [event async for event in rag(StandInModel()).stream("Is it so?", 3)]
+    assert unique(progress) == [RagProgress("stand-in", Usage(PROMPT_TOKENS, n)) for n in (1, 2, 3)]
+    *progress, whole = [event async for event in rag(SmallModel(2.5)).stream("Is it so?", 5)]
+    assert unique(progress) == [RagProgress("stand-in", Usage(3, 2)), RagProgress("stand-in", Usage(3 + 2, 2 + 2))]
+    assert whole.usage == progress[-1].usage
+
+
+@pytest.mark.parametrize("n_events", [1, 3])
+async def test_whoever_closes_a_stream_stops_the_model(n_events):
+    model = StandInModel(endless=True)
+    async with aclosing(rag(model).stream("Is it so?", 3)) as events:
+        for _ in range(n_events):
+            await anext(events)
+    assert await asyncio.to_thread(model.over.wait, 10)
     assert (model.running, model.cancelled) == (0, 1)
 
 
@@ -219,8 +259,8 @@ def test_the_chat_model_answers_no_call_that_would_block():
 ANSWER_OR_INVOKE = """
 import asyncio, sys
 from langchain_core.tracers.langchain import wait_for_all_tracers
-from tests.models.test_rag import StandInModel, chat, rag
-ask = {"rag": lambda: rag(StandInModel()).answer("Is it so?", 3), "chat": lambda: chat(StandInModel()).ainvoke("So?")}
+from tests.models.test_rag import StandInModel, answer, chat, rag
+ask = {"rag": lambda: answer(rag(StandInModel()), "Is it so?", 3), "chat": lambda: chat(StandInModel()).ainvoke("So?")}
 asyncio.run(ask[sys.argv[1]]())
 wait_for_all_tracers()
 """

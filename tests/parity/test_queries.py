@@ -2,13 +2,14 @@
 
 import json
 import time
+from functools import partial
 from uuid import uuid4
 
 import httpx
 import pytest
 from httpx_sse import connect_sse
 
-from tests.leaving import LEAVES, Watch
+from tests.leaving import LEAVES, WHOLE_ANSWERS, Watch, leaving
 from tests.service import concurrently, until
 from workshop import corpus
 
@@ -100,14 +101,36 @@ def tells_of_all(seen: tuple[dict, list[dict]]) -> bool:
     return stats["total_queries"] == len(records)
 
 
-@pytest.mark.parametrize("leave", LEAVES)
-def test_a_client_that_goes_away_stops_the_model(service, leave):
+def leave_whole(method: str, path: str, options: dict, client: httpx.Client) -> None:
+    """Once a replica of the model has made some tokens."""
+    watch = Watch(client, "workshop-main").look()
+    made = watch.total("generated_tokens")
+    end = time.monotonic() + 20
+    with leaving(client, method, path, **options):
+        while watch.look(1).total("generated_tokens") <= made + 2:
+            assert time.monotonic() < end
+
+
+LEAVE_WHOLE = {
+    name: partial(leave_whole, method, name.split()[0], options) for name, (method, options) in WHOLE_ANSWERS.items()
+}
+
+
+@pytest.mark.parametrize(
+    "leave", [*LEAVES, *LEAVE_WHOLE.values()], ids=[*(leave.__name__ for leave in LEAVES), *LEAVE_WHOLE]
+)
+def test_a_client_that_goes_away_stops_the_model_and_pays_for_what_was_made(running, leave):
     """By the replicas' own counters: a long answer is cancelled, and is not finished behind the client's back."""
+    service, caller = running.client, f"caller-{uuid4()}"
     watch = Watch(service, "workshop-main").look()
     cancelled, tokens = watch.total("cancelled"), watch.total("generated_tokens")
-    with httpx.Client(base_url=service.base_url) as client:
+    with httpx.Client(base_url=service.base_url, headers={"Authorization": f"Bearer {caller}"}) as client:
         leave(client)
     until(watch.look, lambda seen: seen.total("cancelled") > cancelled)
+    charged = until(lambda: [record for record in running.records() if record["principal"] == caller], bool)
+    assert len(charged) == 1
+    assert charged[0]["prompt_tokens"] > 0
+    assert 0 < charged[0]["completion_tokens"] < 900
     assert watch.total("cancelled") == cancelled + 1
     assert watch.total("running") == 0
     made = watch.total("generated_tokens")

@@ -15,6 +15,7 @@ from workshop.api.dependencies import get_principal
 from workshop.api.errors import add_error_handlers, error_responses
 from workshop.api.health import HealthCheck, wait_until_ready
 from workshop.api.middleware.body_limit import BodyLimitMiddleware
+from workshop.api.middleware.disconnect import DisconnectMiddleware
 from workshop.api.middleware.ending import EndingMiddleware
 from workshop.api.middleware.header_limit import HeaderLimitMiddleware
 from workshop.api.middleware.request_id import RequestIdMiddleware
@@ -80,6 +81,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
         app.state.services = services
         app.state.settings = settings
         app.state.clock = Clock()
+        app.state.context_lengths = {}
         app.state.rate_limits = RateLimits(settings.rate_limits, settings.wrong_keys_limit, settings.redis_url)
         app.state.authenticator = ApiKeys(settings.api_keys) if settings.api_keys else Names()
         app.state.places = Places(settings.max_websockets, settings.max_websockets_per_principal)
@@ -101,6 +103,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     # The last one added is the outermost: the request id is known to all that follows.
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     app.add_middleware(HeaderLimitMiddleware)
+    app.add_middleware(DisconnectMiddleware)
     app.add_middleware(TimingMiddleware)
     app.add_middleware(EndingMiddleware)
     app.add_middleware(RequestIdMiddleware)

@@ -1,4 +1,4 @@
-"""What all streamed answers share."""
+"""What all answers share, streamed or not."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -22,3 +22,10 @@ async def started(stream: AsyncGenerator[Item, None]) -> AsyncIterator[AsyncIter
                 yield item
 
         yield all_items()
+
+
+async def last(stream: AsyncGenerator[Item, None]) -> Item:
+    """The last item of a stream that has one."""
+    async with aclosing(stream):
+        *_, item = [item async for item in stream]
+    return item

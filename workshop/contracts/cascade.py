@@ -53,8 +53,7 @@ class Answer:
 class TextPiece:
     """The next piece of the answer that ``model`` is giving.
 
-    ``so_far`` is the answer if it ended here: what a reader who leaves is charged for. Of the model at work it counts
-    the tokens of the answer only, because a model tells the length of its prompt at the end.
+    ``so_far`` is the answer if it ended here: what a reader who leaves is charged for.
     """
 
     model: str

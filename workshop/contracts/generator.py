@@ -67,13 +67,14 @@ class Chunk:
         text: continues the text so far; may be empty.
         tokens: the tokens behind it; several, when the reader is slower than the model.
         finish_reason: in the last chunk, why the answer ends; None before.
-        usage: in the last chunk; None before.
+        usage: what the answer has taken so far, its whole prompt included: the price of an answer that ends here. Only
+            in the last chunk is it more than an estimate, if the model runs on a server that tells it no earlier.
     """
 
     text: str
     tokens: tuple[Token, ...] = ()
     finish_reason: FinishReason | None = None
-    usage: Usage | None = None
+    usage: Usage = field(kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,6 @@ async def collect(stream: AsyncGenerator[Chunk, None]) -> Completion:
     async for chunk in stream:
         texts.append(chunk.text)
         tokens += chunk.tokens
-        if chunk.finish_reason and chunk.usage:
+        if chunk.finish_reason:
             return Completion("".join(texts), tuple(tokens), chunk.finish_reason, chunk.usage)
     raise ModelFailedError("the model's answer has no end")

@@ -1,7 +1,8 @@
 """Answers that stand on sources: retrieval-augmented generation."""
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from workshop.contracts.generator import Usage
 from workshop.contracts.retriever import Hit
@@ -26,12 +27,24 @@ class RagAnswer:
     sure: bool
 
 
+@dataclass(frozen=True, slots=True)
+class RagProgress:
+    """An answer is under way: ``model`` is giving it, ``usage`` is what it has taken so far."""
+
+    model: str
+    usage: Usage
+
+
+RagEvent: TypeAlias = RagProgress | RagAnswer
+"""A stream of them ends with a ``RagAnswer``."""
+
+
 class QuestionAnswerer(Protocol):
     """Answers questions from sources, and says so when it has none."""
 
-    async def answer(self, question: str, k: int) -> RagAnswer:
-        """Answer from at most ``k`` sources. Cancelling the call stops the model.
+    def stream(self, question: str, k: int) -> AsyncGenerator[RagEvent, None]:
+        """The answer from at most ``k`` sources, while it comes. Closing the stream stops the model.
 
-        Raises as ``Retriever.search`` and ``TextGenerator.complete`` do.
+        Raises as ``Retriever.search`` and ``TextGenerator.stream`` do.
         """
         ...

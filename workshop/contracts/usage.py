@@ -1,9 +1,10 @@
 """Who has used what: the record of every answer, and what they add up to."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
+from uuid import UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,29 @@ class UsageTotals:
     latency_sum_ms: float
 
 
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A part of a principal's budget, set aside for an answer under way."""
+
+    id: UUID
+
+
 class UsageStore(Protocol):
     """Keeps records. All replicas of a service share what a store holds."""
 
-    async def add(self, *records: UsageRecord) -> None:
-        """Keep records, all or none; they are durable when this returns, or when the store is closed.
+    def check_room(self) -> None:
+        """Ask this before a model is asked: whatever is answered can then be recorded.
 
-        A caller that is cancelled while it waits leaves; the records are kept all the same. Raises UnavailableError.
+        Raises:
+            OverloadedError: too many records wait to be written.
+        """
+        ...
+
+    def add(self, *records: UsageRecord, settles: Reservation | None = None) -> Awaitable[None]:
+        """Keep records, and release a reservation with them; all or nothing.
+
+        Returns at once, and whoever cancels the caller changes nothing. The records are durable when the result has
+        been awaited, or when the store is closed. While the database is away, they wait for it.
         """
         ...
 
@@ -74,10 +91,31 @@ class UsageStore(Protocol):
         """Dollars that a principal has used since. Raises UnavailableError."""
         ...
 
+    async def reserve(self, principal: str, cost: float, budget: float, since: datetime) -> Reservation | None:
+        """Set aside what an answer may cost, as far as the budget has it.
+
+        An answer that is still affordable is never refused for its highest possible price: the last one before the
+        budget ends reserves what is left. So all answers together exceed a budget by less than the price of one.
+
+        Args:
+            principal: who pays.
+            cost: dollars that the answer may cost at most.
+            budget: dollars that the principal may spend.
+            since: from when on.
+
+        Returns:
+            What ``add`` settles, or None when all of the budget is spent or reserved. The reservation of a process that
+            dies expires by itself.
+
+        Raises:
+            UnavailableError: the database does not answer.
+        """
+        ...
+
     async def ready(self) -> None:
         """Raises UnavailableError unless records can be read and written. Cheap enough for a probe."""
         ...
 
     async def aclose(self) -> None:
-        """Wait for records on their way, and give back what the store holds open."""
+        """Write what waits, for a while, and give back what the store holds open. What cannot be written is logged."""
         ...

@@ -1,7 +1,10 @@
 """Answers from sources as a deployment: the LangChain chain runs in its replicas."""
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
 from workshop.contracts.generator import TextGenerator
-from workshop.contracts.rag import RagAnswer
+from workshop.contracts.rag import RagEvent
 from workshop.contracts.retriever import Retriever
 
 
@@ -17,6 +20,8 @@ class RagDeployment:
 
         self._rag = Rag(retriever, generator, model, threshold)
 
-    async def answer(self, question: str, k: int) -> RagAnswer:
-        """See ``QuestionAnswerer.answer``."""
-        return await self._rag.answer(question, k)
+    async def stream(self, question: str, k: int) -> AsyncGenerator[RagEvent, None]:
+        """See ``QuestionAnswerer.stream``."""
+        async with aclosing(self._rag.stream(question, k)) as events:
+            async for event in events:
+                yield event

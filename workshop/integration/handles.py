@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from workshop.contracts.classifier import FloatMatrix, ModelCard, Scores
 from workshop.contracts.errors import ModelFailedError, OverloadedError, ServiceError, UnavailableError
 from workshop.contracts.generator import Activity, Chunk, Completion, GeneratorCard, Prompt
-from workshop.contracts.rag import RagAnswer
+from workshop.contracts.rag import RagEvent
 from workshop.contracts.retriever import Hit, RetrieverCard
 from workshop.contracts.services import PROBE_TIMEOUT_S
 from workshop.deployments.classifier import ClassifierDeployment
@@ -158,15 +158,15 @@ class HandleQuestionAnswerer:
 
     Args:
         handle: of the deployment.
-        timeout_s: for search and answer together.
+        timeout_s: for the search and the first piece of the answer together, then for each next piece.
     """
 
     def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
         self._call = Calls(handle, timeout_s)
 
-    async def answer(self, question: str, k: int) -> RagAnswer:
-        """See ``QuestionAnswerer.answer``."""
-        return await self._call(RagDeployment.answer, question, k)
+    def stream(self, question: str, k: int) -> AsyncGenerator[RagEvent, None]:
+        """See ``QuestionAnswerer.stream``."""
+        return self._call.stream(RagDeployment.stream, question, k)
 
 
 class HandleGenerator:

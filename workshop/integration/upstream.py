@@ -1,6 +1,7 @@
 """An OpenAI-compatible server as a contract. No type and no exception of the ``openai`` client leaves this file."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import asdict
@@ -109,6 +110,9 @@ class UpstreamGenerator:
     A server that gives no log-probabilities answers with text alone, ``tokens`` are empty. Its model can be the
     better one of a cascade, not the draft: a draft's quality is made of them.
 
+    A server says at the end what an answer took. Until then, its usage is estimated: by the tokens that came, and else
+    by the length of the texts.
+
     Args:
         base_url: up to and with ``/v1``.
         model: its name on the server. The last part of it is how our callers call it.
@@ -150,7 +154,8 @@ class UpstreamGenerator:
     async def stream(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
         """See ``TextGenerator.stream``."""
         reason = usage = None
-        n_tokens = 0
+        prompt_tokens = sum(_estimated_tokens(message.content) for message in prompt.messages)
+        n_tokens = n_estimated = 0
         self._running += 1
         try:
             async with aclosing(self._events(prompt)) as events:
@@ -159,10 +164,12 @@ class UpstreamGenerator:
                     for choice in event.choices:
                         reason = choice.finish_reason or reason
                         tokens = choice.tokens
+                        text = choice.delta.content or ""
                         n_tokens += len(tokens)
+                        n_estimated += len(tokens) or _estimated_tokens(text)
                         self._generated_tokens += len(tokens)
-                        if choice.delta.content or tokens:
-                            yield Chunk(choice.delta.content or "", tokens)
+                        if text or tokens:
+                            yield Chunk(text, tokens, usage=Usage(prompt_tokens, n_estimated))
         except (asyncio.CancelledError, GeneratorExit):
             self._cancelled += 1
             raise
@@ -276,6 +283,11 @@ class _Model(BaseModel):
 
 class _Models(BaseModel):
     data: list[_Model]
+
+
+def _estimated_tokens(text: str) -> int:
+    """As the rule of thumb for English has it: four characters make a token."""
+    return math.ceil(len(text) / 4)
 
 
 async def _retry_only_soon(response: Response) -> None:

@@ -43,6 +43,11 @@ class PeakMemory:
     def peak_mb(self) -> int:
         return round(self.peak / MB)
 
+    @property
+    def now(self) -> int:
+        """Bytes at this moment."""
+        return sum(map(_memory, self.processes()))
+
     def processes(self) -> list[psutil.Process]:
         """The processes that carry the marker and are alive now."""
         return [process for process in psutil.process_iter() if _marker_of(process) == self.marker]
@@ -59,7 +64,7 @@ class PeakMemory:
 
     def _sample_until_stopped(self) -> None:
         while not self._stop.wait(self._interval):
-            self.peak = max(self.peak, sum(map(_memory, self.processes())))
+            self.peak = max(self.peak, self.now)
 
 
 def _marker_of(process: psutil.Process) -> str | None:

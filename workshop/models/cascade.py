@@ -93,7 +93,7 @@ class _Run:
             async for chunk in chunks:
                 text += chunk.text
                 self.logprobs += [token.logprob for token in chunk.tokens]
-                usage = chunk.usage or Usage(0, len(self.logprobs))
+                usage = chunk.usage
                 self.answer = replace(
                     before,
                     content=text,

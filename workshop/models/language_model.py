@@ -117,9 +117,9 @@ class LanguageModel:
                         reason = "stop"
                     elif run.finished:
                         reason = "length"
-                    usage = Usage(len(prompt_ids), n_tokens) if reason else None
+                    usage = Usage(len(prompt_ids), n_tokens)
                     self._completed += reason is not None
-                    yield Chunk(text.take(everything=reason is not None), tuple(tokens), reason, usage)
+                    yield Chunk(text.take(everything=reason is not None), tuple(tokens), reason, usage=usage)
                     if reason:
                         return
         except (asyncio.CancelledError, GeneratorExit):

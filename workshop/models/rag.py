@@ -1,23 +1,22 @@
-"""Answers from sources, as a LangChain chain over our own contracts: retrieve, prompt, model, parse."""
+"""Answers from sources, with a LangChain chain of prompt and model over our own contracts."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.ai import UsageMetadata, add_usage
+from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import RunnableBranch, RunnableLambda, RunnablePassthrough
 from langsmith import tracing_context
 from pydantic import SkipValidation
 
-from workshop.contracts.errors import PromptTooLongError
+from workshop.contracts.errors import ModelFailedError, PromptTooLongError
 from workshop.contracts.generator import FinishReason, Message, Prompt, Role, TextGenerator, Usage
-from workshop.contracts.rag import RagAnswer
-from workshop.contracts.retriever import Hit, Retriever
+from workshop.contracts.rag import RagAnswer, RagEvent, RagProgress
+from workshop.contracts.retriever import Retriever
 from workshop.models.prompts import sources_prompt
 
 MAX_TOKENS = 256
@@ -27,6 +26,11 @@ UNSURE = RagAnswer(
 
 _ROLES: dict[str, Role] = {"system": "system", "human": "user", "ai": "assistant"}
 _PROMPT = ChatPromptTemplate([("system", "{sources}"), ("human", "{question}")])
+_NOTHING = Usage(0, 0)
+
+
+def _minus(usage: Usage, before: Usage) -> Usage:
+    return Usage(usage.prompt_tokens - before.prompt_tokens, usage.completion_tokens - before.completion_tokens)
 
 
 class GeneratorChatModel(BaseChatModel):
@@ -72,26 +76,29 @@ class GeneratorChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **options: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
+        before = _NOTHING
         async with aclosing(self.generator.stream(self._prompt(messages, stop, options))) as chunks:
             async for chunk in chunks:
-                metadata = self._metadata(chunk.finish_reason, chunk.usage) if chunk.finish_reason else {}
+                metadata = self._metadata(chunk.finish_reason, _minus(chunk.usage, before))
                 yield ChatGenerationChunk(message=AIMessageChunk(content=chunk.text, **metadata))
+                before = chunk.usage
 
     def _prompt(self, messages: list[BaseMessage], stop: list[str] | None, options: dict[str, Any]) -> Prompt:
         turns = tuple(Message(_ROLES[message.type], message.text) for message in messages)
         defaults = {"max_tokens": self.max_tokens, "temperature": self.temperature, "top_p": self.top_p}
         return Prompt(turns, stop=tuple(stop or ()), **defaults | options)
 
-    def _metadata(self, finish_reason: FinishReason, usage: Usage | None) -> dict[str, Any]:
+    def _metadata(self, finish_reason: FinishReason | None, usage: Usage) -> dict[str, Any]:
+        """Of an answer, or of a piece: LangChain adds up the usage of pieces."""
         metadata: dict[str, Any] = {
-            "response_metadata": {"model_name": self.model_name, "finish_reason": finish_reason}
-        }
-        if usage is not None:
-            metadata["usage_metadata"] = UsageMetadata(
+            "usage_metadata": UsageMetadata(
                 input_tokens=usage.prompt_tokens,
                 output_tokens=usage.completion_tokens,
                 total_tokens=usage.total_tokens,
             )
+        }
+        if finish_reason is not None:
+            metadata["response_metadata"] = {"model_name": self.model_name, "finish_reason": finish_reason}
         return metadata
 
 
@@ -110,41 +117,50 @@ class Rag:
         self._model = model
         self._threshold = threshold
         self._reply = _PROMPT | GeneratorChatModel(generator=generator, model_name=model, max_tokens=MAX_TOKENS)
-        self._chain = RunnablePassthrough.assign(hits=RunnableLambda(self._retrieve)) | RunnableBranch(
-            (self._is_relevant, RunnableLambda(self._answer_from_sources)), RunnableLambda(lambda _: UNSURE)
-        )
 
-    async def answer(self, question: str, k: int) -> RagAnswer:
-        """See ``QuestionAnswerer.answer``."""
-        # Whatever LangSmith's environment variables say: what people ask here goes to no one else.
-        with tracing_context(enabled=False):
-            answer: RagAnswer = await self._chain.ainvoke({"question": question, "k": k})
-        return answer
-
-    async def _retrieve(self, asked: dict[str, Any]) -> list[Hit]:
-        return await self._retriever.search(asked["question"], asked["k"])
-
-    def _is_relevant(self, asked: dict[str, Any]) -> bool:
-        return bool(asked["hits"]) and asked["hits"][0].score >= self._threshold
-
-    async def _answer_from_sources(self, asked: dict[str, Any]) -> RagAnswer:
-        """From as many of the sources as leave the model room to answer."""
-        hits: list[Hit] = asked["hits"]
-        usage: UsageMetadata | None = None
+    async def stream(self, question: str, k: int) -> AsyncGenerator[RagEvent, None]:
+        """See ``QuestionAnswerer.stream``. As many of the sources are used as leave the model room to answer."""
+        hits = await self._retriever.search(question, k)
+        if not hits or hits[0].score < self._threshold:
+            yield UNSURE
+            return
+        before = _NOTHING
         for n_sources in range(len(hits), 0, -1):
             sources = sources_prompt(hit.passage.text for hit in hits[:n_sources])
+            reply = AIMessageChunk(content="")
             try:
-                reply = await self._reply.ainvoke({"sources": sources, "question": asked["question"]})
+                pieces = self._reply.astream({"sources": sources, "question": question})
+                async with aclosing(_untraced(pieces)) as untraced:
+                    async for piece in untraced:
+                        reply = cast(AIMessageChunk, reply + piece)
+                        yield RagProgress(self._model, _usage_of(before, reply))
             except PromptTooLongError:
                 if n_sources > 1:
                     continue
                 raise
-            usage = add_usage(usage, reply.usage_metadata)
+            if "finish_reason" not in reply.response_metadata:
+                raise ModelFailedError("the model's answer has no end")
+            before = _usage_of(before, reply)
             if not _is_cut_short(reply):
                 break
-        assert usage is not None
-        tokens = Usage(usage["input_tokens"], usage["output_tokens"])
-        return RagAnswer(reply.text, tuple(hits[:n_sources]), self._model, tokens, sure=True)
+        yield RagAnswer(reply.text, tuple(hits[:n_sources]), self._model, before, sure=True)
+
+
+async def _untraced(pieces: AsyncIterator[BaseMessage]) -> AsyncGenerator[BaseMessage, None]:
+    """The same pieces. Whatever LangSmith's environment variables say: what people ask here goes to no one else."""
+    async with aclosing(cast(AsyncGenerator[BaseMessage, None], pieces)):
+        while True:
+            with tracing_context(enabled=False):  # at each step: between them, this is the reader's context
+                piece = await anext(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+
+def _usage_of(before: Usage, reply: AIMessage) -> Usage:
+    metadata = reply.usage_metadata
+    assert metadata is not None
+    return Usage(before.prompt_tokens + metadata["input_tokens"], before.completion_tokens + metadata["output_tokens"])
 
 
 def _is_cut_short(reply: AIMessage) -> bool:

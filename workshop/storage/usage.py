@@ -1,18 +1,36 @@
 """Records of usage in a SQL database."""
 
 import asyncio
+import json
+import logging
 import math
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, DateTime, Index, case, func, or_, select
+from sqlalchemy import ColumnElement, DateTime, Index, Select, case, delete, func, insert, or_, select, update
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.orm import Mapped, mapped_column
 
-from workshop.contracts.usage import UsageRecord, UsageTotals
+from workshop.contracts.errors import UnavailableError
+from workshop.contracts.usage import Reservation, UsageRecord, UsageTotals
 from workshop.storage.database import MAX_TEXT, Base, Database
+from workshop.storage.write_behind import WriteBehind
+
+logger = logging.getLogger(__name__)
 
 LATENCY_LIMITS_MS = (5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 30_000.0, 60_000.0)
 """The limits of ``UsageTotals.latency_counts``, but for infinity."""
+
+RESERVED_FOR = timedelta(seconds=60)
+"""A reservation is renewed while its process lives: that of a process that was killed ends after this time."""
+RENEW_EVERY_S = 20.0
+
+ROUNDING = 1e-9
+"""A budget of which no larger share is left is used up: sums of floating-point numbers are not exact."""
 
 
 class UsageRow(Base):
@@ -36,25 +54,36 @@ class UsageRow(Base):
     draft_accepted: Mapped[bool | None]
     at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
 
-    @classmethod
-    def of(cls, record: UsageRecord) -> "UsageRow":
-        """From the contract's value."""
-        return cls(
-            endpoint=record.endpoint,
-            principal=_cut(record.principal),
-            model=_cut(record.model),
-            prompt_tokens=record.prompt_tokens,
-            completion_tokens=record.completion_tokens,
-            cost=record.cost,
-            latency_ms=record.latency_ms,
-            cascaded=record.cascaded,
-            draft_accepted=record.draft_accepted,
-            at=record.at.astimezone(UTC),  # SQLite drops the zone
-        )
+    @staticmethod
+    def values(record: UsageRecord) -> dict[str, Any]:
+        """The contract's value, by column."""
+        return asdict(record) | {
+            "principal": _cut(record.principal),
+            "model": _cut(record.model),
+            "at": record.at.astimezone(UTC),  # SQLite drops the zone
+        }
+
+
+class ReservationRow(Base):
+    """A part of a budget that is set aside for an answer under way."""
+
+    __tablename__ = "usage_reservations"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    principal: Mapped[str] = mapped_column(index=True)
+    cost: Mapped[float]
+    expires: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+
+
+Entry = tuple[Sequence[UsageRecord], Reservation | None]
+"""Records, and what they settle."""
 
 
 class SqlUsageStore:
     """``UsageStore`` in the database at a URL.
+
+    All that this process writes is written by one transaction after the other: SQLite has one writer at a time, and
+    more of them would only wait for each other.
 
     Args:
         url: see ``engine_at``.
@@ -62,15 +91,21 @@ class SqlUsageStore:
 
     def __init__(self, url: str) -> None:
         self._database = Database(url)
-        self._writing: set[asyncio.Task[None]] = set()
+        self._entries = WriteBehind[Entry](self._write, _log_lost)
+        self._turn = asyncio.Lock()
+        self._reserving: set[asyncio.Task[Reservation | None]] = set()
+        self._reserved: set[UUID] = set()
+        self._renewing: asyncio.Task[None] | None = None
 
-    async def add(self, *records: UsageRecord) -> None:
+    def check_room(self) -> None:
+        """See ``UsageStore.check_room``."""
+        self._entries.check_room()
+
+    def add(self, *records: UsageRecord, settles: Reservation | None = None) -> Awaitable[None]:
         """See ``UsageStore.add``."""
-        # A task of its own: a request is cancelled when its client leaves or its server stops, its record is not.
-        writing = asyncio.create_task(self._write([UsageRow.of(record) for record in records]))
-        self._writing.add(writing)
-        writing.add_done_callback(self._writing.discard)
-        await asyncio.shield(writing)
+        if settles is not None:
+            self._reserved.discard(settles.id)
+        return self._entries.add((records, settles))
 
     async def totals(self, *, cascades_only: bool = False) -> UsageTotals:
         """See ``UsageStore.totals``."""
@@ -102,11 +137,20 @@ class SqlUsageStore:
 
     async def spent(self, principal: str, since: datetime) -> float:
         """See ``UsageStore.spent``."""
-        query = select(func.sum(UsageRow.cost)).where(
-            UsageRow.principal == _cut(principal), UsageRow.at >= since.astimezone(UTC)
-        )
         async with self._database.transaction() as session:
-            return await session.scalar(query) or 0.0
+            return await session.scalar(_spent(_cut(principal), since.astimezone(UTC))) or 0.0
+
+    async def reserve(self, principal: str, cost: float, budget: float, since: datetime) -> Reservation | None:
+        """See ``UsageStore.reserve``."""
+        # A task of its own: a request is cancelled when its client leaves, and a transaction does not like to be.
+        reserving = asyncio.create_task(self._reserve(_cut(principal), cost, budget, since.astimezone(UTC)))
+        self._reserving.add(reserving)
+        reserving.add_done_callback(self._reserving.discard)
+        try:
+            return await asyncio.shield(reserving)
+        except asyncio.CancelledError:
+            reserving.add_done_callback(self._give_back)
+            raise
 
     async def ready(self) -> None:
         """See ``UsageStore.ready``."""
@@ -114,13 +158,84 @@ class SqlUsageStore:
 
     async def aclose(self) -> None:
         """See ``UsageStore.aclose``."""
-        if self._writing:
-            await asyncio.wait(self._writing)
+        if self._reserving:
+            await asyncio.wait(self._reserving)
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.wait([self._renewing])
+        await self._entries.aclose()
         await self._database.aclose()
 
-    async def _write(self, rows: list[UsageRow]) -> None:
-        async with self._database.transaction() as session:
-            session.add_all(rows)
+    async def _write(self, entries: Sequence[Entry]) -> None:
+        rows = [UsageRow.values(record) for records, _ in entries for record in records]
+        settled = [settles.id for _, settles in entries if settles is not None]
+        try:
+            async with self._turn, self._database.transaction() as session:
+                if rows:
+                    await session.execute(insert(UsageRow), rows)
+                if settled:
+                    await session.execute(delete(ReservationRow).where(ReservationRow.id.in_(settled)))
+        except UnavailableError as error:
+            if _is_of_a_value(error.__cause__):
+                raise ValueError("the database does not take a value") from error
+            raise
+        except ProgrammingError as error:  # a table has gone
+            raise UnavailableError("the database does not answer") from error
+
+    async def _reserve(self, principal: str, cost: float, budget: float, since: datetime) -> Reservation | None:
+        theirs = ReservationRow.principal == principal
+        async with self._turn, self._database.transaction() as session:
+            # From here to the end of the transaction, nobody else reserves for the principal. PostgreSQL has a lock for
+            # this. SQLite has one writer at a time, and the first statement that writes makes it us.
+            if session.get_bind().dialect.name == "postgresql":
+                await session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(principal, 0))))
+            await session.execute(delete(ReservationRow).where(theirs, ReservationRow.expires <= datetime.now(UTC)))
+            spent = await session.scalar(_spent(principal, since)) or 0.0
+            reserved = await session.scalar(select(func.sum(ReservationRow.cost)).where(theirs)) or 0.0
+            left = budget - spent - reserved
+            if left <= ROUNDING * budget:
+                return None
+            row = ReservationRow(id=uuid4(), principal=principal, cost=min(cost, left), expires=_expiry())
+            session.add(row)
+        self._reserved.add(row.id)
+        if self._renewing is None or self._renewing.done():
+            self._renewing = asyncio.create_task(self._renew())
+        return Reservation(row.id)
+
+    def _give_back(self, reserving: asyncio.Task[Reservation | None]) -> None:
+        if not reserving.cancelled() and reserving.exception() is None and (reservation := reserving.result()):
+            self.add(settles=reservation)
+
+    async def _renew(self) -> None:
+        while self._reserved:
+            await asyncio.sleep(RENEW_EVERY_S)
+            with suppress(UnavailableError):  # while it is away, nobody else can reserve either
+                async with self._turn, self._database.transaction() as session:
+                    mine = ReservationRow.id.in_(self._reserved)
+                    await session.execute(update(ReservationRow).where(mine).values(expires=_expiry()))
+
+
+def _is_of_a_value(error: BaseException | None) -> bool:
+    """Whether the database would never take it: with asyncpg, SQLAlchemy's classes do not say."""
+    if not isinstance(error, DBAPIError) or error.orig is None:
+        return False
+    sent_nothing = isinstance(error.orig.__cause__, ValueError)
+    return sent_nothing or str(getattr(error.orig, "pgcode", "")).startswith("22")  # SQL's class of data exceptions
+
+
+def _spent(principal: str, since: datetime) -> Select[float]:
+    return select(func.sum(UsageRow.cost)).where(UsageRow.principal == principal, UsageRow.at >= since)
+
+
+def _expiry() -> datetime:
+    return datetime.now(UTC) + RESERVED_FOR
+
+
+def _log_lost(entry: Entry) -> None:
+    """Keep the records where somebody can find them, and book them by hand."""
+    records, _ = entry
+    for record in records:
+        logger.error("lost: %s", json.dumps(asdict(record), default=str))
 
 
 def _cut(name: str) -> str:

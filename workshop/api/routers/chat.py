@@ -30,14 +30,12 @@ from fastapi import APIRouter, HTTPException, WebSocket, WebSocketException, sta
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
-from workshop.api.budget import Account
+from workshop.api.budget import Account, account_of
 from workshop.api.dependencies import (
-    GeneratorsDep,
-    PricesDep,
+    LanguageDep,
     RateLimitsDep,
     SettingsDep,
     SocketPrincipalDep,
-    UsageDep,
     caller_of,
     find_generator,
     path_of,
@@ -61,13 +59,7 @@ from workshop.api.schemas.chat import (
 )
 from workshop.api.sockets import MAX_MESSAGE_BYTES, Peer, connection, end_at
 from workshop.api.streams import started
-from workshop.contracts.errors import (
-    ModelFailedError,
-    NotFoundError,
-    PromptTooLongError,
-    ServiceError,
-    UnavailableError,
-)
+from workshop.contracts.errors import NotFoundError, PromptTooLongError, ServiceError, UnavailableError
 from workshop.contracts.generator import Chunk, FinishReason, Message, Prompt, TextGenerator, Usage
 from workshop.contracts.services import cards
 
@@ -85,22 +77,20 @@ IDLE_LIMIT_S = 600.0
 async def chat(
     websocket: WebSocket,
     principal: SocketPrincipalDep,
-    generators: GeneratorsDep,
-    prices: PricesDep,
-    usage: UsageDep,
+    language: LanguageDep,
     settings: SettingsDep,
     rate_limits: RateLimitsDep,
 ) -> None:
     """Answer questions, until the client leaves or has to."""
-    account = Account(path_of(websocket), principal.id, usage, prices, settings.daily_budget)
+    account = account_of(websocket, principal.id, language, settings)
 
     async def admit() -> None:  # each question: a connection lasts
         await rate_limits.check(path_of(websocket), caller_of(websocket, principal))
-        await account.check_budget()
+        await account.admit()
 
     async with connection(websocket) as (peer, tasks):
         tasks.create_task(end_at(principal.expires))
-        await Chat(peer, tasks, account, generators, admit).run()
+        await Chat(peer, tasks, account, language.generators, admit).run()
 
 
 @dataclass(slots=True)
@@ -114,10 +104,10 @@ class Answer:
     usage: Usage = field(default_factory=lambda: Usage(0, 0))
 
     def add(self, chunk: Chunk) -> None:
-        """A model tells its usage at the end; until then, the tokens of the answer are counted."""
+        """The next piece of it."""
         self.text.append(chunk.text)
         self.finish_reason = chunk.finish_reason
-        self.usage = chunk.usage or Usage(0, self.usage.completion_tokens + len(chunk.tokens))
+        self.usage = chunk.usage
 
     def turn(self) -> tuple[Message, Message]:
         """Question and answer."""
@@ -130,7 +120,7 @@ class Chat:
     Args:
         peer: who asks.
         tasks: a group that ends with the connection.
-        account: where its answers are charged.
+        account: where its answers come from.
         generators: the models by name.
         admit: called before each answer; raises for who may not ask.
     """
@@ -223,8 +213,6 @@ class Chat:
                     if chunk.text:
                         await self._peer.send(Text(id=answer.ask.id, text=chunk.text))
                         await self._peer.room()  # the model waits too: nothing takes its tokens
-            if answer.finish_reason is None:
-                raise ModelFailedError("the model's answer has no end")
         except ServiceError as error:
             self._rest()
             await self._refuse(error, answer.ask.id)
@@ -234,14 +222,13 @@ class Chat:
     @asynccontextmanager
     async def _begun(self, answer: Answer) -> AsyncIterator[AsyncIterator[Chunk]]:
         """The answer's chunks. The oldest turns are forgotten, as many as it takes for the prompt to fit."""
-        ask, generator = answer.ask, self._generators[answer.model]
+        ask = answer.ask
         async with AsyncExitStack() as stack:
             for turns in (self._turns[n_forgotten:] for n_forgotten in range(len(self._turns) + 1)):
                 messages = (*chain.from_iterable(turns), Message("user", ask.content))
                 prompt = Prompt(messages, max_tokens=ask.max_tokens, temperature=ask.temperature)
-                metered = self._account.metered(generator.stream(prompt), answer.model)
                 try:
-                    chunks = await stack.enter_async_context(started(metered))
+                    chunks = await stack.enter_async_context(started(self._account.chat(answer.model, prompt)))
                 except PromptTooLongError:
                     if not turns:
                         raise

@@ -1,42 +1,34 @@
 """One language model, without OpenAI's protocol: a text for a text, and a conversation as JSON lines."""
 
-import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Depends, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from workshop.api.budget import AccountDep
-from workshop.api.dependencies import GeneratorsDep, find_generator, require_json
+from workshop.api.dependencies import require_json
 from workshop.api.errors import log_failure, problem_of
 from workshop.api.routes import JsonRoute
 from workshop.api.schemas.generation import AnswerLine, Conversation, Generated, Question
 from workshop.api.streams import started
-from workshop.contracts.generator import Chunk
+from workshop.contracts.generator import Chunk, collect
 
 router = APIRouter(tags=["generation"], route_class=JsonRoute)
 
 
 @router.post("/generate", summary="Answer a text", dependencies=[Depends(require_json)])
-async def generate(
-    question: Question, generators: GeneratorsDep, account: AccountDep, background: BackgroundTasks
-) -> Generated:
+async def generate(question: Question, account: AccountDep) -> Generated:
     """One model answers a single text, without a conversation."""
-    generator = find_generator(generators, question.model)
-    start = time.perf_counter()
-    completion = await generator.complete(question.to_prompt())
-    background.add_task(account.charge, account.record_of(question.model, completion.usage, start))
+    completion = await collect(account.chat(question.model, question.to_prompt()))
     return Generated.of(completion, question.model)
 
 
 async def open_conversation(
-    conversation: Conversation, generators: GeneratorsDep, account: AccountDep, response: Response
+    conversation: Conversation, account: AccountDep, response: Response
 ) -> AsyncIterator[AsyncIterator[Chunk]]:
     """An answer of which the first piece is there: what fails before it is an ordinary error response."""
-    generator = find_generator(generators, conversation.model)
-    answer = account.metered(generator.stream(conversation.to_prompt()), conversation.model)
     response.headers["X-Accel-Buffering"] = "no"  # FastAPI says so of events only
-    async with started(answer) as chunks:
+    async with started(account.chat(conversation.model, conversation.to_prompt())) as chunks:
         yield chunks
 
 

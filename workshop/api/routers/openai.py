@@ -2,20 +2,19 @@
 
 import base64
 import json
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from http import HTTPStatus
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, BackgroundTasks, Depends, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.exceptions import HTTPException
 
 from workshop.api.budget import AccountDep
-from workshop.api.dependencies import GeneratorsDep, LanguageDep, find_generator, require_json
+from workshop.api.dependencies import LanguageDep, require_json
 from workshop.api.errors import Explanation, error_responses, explain, log_failure
 from workshop.api.routes import JsonRoute
 from workshop.api.schemas.openai import (
@@ -33,7 +32,7 @@ from workshop.api.schemas.openai import (
 )
 from workshop.api.streams import started
 from workshop.contracts.errors import NotFoundError, ServiceError
-from workshop.contracts.generator import Chunk
+from workshop.contracts.generator import Chunk, collect
 from workshop.contracts.services import cards
 
 _CODES = {"PromptTooLongError": "context_length_exceeded", "NotFoundError": "model_not_found"}
@@ -83,15 +82,12 @@ router = APIRouter(
 )
 
 
-async def open_chat(
-    body: ChatRequest, generators: GeneratorsDep, account: AccountDep
-) -> AsyncIterator[AsyncIterator[Chunk] | None]:
+async def open_chat(body: ChatRequest, account: AccountDep) -> AsyncIterator[AsyncIterator[Chunk] | None]:
     """The answer's chunks, if they are wanted one by one."""
     if not body.stream:
         yield None
         return
-    answer = find_generator(generators, body.model).stream(body.to_prompt())
-    async with started(account.metered(answer, body.model)) as chunks:
+    async with started(account.chat(body.model, body.to_prompt())) as chunks:
         yield chunks
 
 
@@ -105,32 +101,27 @@ async def open_chat(
 async def create_chat_completion(
     body: ChatRequest,
     chunks: Annotated[AsyncIterator[Chunk] | None, Depends(open_chat)],
-    generators: GeneratorsDep,
     account: AccountDep,
-    background: BackgroundTasks,
     request: Request,
 ) -> ChatCompletion | StreamingResponse:
     """The answer as a whole or, with `stream`, as server-sent events that end with `[DONE]`."""
     if chunks is not None:
         request.state.error_chunk = _error_event
-        return EventSourceResponse(_chat_events(chunks, body))
-    generator = find_generator(generators, body.model)
-    start = time.perf_counter()
-    completion = await generator.complete(body.to_prompt())
-    background.add_task(account.charge, account.record_of(body.model, completion.usage, start))
-    return ChatCompletion.of(completion, body)
+        return EventSourceResponse(_chat_events(chunks, body, request))
+    return ChatCompletion.of(await collect(account.chat(body.model, body.to_prompt())), body)
 
 
-async def _chat_events(chunks: AsyncIterator[Chunk], body: ChatRequest) -> AsyncIterator[bytes]:
+async def _chat_events(chunks: AsyncIterator[Chunk], body: ChatRequest, request: Request) -> AsyncIterator[bytes]:
     answer = ChatChunk(model=body.model)
     try:
         yield _event(answer.opening())
         async for chunk in chunks:
             yield _event(answer.text(chunk, logprobs=bool(body.logprobs)))
-            if chunk.usage and body.stream_options and body.stream_options.include_usage:
+            if chunk.finish_reason and body.stream_options and body.stream_options.include_usage:
                 yield _event(answer.closing(chunk.usage))
-    except ServiceError as error:
+    except Exception as error:
         # The status is long sent: OpenAI's clients raise what comes as an error event.
+        log_failure(request, error)
         yield _error_event(error)
         return
     yield format_sse_event(data_str="[DONE]")

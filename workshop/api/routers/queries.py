@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request, Response, status
+from fastapi import APIRouter, Depends, Header, Query, Request, Response, status
+from fastapi.exceptions import RequestValidationError
 from fastapi.sse import EventSourceResponse, ServerSentEvent, format_sse_event
+from pydantic import ValidationError
 
 from workshop.api.budget import Account, AccountDep
-from workshop.api.dependencies import CascadeDep, ClockDep, UsageDep, require_json
+from workshop.api.dependencies import ClockDep, UsageDep, require_json
 from workshop.api.errors import log_failure, problem_of
 from workshop.api.routes import JsonRoute
 from workshop.api.schemas.queries import (
@@ -22,70 +24,43 @@ from workshop.api.schemas.queries import (
     QueryParameters,
     Stats,
 )
-from workshop.api.streams import started
+from workshop.api.streams import last, started
 from workshop.contracts.cascade import Answer, CascadeEvent, Switch, TextPiece
-from workshop.contracts.usage import UsageRecord
 
 router = APIRouter(tags=["cascade"], route_class=JsonRoute)
 
 
 @router.post("/query", summary="Ask a question", dependencies=[Depends(require_json)])
-async def ask(body: QueryBody, cascade: CascadeDep, account: AccountDep, background: BackgroundTasks) -> QueryAnswer:
+async def ask(body: QueryBody, account: AccountDep) -> QueryAnswer:
     """The draft model answers if it is sure enough, otherwise the main model."""
-    answer = await cascade.answer(body.to_query())
-    background.add_task(account.charge, _record(account, answer))
-    return QueryAnswer.model_validate(answer)
+    return await _answer(account, body)
 
 
 @router.get("/query", summary="Ask a question in a URL")
 async def ask_by_get(
-    parameters: Annotated[QueryParameters, Query()],
-    cascade: CascadeDep,
-    account: AccountDep,
-    background: BackgroundTasks,
-    response: Response,
+    parameters: Annotated[QueryParameters, Query()], account: AccountDep, response: Response
 ) -> QueryAnswer:
     """The same with the question in the URL. Each call is answered and charged anew."""
     response.headers["Cache-Control"] = "no-store"
-    answer = await cascade.answer(parameters.to_query())
-    background.add_task(account.charge, _record(account, answer))
-    return QueryAnswer.model_validate(answer)
+    return await _answer(account, parameters)
 
 
 async def open_answer(
     parameters: Annotated[QueryParameters, Query()],
-    cascade: CascadeDep,
     account: AccountDep,
     response: Response,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[AsyncIterator[CascadeEvent] | None]:
     """The events of an answer of which the first is there: what fails before it is an ordinary error response.
 
-    When the reader has gone, for whatever reason, the models stop, and what they made is charged. A reader who comes
-    back gets none: see ``stream_answer``.
+    A reader who comes back gets none: see ``stream_answer``.
     """
     if last_event_id:
         response.status_code = status.HTTP_204_NO_CONTENT
         yield None
         return
-    so_far: Answer | None = None
-    try:
-        async with started(cascade.stream(parameters.to_query())) as stream:
-
-            async def events() -> AsyncIterator[CascadeEvent]:
-                nonlocal so_far
-                try:
-                    async for event in stream:
-                        so_far = _so_far(event)
-                        yield event
-                except Exception:
-                    so_far = None  # what fails costs nothing
-                    raise
-
-            yield events()
-    finally:
-        if so_far is not None:
-            await account.charge(_record(account, so_far))
+    async with started(account.ask(parameters.to_query())) as events:
+        yield events
 
 
 @router.get(
@@ -119,24 +94,21 @@ async def stream_answer(
 
 
 @router.post("/batch", summary="Ask several questions", dependencies=[Depends(require_json)])
-async def ask_many(
-    batch: QueryBatch, cascade: CascadeDep, account: AccountDep, background: BackgroundTasks, request: Request
-) -> QueryBatchAnswer:
-    """Up to 32 at the same time. A question that cannot be answered does not harm the others."""
-    records: list[UsageRecord] = []
+async def ask_many(batch: QueryBatch, account: AccountDep, request: Request) -> QueryBatchAnswer:
+    """Up to 32 at the same time. What is wrong with one, or fails, does not harm the others."""
 
-    async def answer_or_error(body: QueryBody) -> BatchItem:
+    async def answer_or_error(question: QueryBody | ValidationError) -> BatchItem:
         try:
-            answer = await cascade.answer(body.to_query())
+            if isinstance(question, ValidationError):
+                raise RequestValidationError(
+                    [item | {"loc": ("body", *item["loc"])} for item in question.errors(include_url=False)]
+                )
+            return BatchItem(answer=await _answer(account, question))
         except Exception as error:
             log_failure(request, error)
             return BatchItem(error=problem_of(request, error))
-        records.append(_record(account, answer))
-        return BatchItem(answer=QueryAnswer.model_validate(answer))
 
-    results = await asyncio.gather(*map(answer_or_error, batch.queries))
-    background.add_task(account.charge, *records)
-    return QueryBatchAnswer.of(results)
+    return QueryBatchAnswer.of(await asyncio.gather(*map(answer_or_error, batch.queries)))
 
 
 @router.get("/stats", summary="Count the answers and their cost")
@@ -145,19 +117,8 @@ async def stats(usage: UsageDep, clock: ClockDep) -> Stats:
     return Stats.of(await usage.totals(), clock.uptime_s)
 
 
-def _so_far(event: CascadeEvent) -> Answer:
-    return event if isinstance(event, Answer) else event.so_far
-
-
-def _record(account: Account, answer: Answer) -> UsageRecord:
-    return account.record(
-        answer.model_used,
-        answer.usage,
-        cost=answer.cost,
-        latency_ms=answer.latency_ms,
-        cascaded=answer.cascaded,
-        draft_accepted=answer.draft_accepted,
-    )
+async def _answer(account: Account, question: QueryParameters) -> QueryAnswer:
+    return QueryAnswer.model_validate(await last(account.ask(question.to_query())))
 
 
 def _sse(event: CascadeEvent, number: int) -> ServerSentEvent:

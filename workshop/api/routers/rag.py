@@ -1,24 +1,20 @@
 """Answers from sources."""
 
-import time
-
-from fastapi import APIRouter, BackgroundTasks, Depends
+from fastapi import APIRouter, Depends
 
 from workshop.api.budget import AccountDep
-from workshop.api.dependencies import RagDep, require_json
+from workshop.api.dependencies import require_json
 from workshop.api.routes import JsonRoute
 from workshop.api.schemas.rag import RagQuestion, RagReply
+from workshop.api.streams import last
+from workshop.contracts.rag import RagAnswer
 
 router = APIRouter(prefix="/rag", tags=["rag"], route_class=JsonRoute)
 
 
 @router.post("/query", summary="Ask the sources", dependencies=[Depends(require_json)])
-async def query_sources(
-    question: RagQuestion, rag: RagDep, account: AccountDep, background: BackgroundTasks
-) -> RagReply:
+async def query_sources(question: RagQuestion, account: AccountDep) -> RagReply:
     """A model answers from the passages that are nearest to the question, unless none is near enough."""
-    start = time.perf_counter()
-    answer = await rag.answer(question.query, question.k)
-    if answer.model is not None:
-        background.add_task(account.charge, account.record_of(answer.model, answer.usage, start))
+    answer = await last(account.ask_sources(question.query, question.k))
+    assert isinstance(answer, RagAnswer)
     return RagReply.of(answer)

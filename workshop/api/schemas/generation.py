@@ -131,5 +131,5 @@ class AnswerLine(BaseModel):
     @classmethod
     def of(cls, chunk: Chunk) -> Self:
         """From the contract's value."""
-        usage = chunk.usage and TokenCounts.of(chunk.usage)
+        usage = TokenCounts.of(chunk.usage) if chunk.finish_reason else None
         return cls(text=chunk.text, finish_reason=chunk.finish_reason, usage=usage)

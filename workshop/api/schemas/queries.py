@@ -2,8 +2,19 @@
 
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core.core_schema import no_info_wrap_validator_function
 
 from workshop.api.errors import Problem
 from workshop.api.schemas.base import ClosedModel, Integer
@@ -85,10 +96,31 @@ class ModelSwitch(BaseModel):
     threshold: float
 
 
-class QueryBatch(ClosedModel):
-    """Several questions."""
+class _OrMistakes:
+    """A question, or the ``ValidationError`` that says what is wrong with it: in JSON Schema, anything is taken."""
 
-    queries: Annotated[list[QueryBody], Field(min_length=1, max_length=MAX_BATCH)]
+    @staticmethod
+    def __get_pydantic_core_schema__(_source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_wrap_validator_function(_question_or_mistakes, handler.generate_schema(QueryBody))
+
+    @staticmethod
+    def __get_pydantic_json_schema__(schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [handler(schema), {"description": "Anything else: its result is an error."}]}
+
+
+def _question_or_mistakes(value: object, validate: ValidatorFunctionWrapHandler) -> object:
+    try:
+        return validate(value)
+    except ValidationError as error:
+        return error
+
+
+class QueryBatch(ClosedModel):
+    """Several questions. A mistake in one of them becomes its result."""
+
+    queries: Annotated[
+        list[Annotated[QueryBody | ValidationError, _OrMistakes]], Field(min_length=1, max_length=MAX_BATCH)
+    ]
 
 
 class BatchItem(BaseModel):

@@ -9,7 +9,7 @@ from contextlib import aclosing, closing, suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import numpy as np
@@ -27,7 +27,7 @@ from workshop.contracts.generator import (
     Usage,
     collect,
 )
-from workshop.contracts.rag import QuestionAnswerer
+from workshop.contracts.rag import RagAnswer, RagEvent
 from workshop.contracts.retriever import Hit, Passage, RetrieverCard
 from workshop.contracts.services import LanguageServices, Services
 from workshop.lab.serving import Server
@@ -120,6 +120,13 @@ class StandInRetriever:
         pass
 
 
+class StandInSources:
+    """Finds nothing."""
+
+    async def stream(self, question: str, k: int) -> AsyncGenerator[RagEvent, None]:
+        yield RagAnswer("I do not know.", (), None, Usage(0, 0), sure=False)
+
+
 class StandInClassifier:
     """Says no."""
 
@@ -153,7 +160,7 @@ def language_services(file: Path, draft: StandInModel, main: StandInModel) -> La
         cascade=cascade,
         retriever=StandInRetriever(),
         embedding="stand-in",
-        rag=cast(QuestionAnswerer, None),
+        rag=StandInSources(),
         usage=SqlUsageStore(database_url(file)),
     )
 

@@ -22,7 +22,9 @@ class Watch:
 
     def look(self, times: int = 12) -> "Watch":
         for _ in range(times):  # whichever replica answers
-            activity = self._client.get("/v1/activity").json()[self._model]
+            answer = self._client.get("/v1/activity")
+            assert answer.status_code == 200, answer.text
+            activity = answer.json()[self._model]
             self._replicas[activity["process"]] = activity
         return self
 

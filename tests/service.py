@@ -32,7 +32,7 @@ def record(row: FloatMatrix) -> Record:
 RECORDS = [record(row) for row in ROWS]
 RECORD = RECORDS[0]
 RATE_LIMIT = 30
-"""How often a minute a principal may ask each replica for ``/v1/generate``, or for ``/v1/activity``."""
+"""How often a minute a principal may ask each replica for ``/v1/generate``."""
 IMPOSSIBLE = RECORD | {"worst_radius": 1.0}
 """Every number is fine, but the worst radius is smaller than the mean."""
 

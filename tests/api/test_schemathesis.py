@@ -5,7 +5,6 @@ Few for each operation, the same in each run. CONTRIBUTING.md has the command fo
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,27 +13,15 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 
 from tests.language import application, draft, main
-from workshop.api.dependencies import get_rag
-from workshop.contracts.generator import Usage
-from workshop.contracts.rag import RagAnswer
 from workshop.lab.serving import run_app
 
 KEY = "key-of-ada"
-
-
-@dataclass
-class StandInSources:
-    """Finds nothing."""
-
-    async def answer(self, question: str, k: int) -> RagAnswer:
-        return RagAnswer("I do not know.", (), None, Usage(0, 0), sure=False)
 
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory) -> Iterator[object]:
     file = tmp_path_factory.mktemp("schemathesis") / "service.sqlite"
     app = application(file, draft(), main(), api_keys={KEY: "ada"}, wrong_keys_limit="1000000/second")
-    app.dependency_overrides[get_rag] = StandInSources
     with run_app(app) as server:
         config = schemathesis.Config.from_path(Path(__file__).with_name("schemathesis.toml"))
         yield schemathesis.openapi.from_url(f"{server.url}/openapi.json", config=config)

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.language import StandInModel, StandInRetriever
+from workshop.contracts.rag import RagAnswer
 from workshop.deployments.rag import RagDeployment
 
 
@@ -13,5 +14,7 @@ def anyio_backend() -> str:
 
 @pytest.mark.anyio
 async def test_it_answers_from_what_it_is_given():
-    answer = await RagDeployment(StandInRetriever(), StandInModel(), "stand-in", 0.5).answer("Is it so?", 3)
+    events = RagDeployment(StandInRetriever(), StandInModel(), "stand-in", 0.5).stream("Is it so?", 3)
+    *_, answer = [event async for event in events]
+    assert isinstance(answer, RagAnswer)
     assert answer.text == "It is so."

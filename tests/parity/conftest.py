@@ -31,7 +31,7 @@ def new_settings(artifact, retriever_artifact, tmp_path_factory):
         return Settings(
             artifact=artifact,
             retriever_artifact=retriever_artifact,
-            rate_limits={"/v1/generate": f"{RATE_LIMIT}/minute", "/v1/activity": f"{RATE_LIMIT}/minute"},
+            rate_limits={"/v1/generate": f"{RATE_LIMIT}/minute"},
             allowed_origins=["https://friend.example"],
             database_url=f"sqlite+aiosqlite:///{database}",
             **settings,

@@ -17,13 +17,11 @@ from workshop.api.errors import explain
 from workshop.api.health import HealthCheck
 from workshop.api.rate_limits import RateLimits
 from workshop.api.sockets import Places, is_foreign
-from workshop.contracts.cascade import Cascade
 from workshop.contracts.cases import CaseStore
 from workshop.contracts.classifier import Classifier, ModelCard
 from workshop.contracts.errors import NotFoundError, UnauthenticatedError, UnavailableError
 from workshop.contracts.generator import TextGenerator
 from workshop.contracts.principals import ANONYMOUS, Authenticator, Principal
-from workshop.contracts.rag import QuestionAnswerer
 from workshop.contracts.services import Health, LanguageServices, Services
 from workshop.contracts.usage import UsageStore
 from workshop.settings import Settings
@@ -159,18 +157,6 @@ def find_generator(generators: Mapping[str, TextGenerator], model: str) -> TextG
     return generators[model]
 
 
-async def get_prices(language: LanguageDep) -> Mapping[str, float]:
-    return language.prices
-
-
-async def get_cascade(language: LanguageDep) -> Cascade:
-    return language.cascade
-
-
-async def get_rag(language: LanguageDep) -> QuestionAnswerer:
-    return language.rag
-
-
 async def get_usage(language: LanguageDep) -> UsageStore:
     return language.usage
 
@@ -187,9 +173,6 @@ async def require_json(request: Request) -> None:
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 SocketPrincipalDep = Annotated[Principal, Depends(accept_socket)]
 GeneratorsDep = Annotated[Mapping[str, TextGenerator], Depends(get_generators)]
-PricesDep = Annotated[Mapping[str, float], Depends(get_prices)]
-CascadeDep = Annotated[Cascade, Depends(get_cascade)]
-RagDep = Annotated[QuestionAnswerer, Depends(get_rag)]
 UsageDep = Annotated[UsageStore, Depends(get_usage)]
 ServicesDep = Annotated[Services, Depends(get_services)]
 HealthDep = Annotated[Health, Depends(get_health)]

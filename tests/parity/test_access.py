@@ -12,7 +12,7 @@ def test_a_forged_address_does_not_lift_the_rate_limit(service):
     headers = ({"X-Forwarded-For": f"203.0.113.{n}"} for n in range(n_replicas * RATE_LIMIT + 1))
     statuses = [service.get("/v1/activity", headers=each).status_code for each in headers]
     assert statuses[:RATE_LIMIT] == [200] * RATE_LIMIT
-    assert statuses[-1] == 429
+    assert 429 in statuses  # one of the replicas was asked once too often, at whatever point
 
 
 @pytest.mark.parametrize("origin", ["https://foe.example", "http://127.0.0.1", "http://127.0.0.1.example", "null"])

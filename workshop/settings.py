@@ -126,7 +126,7 @@ class Settings(BaseSettings):
     """An OpenAI-compatible server that runs ``main_model`` for us, such as ``http://127.0.0.1:9000/v1``."""
     llm_api_key: Annotated[SecretStr | None, Field(validation_alias="LLM_API_KEY")] = None
     generate_timeout_s: Seconds = 60.0
-    """How long an answer, or the next piece of a stream, may take."""
+    """How long the next piece of an answer may take, streamed or not."""
 
     retriever_artifact: Path = PROJECT / "artifacts" / "retriever"
     embedding_model: str | None = None

@@ -207,6 +207,22 @@ async def test_an_answer_without_usage_is_an_error_because_it_could_not_be_charg
         await generator.complete(PROMPT)
 
 
+@pytest.mark.parametrize("n_tokens", [-1, 2**31, 2**70])
+@pytest.mark.parametrize("kind", ["prompt_tokens", "completion_tokens"])
+async def test_a_usage_that_cannot_be_charged_is_an_error(upstream, generator, kind, n_tokens):
+    upstream.answers = [
+        answering(piece("It", finish="stop"), {"choices": [], "usage": USAGE["usage"] | {kind: n_tokens}})
+    ]
+    with pytest.raises(ModelFailedError, match="does not answer as OpenAI's"):
+        await generator.complete(PROMPT)
+
+
+async def test_without_log_probabilities_the_usage_so_far_is_estimated_by_the_text(upstream, generator):
+    upstream.answers = [answering(piece("It serves"), piece(" models"), piece(finish="stop"), USAGE)]
+    usage = [chunk.usage async for chunk in generator.stream(PROMPT)]
+    assert usage == [Usage(ESTIMATED, 3), Usage(ESTIMATED, 5), Usage(7, 3)]
+
+
 async def test_without_log_probabilities_there_is_text_and_no_token(upstream, generator):
     upstream.answers = [answering(piece("It serves"), piece(finish="stop"), USAGE)]
     assert await generator.complete(PROMPT) == Completion("It serves", (), "stop", Usage(7, 3))

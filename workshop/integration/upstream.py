@@ -5,7 +5,7 @@ import math
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
 from httpx2 import Response
 from openai import (
@@ -266,9 +266,13 @@ class _Choice(BaseModel):
         return tuple(Token(token.token, token.logprob) for token in content or ())
 
 
+_TokenCount = Annotated[int, Field(ge=0, lt=2**31)]
+"""What no answer takes cannot be charged either."""
+
+
 class _Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: _TokenCount
+    completion_tokens: _TokenCount
 
 
 class _Event(BaseModel):

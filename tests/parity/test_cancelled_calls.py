@@ -9,6 +9,7 @@ from ray import serve
 from tests.leaving import HOT_QUESTION, LONG, Watch
 from tests.service import until
 from workshop import corpus
+from workshop.api.streams import last
 from workshop.contracts.generator import Message, Prompt
 from workshop.integration.handles import HandleGenerator, HandleQuestionAnswerer
 from workshop.integration.serve import APP_NAME
@@ -30,7 +31,7 @@ def complete() -> Coroutine:
 def answer_from_sources() -> Coroutine:
     """Its replica waits for the model's: two handles in a row."""
     handle = serve.get_deployment_handle("rag", APP_NAME)
-    return HandleQuestionAnswerer(handle, PATIENCE_S).answer(corpus.entries()[0].questions[0], 3)
+    return last(HandleQuestionAnswerer(handle, PATIENCE_S).stream(corpus.entries()[0].questions[0], 3))
 
 
 @pytest.mark.parametrize("call", [complete, answer_from_sources])

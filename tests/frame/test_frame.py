@@ -287,3 +287,13 @@ def test_nothing_is_left_over_from_building_and_running(project_files):
 def test_the_weights_alone_are_large(project_files):
     large = {str(path.relative_to(ROOT)) for path in project_files if path.stat().st_size > LARGE}
     assert large <= WEIGHTS
+
+
+# The test run
+
+
+def test_the_tests_of_a_group_stay_in_one_process(request):
+    """By the name that xdist gives a test of a group: without it, each process starts a Ray and a service of its own."""
+    if not hasattr(request.config, "workerinput"):
+        pytest.skip("the tests run in one process")
+    assert request.node.nodeid.endswith("@test_frame.py")

@@ -293,7 +293,7 @@ def test_the_weights_alone_are_large(project_files):
 
 
 def test_the_tests_of_a_group_stay_in_one_process(request):
-    """By the name that xdist gives a test of a group: without it, each process starts a Ray and a service of its own."""
+    """By the name that xdist gives a test of a group. Without it, each process starts a Ray of its own."""
     if not hasattr(request.config, "workerinput"):
         pytest.skip("the tests run in one process")
     assert request.node.nodeid.endswith("@test_frame.py")

@@ -30,8 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two processes for each core, because most tests wait for servers; fewer where memory is short."""
-    return max(1, min(int(2 * usable_cores()), available_memory() // MEMORY_OF_A_WORKER))
+    """One process for each core, because each starts servers beside it; fewer where memory is short."""
+    return max(1, min(int(usable_cores()), available_memory() // MEMORY_OF_A_WORKER))
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker, and before xdist reads the groups

@@ -35,7 +35,7 @@ RAY_MEMORY = 1_000_000_000
 LANGUAGE_MEMORY = 1_000_000_000
 """Bytes that the language models that come with the service add: PyTorch, for the most part."""
 
-START_TRIES = 3
+START_TRIES = 5
 """Ray gives its own processes 15 seconds to come up, and there is no setting for it: a busy machine needs longer."""
 
 START_LOCK = Path(tempfile.gettempdir()) / f"workshop-ray-start-{os.getuid()}.lock"

@@ -41,14 +41,22 @@ def begin_stop() -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # also while Python itself ends
-    limit = threading.Timer(LIMIT_S, _end)
+    limit = threading.Timer(LIMIT_S, _end, [_descendants()])
     limit.daemon = True  # a stop that comes to its end does not wait for it
     limit.start()
 
 
-def _end() -> None:
-    """Now, with exit status 1, and with all that this process has started: Ray may still be coming up."""
-    for process in psutil.Process().children(recursive=True):
+def _end(family: set[psutil.Process]) -> None:
+    """Now, with exit status 1, and with all that this process has started: Ray may still be coming up, or going down.
+
+    Args:
+        family: descendants when the stop began. The parent of some may have ended: Ray's agents wait a minute for it.
+    """
+    for process in family | _descendants():
         with suppress(psutil.NoSuchProcess):
             process.kill()
     os._exit(1)
+
+
+def _descendants() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))

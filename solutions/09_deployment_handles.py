@@ -679,9 +679,13 @@ check("09.4", ward)
 
 
 # %% mirrors="workshop.integration.batching:MicroBatched._start_calls workshop.integration.batching:MicroBatched._call_ended"
+from contextvars import Context
+
+
 def _start_calls(self) -> None:
     while len(self._calls) < self._max_calls and (batch := self._next_batch()):
-        call = asyncio.create_task(self._predict_together(batch))
+        # Of no request: when a client leaves, Serve cancels the calls of its request.
+        call = asyncio.create_task(self._predict_together(batch), context=Context())
         self._calls.add(call)
         call.add_done_callback(self._call_ended)
 

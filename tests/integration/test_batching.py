@@ -1,6 +1,7 @@
 """Micro-batching, in front of a classifier whose calls wait until the test lets them go."""
 
 import asyncio
+from contextvars import ContextVar
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ pytestmark = pytest.mark.anyio
 BAD = -1.0
 """A row with this value is invalid."""
 
+REQUEST: ContextVar[str | None] = ContextVar("REQUEST", default=None)
+"""Whose call it is, as Serve keeps it."""
+
 
 def row(value: float) -> FloatMatrix:
     return np.full((1, 30), value)
@@ -28,17 +32,19 @@ def rows(count: int, value: float = 0.0) -> FloatMatrix:
 
 
 class Gated:
-    """Answers each row with its first value, once ``go`` is set. Keeps the sizes of its calls."""
+    """Answers each row with its first value, once ``go`` is set. Keeps the size of each call, and whose it was."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
         self.calls: list[int] = []
+        self.requests: list[str | None] = []
         self.running = 0
         self.most_running = 0
         self.error: BaseException | None = None
 
     async def predict(self, rows: FloatMatrix) -> Scores:
         self.calls.append(len(rows))
+        self.requests.append(REQUEST.get())
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
@@ -183,6 +189,15 @@ async def test_a_caller_that_goes_away_during_the_call_breaks_no_other(inner):
     inner.go.set()
     await settle()
     assert [values(await task) for task in tasks[1:]] == [[1.0], [2.0]]
+
+
+async def test_no_call_is_made_in_the_name_of_one_of_its_callers(inner):
+    """Serve looks up whose call it is in the context, and cancels it with that request."""
+    REQUEST.set("the first caller's")
+    tasks = await send(batched(inner), *[rows(1)] * 3)
+    inner.go.set()
+    await asyncio.gather(*tasks)
+    assert inner.requests == [None, None]
 
 
 async def test_rows_of_callers_that_went_away_do_not_fill_the_queue(inner):

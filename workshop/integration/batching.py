@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
+from contextvars import Context
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,7 +72,8 @@ class MicroBatched:
 
     def _start_calls(self) -> None:
         while len(self._calls) < self._max_calls and (batch := self._next_batch()):
-            call = asyncio.create_task(self._predict_together(batch))
+            # Of no request: when a client leaves, Serve cancels the calls of its request.
+            call = asyncio.create_task(self._predict_together(batch), context=Context())
             self._calls.add(call)
             call.add_done_callback(self._call_ended)
 

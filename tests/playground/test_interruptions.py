@@ -5,6 +5,7 @@ import json
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.playground.proxy import prefix_proxy
 from tests.playground.test_panels import ask, say
 from workshop.contracts.errors import ModelFailedError, UnavailableError
 
@@ -59,14 +60,25 @@ def test_an_error_before_the_first_word_is_told_of(page, serve, panel):
 def test_an_answer_whose_connection_breaks_is_not_taken_for_whole(page, serve, panel):
     service = serve()
     service.draft.endless = True
-    page.goto(service.url)
-    ask(page, panel, "What is a replica?")
-    expect(of(page, panel).get_by_role("region")).to_contain_text("A draft.A draft.")
-    service.server.stop()
+    with prefix_proxy(service.url) as url:
+        page.goto(url)
+        ask(page, panel, "What is a replica?")
+        expect(of(page, panel).get_by_role("region")).to_contain_text("A draft.A draft.")
     expect(of(page, panel).get_by_role("alert")).to_have_text(NOT_WHOLE)
     ask(page, panel, "What is a replica?")
     expect(of(page, panel).get_by_role("alert")).to_have_text("The service does not answer.")
     expect(page.locator("#stats .state")).to_have_text("No answer")
+
+
+@pytest.mark.parametrize("panel", [MODEL, CASCADE])
+def test_an_answer_that_a_stop_of_the_service_ends_says_so(page, serve, panel):
+    service = serve()
+    service.draft.endless = True
+    page.goto(service.url)
+    ask(page, panel, "What is a replica?")
+    expect(of(page, panel).get_by_role("region")).to_contain_text("A draft.A draft.")
+    service.server.stop()
+    expect(of(page, panel).get_by_role("alert")).to_contain_text("the service stops")
 
 
 def test_a_draft_that_is_not_good_enough_is_struck_through(page, serve):

@@ -66,7 +66,7 @@ def reference(on_uvicorn) -> httpx.Client:
     return on_uvicorn.client
 
 
-@pytest.fixture(scope="session", params=RUNTIMES)
+@pytest.fixture(scope="package", params=RUNTIMES)
 def running(request, on_uvicorn, new_settings) -> Iterator[Running]:
     """The service in one runtime after the other."""
     if request.param == "uvicorn":
@@ -78,7 +78,7 @@ def running(request, on_uvicorn, new_settings) -> Iterator[Running]:
         yield Running(client, settings)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(running) -> httpx.Client:
     """A client of the service in one runtime after the other."""
     return running.client

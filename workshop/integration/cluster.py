@@ -22,6 +22,7 @@ from filelock import FileLock
 from ray import serve
 
 from workshop.contracts.errors import StartError
+from workshop.integration.reaper import reaper
 from workshop.integration.serve import APP_NAME, build_application, count_replicas
 from workshop.integration.stopping import FAREWELL_S, GRACE_S
 from workshop.machine import available_memory, bound_socket
@@ -52,7 +53,7 @@ def serve_cluster(settings: Settings, *, host: str, port: int, root_path: str = 
     Raises:
         StartError: this machine has too little memory left, or Ray does not come up.
     """
-    with _ray(settings):
+    with reaper(), _ray(settings):
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         bound_socket(host, port).close()  # Ray took seconds; Serve would share the port with another Serve
         serve.start(

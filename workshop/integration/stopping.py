@@ -5,9 +5,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Collection
-from contextlib import suppress
-
-import psutil
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 3.0
@@ -41,22 +38,6 @@ def begin_stop() -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # also while Python itself ends
-    limit = threading.Timer(LIMIT_S, _end, [_descendants()])
+    limit = threading.Timer(LIMIT_S, os._exit, [1])
     limit.daemon = True  # a stop that comes to its end does not wait for it
     limit.start()
-
-
-def _end(family: set[psutil.Process]) -> None:
-    """Now, with exit status 1, and with all that this process has started: Ray may still be coming up, or going down.
-
-    Args:
-        family: descendants when the stop began. The parent of some may have ended: Ray's agents wait a minute for it.
-    """
-    for process in family | _descendants():
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    os._exit(1)
-
-
-def _descendants() -> set[psutil.Process]:
-    return set(psutil.Process().children(recursive=True))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from nbval.plugin import IPyNbCell
 
+from tests import notebooks
 from tests.postgresql import PostgreSQL, running_postgresql
 from workshop.machine import available_memory, free_port, usable_cores
 
@@ -25,6 +26,7 @@ SLOW = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(notebooks)
     for name, meaning in SLOW.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
 
@@ -43,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("ray")
         if "chromium" in fixtures:
             item.add_marker("browser")
-        if "untouched" in fixtures or isinstance(item, IPyNbCell):
+        if isinstance(item, IPyNbCell):
             item.add_marker("notebook")
         item.add_marker(pytest.mark.xdist_group(group_of(item)))
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in SLOW])
@@ -51,8 +53,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def group_of(item: pytest.Item) -> str:
     """Tests of one group run in one process, one after the other, and share what their fixtures start."""
-    if not {"untouched", "run"}.isdisjoint(getattr(item, "fixturenames", ())):
-        return item.nodeid  # a notebook, or a command line, that shares nothing
+    if "run" in getattr(item, "fixturenames", ()):
+        return item.nodeid  # a command line, which shares nothing
     if item.get_closest_marker("ray") and not isinstance(item, IPyNbCell):
         return f"ray {item.path.parent.name}"
     return item.path.name

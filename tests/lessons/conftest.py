@@ -8,8 +8,8 @@ from workshop.lab.build import Lesson, lessons
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Fill the arguments `lesson`, and `exercise` with each exercise of it."""
-    runs_code = not {"untouched", "bank"}.isdisjoint(metafunc.fixturenames)
     if "exercise" in metafunc.fixturenames:
+        runs_code = "bank" in metafunc.fixturenames
         cases = [
             pytest.param(lesson, exercise, id=exercise, marks=marks(lesson) if runs_code else ())
             for lesson in lessons()
@@ -17,11 +17,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ]
         metafunc.parametrize(("lesson", "exercise"), cases)
     elif "lesson" in metafunc.fixturenames:
-        cases = [
-            pytest.param(lesson, id=lesson.source.stem, marks=marks(lesson) if runs_code else ())
-            for lesson in lessons()
-        ]
-        metafunc.parametrize("lesson", cases)
+        metafunc.parametrize("lesson", [pytest.param(lesson, id=lesson.source.stem) for lesson in lessons()])
 
 
 def marks(lesson: Lesson) -> list[pytest.MarkDecorator]:

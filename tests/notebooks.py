@@ -1,0 +1,114 @@
+"""How whole notebooks are tested: nbval runs their cells, and here is what it leaves open.
+
+A lesson runs as a learner gets it, and then solved in the same kernel: whoever has solved the exercises may run
+everything again. Every check gives the verdict that it should, and at its end no notebook leaves anything running.
+"""
+
+import os
+import re
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import pytest
+from nbval.plugin import IPyNbCell, IPyNbFile
+
+from workshop.lab.memory import MARKER, PeakMemory
+
+PATIENCE_S = 15.0
+VERDICTS = {"notebooks": "not attempted", "solutions": "right"}
+"""Of every check, by the notebook's folder."""
+
+
+@dataclass
+class Kernel:
+    """A kernel, the ports on which it listens by itself, and what knows all that descends from it."""
+
+    process: psutil.Process
+    ports: set[int]
+    family: PeakMemory
+
+
+KERNEL = pytest.StashKey[Kernel]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
+    """Mark the processes of a kernel that nbval starts."""
+    if not isinstance(item, IPyNbCell) or KERNEL in item.parent.stash:
+        return (yield)
+    family = PeakMemory()
+    os.environ[MARKER] = family.marker
+    try:
+        yield
+    finally:
+        del os.environ[MARKER]
+    [process] = family.processes()
+    item.parent.stash[KERNEL] = Kernel(process, listening(process), family)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Look at the verdict of a check."""
+    yield
+    if isinstance(item, IPyNbCell) and re.search(r"(?m)^check\(", item.cell.source):
+        shown, expected = verdicts(item.test_outputs), [VERDICTS[item.path.parent.name]]
+        if shown != expected:
+            pytest.fail(f"the verdict is {shown}, and should be {expected}", pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
+    """At the end of a notebook, see what it leaves, and let the solved one have the kernel of the untouched one."""
+    if not isinstance(item, IPyNbCell) or (nextitem is not None and nextitem.parent is item.parent):
+        return (yield)
+    kernel = item.parent.stash[KERNEL]
+    left = leftovers(kernel.family, kernel.process)
+    left += [f"a server on port {port}" for port in listening(kernel.process) - kernel.ports]
+    goes_on = isinstance(nextitem, IPyNbCell) and nextitem.path.name == item.path.name
+    if goes_on:
+        hand_over(item.parent, nextitem.parent)
+    yield
+    if not goes_on:
+        left += leftovers(kernel.family)
+    if left:
+        pytest.fail(f"{item.path.parent.name}/{item.path.name} leaves behind: {left}", pytrace=False)
+
+
+def hand_over(untouched: IPyNbFile, solved: IPyNbFile) -> None:
+    """Make nbval go on with the same kernel: it neither stops it now nor starts another one."""
+    solved.stash[KERNEL] = untouched.stash[KERNEL]
+    solved.kernel, untouched.kernel = untouched.kernel, None
+    solved.setup = solved.setup_sanitize_files
+
+
+def verdicts(outputs: list[dict[str, Any]]) -> list[str]:
+    """The outcomes that a cell shows."""
+    texts = (output.get("data", {}).get("text/plain", "") for output in outputs)
+    return [shown[1] for text in texts if (shown := re.match(r"\d\d\.\d (right|not yet|not attempted)\.", text))]
+
+
+def listening(process: psutil.Process) -> set[int]:
+    """The ports on which the process listens."""
+    return {at.laddr.port for at in process.net_connections("tcp") if at.status == psutil.CONN_LISTEN}
+
+
+def leftovers(family: PeakMemory, *expected: psutil.Process) -> list[str]:
+    """The command lines of those in the family that are still there when patience ends, but for the `expected`."""
+    deadline = time.monotonic() + PATIENCE_S
+    while alive := [line for process in family.processes() if process not in expected and (line := command(process))]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    return alive
+
+
+def command(process: psutil.Process) -> str:
+    try:
+        line = " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
+    # Python's own helper of `multiprocessing` lives as long as the interpreter that started it.
+    return "" if "multiprocessing.resource_tracker" in line else line[:150]

@@ -9,7 +9,7 @@ BENCHMARKS := $(wildcard benchmarks/*.py)
 APART := torch sentence-transformers
 # Notebooks start programs by name (ray, redis, curl): ours come first.
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
-# Several processes: tests/conftest.py says how many, which tests belong together, and which start first.
+# Several processes: conftest.py says how many, which tests belong together, and which start first.
 PYTEST := $(IN_VENV) pytest --numprocesses=auto --dist=loadgroup --no-loadscope-reorder
 
 .PHONY: help env artifacts lab test check lint notebooks bench lock clean new-venv

@@ -68,6 +68,7 @@ def assert_stops(run, url, stop) -> None:
         httpx.get(url)
 
 
+# On Serve, the tests of this folder send each signal once.
 @pytest.mark.parametrize("way", WAYS)
 def test_api(run, way):
     run = run("api", "--port", "0", "--root-path", PREFIX)
@@ -77,25 +78,31 @@ def test_api(run, way):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("way", "placement"), [("Ctrl-C", "deployment"), ("SIGINT", "inline")])
-def test_serve(run, way, placement):
-    run = run("serve", "--port", "0", "--root-path", PREFIX, WORKSHOP_PLACEMENT=placement)
+def test_serve(run):
+    run = run("serve", "--port", "0", "--root-path", PREFIX)
     url = run.url()
-    assert f"{placement} placement" in run.out
+    assert "inline placement" in run.out
     assert httpx.get(url + "/readiness").status_code == 200
     assert_works_behind_a_proxy(url)
-    assert_stops(run, url, WAYS[way])
+    assert_stops(run, url, WAYS["Ctrl-C"])
 
 
 @pytest.mark.parametrize(
-    "command",
-    [["api"], pytest.param(["serve", "--placement", "deployment"], marks=pytest.mark.ray)],
+    ("command", "runs_on"),
+    [
+        (["api"], "uvicorn"),
+        pytest.param(["serve", "--placement", "deployment"], "deployment placement", marks=pytest.mark.ray),
+    ],
     ids=["api", "serve"],
 )
-def test_no_usage_is_lost_when_it_is_stopped_right_after_a_response(run, command, retriever_artifact, tmp_path):
+def test_no_usage_is_lost_when_it_is_stopped_right_after_a_response(
+    run, command, runs_on, retriever_artifact, tmp_path
+):
     language = {"WORKSHOP_LANGUAGE_MODELS": "true", "WORKSHOP_RETRIEVER_ARTIFACT": str(retriever_artifact)}
-    run = run(*command, "--port", "0", **language)
+    run = run(*command, "--port", "0", "--root-path", PREFIX, **language)
     url = run.url()
+    assert runs_on in run.out
+    assert_works_behind_a_proxy(url)
     questions = ["What is Ray Serve?", "What is a deployment handle?", "What is an event loop?"]
     answers = concurrently(lambda query: httpx.post(url + "/v1/query", json={"query": query}, timeout=60), questions)
     assert_stops(run, url, WAYS["SIGTERM"])

@@ -264,8 +264,8 @@ def test_no_file_names_a_registry_or_a_path_of_one_machine(project_files, text):
 # What does not belong here
 
 AT_THE_ROOT = {
-    ".gitignore", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "environment.yml", "pyproject.toml",
-    "requirements.lock", "torch.lock",
+    ".gitignore", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "conftest.py", "environment.yml",
+    "pyproject.toml", "requirements.lock", "torch.lock",
     ".ci", "benchmarks", "binder", "docs", "notebooks", "solutions", "tests", "workshop",
 }  # fmt: skip
 LEFTOVERS = re.compile(

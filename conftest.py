@@ -1,0 +1,52 @@
+"""How the tests are spread over processes: those in `tests`, and the notebooks, which nbval runs."""
+
+import pytest
+from nbval.plugin import IPyNbCell
+
+from workshop.machine import available_memory, usable_cores
+
+pytest_plugins = ["tests.notebooks"]
+
+MEMORY_OF_A_WORKER = 4 * 10**9
+"""Bytes that a process of the test run may need, with a Ray cluster and the language models in it."""
+
+SLOW = {
+    "ray": "starts a Ray cluster, or shares the one of its process",
+    "browser": "starts Chromium",
+    "notebook": "runs a whole notebook",
+}
+"""Markers of tests that `make check` leaves out. They are set here, by what a test asks for."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, meaning in SLOW.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process for each core, because each starts servers beside it; fewer where memory is short."""
+    return max(1, min(int(usable_cores()), available_memory() // MEMORY_OF_A_WORKER))
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker, and before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow tests, let them start first, and say which belong into one process."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if "cluster" in fixtures or (isinstance(item, IPyNbCell) and item.parent.nb.metadata.workshop.get("ray")):
+            item.add_marker("ray")
+        if "chromium" in fixtures:
+            item.add_marker("browser")
+        if isinstance(item, IPyNbCell):
+            item.add_marker("notebook")
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in SLOW])
+
+
+def group_of(item: pytest.Item) -> str:
+    """Tests of one group run in one process, one after the other, and share what their fixtures start."""
+    if "run" in getattr(item, "fixturenames", ()):
+        return item.nodeid  # a command line, which shares nothing
+    if item.get_closest_marker("ray") and not isinstance(item, IPyNbCell):
+        return f"ray {item.path.parent.name}"
+    return item.path.name

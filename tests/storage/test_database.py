@@ -2,7 +2,8 @@
 
 import asyncio
 import gc
-from contextlib import asynccontextmanager, suppress
+import sqlite3
+from contextlib import asynccontextmanager, closing, suppress
 from uuid import uuid4
 
 import pytest
@@ -68,6 +69,20 @@ async def test_every_connection_to_sqlite_is_set_up(connected):
     for _ in range(2):
         async with connected.transaction() as session:
             assert [await session.scalar(text(f"PRAGMA {name}")) for name in names] == ["wal", 1, 1, 5000]
+
+
+@pytest.mark.anyio
+async def test_the_first_connection_waits_for_another_one_that_writes(tmp_path):
+    """That of a process that starts at the same time: the file is not in WAL mode yet."""
+    file = tmp_path / "service.sqlite"
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        connected = Database(f"sqlite+aiosqlite:///{file}")
+        counting = asyncio.create_task(count(connected))
+        await asyncio.wait([counting], timeout=0.2)
+        assert not counting.done()
+    assert await counting == 0
+    await connected.aclose()
 
 
 @pytest.mark.anyio

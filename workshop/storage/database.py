@@ -1,10 +1,12 @@
 """What all stores share: the connection to a SQL database, and the tables in it."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
+import aiosqlite
 from sqlalchemy import String, delete, event, false, make_url, select
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, NotSupportedError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -74,9 +76,23 @@ def engine_at(url: str, max_statement_s: float | None = MAX_STATEMENT_S) -> Asyn
 
     @event.listens_for(engine.sync_engine, "connect")
     def set_up(connection: Any, _record: object) -> None:
-        connection.run_async(lambda driver: driver.executescript(SQLITE_SETTINGS))
+        connection.run_async(_set_up)
 
     return engine
+
+
+async def _set_up(connection: aiosqlite.Connection) -> None:
+    """The first connection to a file switches it to WAL. While another one writes, the switch fails at once."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + MAX_WAIT_S
+    while True:
+        try:
+            await connection.executescript(SQLITE_SETTINGS)
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or loop.time() > deadline:
+                raise
+        await asyncio.sleep(0.01)
 
 
 class Database:

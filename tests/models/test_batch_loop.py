@@ -48,6 +48,22 @@ def asks(question: str = QUESTIONS[0], **options) -> Prompt:
     return Prompt((Message("user", question),), **options)
 
 
+def loops() -> set[threading.Thread]:
+    """Those that run in this process."""
+    return {thread for thread in threading.enumerate() if "_run_generation_loop" in thread.name}
+
+
+def caches() -> weakref.WeakSet[PagedAttentionCache]:
+    """What loops in this process hold."""
+    return weakref.WeakSet(kept for kept in gc.get_objects() if type(kept) is PagedAttentionCache)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def earlier() -> tuple[set[threading.Thread], weakref.WeakSet[PagedAttentionCache]]:
+    """The loops, and what they hold, of models that other files of this process have left open."""
+    return loops(), caches()
+
+
 async def until(condition) -> None:
     async with asyncio.timeout(60):
         while not condition():
@@ -94,7 +110,7 @@ async def test_a_stream_under_way_goes_on_where_it_was(breakable):
     assert sum(len(piece.tokens) for piece in pieces) == whole.usage.completion_tokens
 
 
-async def test_loops_that_broke_leave_no_memory_and_no_threads(breakable):
+async def test_loops_that_broke_leave_no_memory_and_no_threads(breakable, earlier):
     for _ in range(6):
         answers = await asyncio.gather(
             breakable.complete(asks(max_tokens=20, **SAMPLED)),
@@ -102,10 +118,9 @@ async def test_loops_that_broke_leave_no_memory_and_no_threads(breakable):
             return_exceptions=True,
         )
         assert [type(answer).__name__ for answer in answers] == ["Completion", "ModelFailedError"]
-        caches = [kept for kept in gc.get_objects() if type(kept) is PagedAttentionCache]
-        assert len(caches) <= 2, "what a loop held stays after its end"
+        assert len(caches() - earlier[1]) <= 2, "what a loop held stays after its end"
     await breakable.complete(asks(max_tokens=2, **SAMPLED))
-    assert sum("_run_generation_loop" in thread.name for thread in threading.enumerate()) <= 2  # drawn or not
+    assert len(loops() - earlier[0]) <= 2  # drawn or not
 
 
 async def test_who_is_given_up_while_it_waits_to_go_on_alone_holds_nobody_up(breakable):
@@ -124,7 +139,7 @@ async def test_who_is_given_up_while_it_waits_to_go_on_alone_holds_nobody_up(bre
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 2.0}, {"temperature": BREAKING}], ids=str)
-async def test_closing_ends_what_is_under_way(breakable, options):
+async def test_closing_ends_what_is_under_way(breakable, options, earlier):
     await breakable.aclose()
     calls = [asyncio.create_task(breakable.complete(asks(question, **options))) for question in QUESTIONS[:8]]
     await until(lambda: breakable._loops._loops)
@@ -133,7 +148,7 @@ async def test_closing_ends_what_is_under_way(breakable, options):
     ends = {type(answer).__name__ for answer in answers}
     assert ends <= {"Completion", "UnavailableError", "ModelFailedError"}
     assert ("ModelFailedError" in ends) <= (options.get("temperature") == BREAKING)
-    assert not [thread for thread in threading.enumerate() if "_run_generation_loop" in thread.name]
+    assert not loops() - earlier[0]
 
 
 async def test_two_hundred_at_once_of_which_half_are_given_up(model):
@@ -201,10 +216,9 @@ async def test_what_cannot_fit_is_refused_without_encoding_it(model, monkeypatch
     assert caught.value.prompt_tokens > caught.value.context_length
 
 
-async def test_a_model_that_is_dropped_leaves_no_memory(breakable):
+async def test_a_model_that_is_dropped_leaves_no_memory(breakable, earlier):
     with pytest.raises(ModelFailedError):
         await breakable.complete(asks(temperature=BREAKING))
-    caches = [weakref.ref(kept) for kept in gc.get_objects() if type(kept) is PagedAttentionCache]
     await breakable.aclose()
     gc.collect()
-    assert not [kept for kept in caches if kept() is not None]
+    assert not caches() - earlier[1]

@@ -24,13 +24,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One process for each core, because each starts servers beside it; fewer where memory is short."""
-    return max(1, min(int(usable_cores()), available_memory() // MEMORY_OF_A_WORKER))
+    """One process more than there are cores, because many tests wait; fewer where memory is short."""
+    return max(1, min(int(usable_cores()) + 1, available_memory() // MEMORY_OF_A_WORKER))
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker, and before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the slow tests, let them start first, and say which belong into one process."""
+    """Mark the slow tests, let them start first, and say which belong into one process, in which order."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "cluster" in fixtures or (isinstance(item, IPyNbCell) and item.parent.nb.metadata.workshop.get("ray")):
@@ -40,13 +40,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, IPyNbCell):
             item.add_marker("notebook")
         item.add_marker(pytest.mark.xdist_group(group_of(item)))
-    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in SLOW])
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in SLOW] + order_of(item))
 
 
 def group_of(item: pytest.Item) -> str:
     """Tests of one group run in one process, one after the other, and share what their fixtures start."""
+    if item.get_closest_marker("ray"):  # so that two of them start at a time: more would be late on two cores
+        return "notebooks on Ray" if isinstance(item, IPyNbCell) else "tests on Ray"
     if "run" in getattr(item, "fixturenames", ()):
         return item.nodeid  # a command line, which shares nothing
-    if item.get_closest_marker("ray") and not isinstance(item, IPyNbCell):
-        return f"ray {item.path.parent.name}"
     return item.path.name
+
+
+def order_of(item: pytest.Item) -> list[object]:
+    """Among slow tests of one kind: those with a Ray of their own come first, and a lesson's notebooks together."""
+    name = item.path.name if isinstance(item, IPyNbCell) else ""
+    return ["cluster" in getattr(item, "fixturenames", ()), name]

@@ -4,6 +4,7 @@ Real processes, sockets and signals; stand-in models, which answer for as long a
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -203,8 +204,11 @@ def test_serve_does_the_same(run, tmp_path, retriever_artifact):
         run = run("serve", "--port", "0", WORKSHOP_MAIN_MODEL="main", LLM_BASE_URL=upstream.url + "/v1", **language)
         service = Service(run.process, run.url(), tmp_path / "service.sqlite")
         with service.client, ThreadPoolExecutor(10) as threads:
+            assert "inline placement" in run.out
+            assert service.client.get("/readiness").status_code == 200
             answers = begin(service, [*WHOLE, *STREAMED, socket], threads)
             run.processes()
+            os.killpg(run.process.pid, signal.SIGINT)  # Ctrl-C: the terminal signals every process in the group
             # Once Ray has stopped, SIGTERM ends the process for an instant. 1: Ray needs longer than ten seconds.
             assert service.stop(signal.SIGINT, signal.SIGTERM) in (0, -signal.SIGTERM, 1)
             assert not run.leftovers()

@@ -68,23 +68,13 @@ def assert_stops(run, url, stop) -> None:
         httpx.get(url)
 
 
-# On Serve, the tests of this folder send each signal once.
+# On Serve, test_shutdown.py sends Ctrl-C and SIGINT.
 @pytest.mark.parametrize("way", WAYS)
 def test_api(run, way):
     run = run("api", "--port", "0", "--root-path", PREFIX)
     url = run.url()
     assert_works_behind_a_proxy(url)
     assert_stops(run, url, WAYS[way])
-
-
-@pytest.mark.ray
-def test_serve(run):
-    run = run("serve", "--port", "0", "--root-path", PREFIX)
-    url = run.url()
-    assert "inline placement" in run.out
-    assert httpx.get(url + "/readiness").status_code == 200
-    assert_works_behind_a_proxy(url)
-    assert_stops(run, url, WAYS["Ctrl-C"])
 
 
 @pytest.mark.parametrize(

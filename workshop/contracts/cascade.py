@@ -82,10 +82,6 @@ CascadeEvent: TypeAlias = TextPiece | Switch | Answer
 class Cascade(Protocol):
     """Answers questions at the lowest price that is good enough."""
 
-    async def answer(self, query: Query) -> Answer:
-        """The whole answer. Cancelling the call stops the models. Raises as ``TextGenerator.complete`` does."""
-        ...
-
     def stream(self, query: Query) -> AsyncGenerator[CascadeEvent, None]:
         """The answer while it comes. Closing the stream stops the models. Raises as ``TextGenerator.complete`` does."""
         ...

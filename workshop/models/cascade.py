@@ -34,11 +34,6 @@ class TwoModelCascade:
         self._main = main
         self._threshold = threshold
 
-    async def answer(self, query: Query) -> Answer:
-        """See ``Cascade.answer``."""
-        async with aclosing(self.stream(query)) as events:
-            return [event async for event in events if isinstance(event, Answer)][-1]
-
     async def stream(self, query: Query) -> AsyncGenerator[CascadeEvent, None]:
         """See ``Cascade.stream``."""
         run = _Run(query)

@@ -26,6 +26,8 @@ from workshop.storage.cases import SqlCaseStore
 APP_NAME = "workshop"
 STOP_POLL_S = 0.1
 """A replica that stops looks so often whether it is idle; every two seconds by default."""
+FLUSH_S = 1.0
+"""The same for the API. It is killed as soon as it is idle, and by then its last words must have reached the proxy."""
 
 
 class WithoutRequestId:
@@ -136,7 +138,7 @@ def build_application(settings: Settings) -> serve.Application:
         num_replicas=settings.api_replicas,
         max_ongoing_requests=1000,  # the queue that counts is the micro-batcher's
         graceful_shutdown_timeout_s=5,  # a WebSocket may stay open for hours
-        graceful_shutdown_wait_loop_s=STOP_POLL_S,
+        graceful_shutdown_wait_loop_s=FLUSH_S,
     )(serve.ingress()(Api))
     if settings.placement is Placement.INLINE:
         return api.bind(settings)

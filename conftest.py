@@ -47,8 +47,8 @@ def group_of(item: pytest.Item) -> str:
     """Tests of one group run in one process, one after the other, and share what their fixtures start."""
     if item.get_closest_marker("ray"):  # so that two of them start at a time: more would be late on two cores
         return "notebooks on Ray" if isinstance(item, IPyNbCell) else "tests on Ray"
-    if "run" in getattr(item, "fixturenames", ()):
-        return item.nodeid  # a command line, which shares nothing
+    if not {"run", "bank"}.isdisjoint(getattr(item, "fixturenames", ())):
+        return item.nodeid  # a command line, or the answers to an exercise, which share nothing
     return item.path.name
 
 

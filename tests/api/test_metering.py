@@ -92,7 +92,8 @@ def test_who_leaves_before_a_whole_answer_stops_the_model_and_pays_for_what_was_
 def test_who_leaves_a_stream_pays_for_what_was_made(serve, way):
     with serve(None, main(endless=True)) as service:
         if way == SOCKET:
-            with connect(socket_url(service.client)) as talk:
+            # Without a limit it reads on while it leaves, and sees the service's farewell.
+            with connect(socket_url(service.client), max_queue=None) as talk:
                 talk.send(json.dumps({"type": "ask", "id": "1", "content": "Why?", "model": "main"}))
                 until(lambda: service.main.generated_tokens, lambda made: made >= 3)
         else:

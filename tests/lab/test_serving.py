@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
-from workshop.lab.serving import run_app
+from workshop.lab.serving import STOP_LIMIT, run_app
 
 
 def app_that_says(text: str, **options) -> FastAPI:
@@ -84,6 +84,19 @@ def test_it_works_inside_a_running_event_loop():
                 return (await client.get(server.url)).json()
 
     assert asyncio.run(notebook()) == "hello"
+
+
+def test_an_app_has_time_to_close_what_it_holds():
+    closed = []
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI):
+        yield
+        await asyncio.sleep(STOP_LIMIT + 0.1)  # as models on a busy machine take
+        closed.append(True)
+
+    run_app(FastAPI(lifespan=lifespan)).stop()
+    assert closed
 
 
 def test_stopping_cuts_an_endless_stream_and_a_blocked_loop():

@@ -14,7 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from workshop.lab.progress import START_LIMIT_S, waiting_for
 
-STOP_LIMIT = 3.0  # seconds; a request that still runs then is cut off
+STOP_LIMIT = 3.0  # seconds; an app that has not begun to close by then blocks the event loop
+CLOSE_LIMIT = 30.0  # seconds; how long the app may take to close what it holds
 
 _named: dict[str, Server] = {}
 _running: set[Server] = set()
@@ -43,7 +44,7 @@ class Server(AbstractContextManager["Server"]):
         listener = _listen(port)
         self.port: int = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._watch = _StartWatch(app)
+        self._watch = _LifespanWatch(app)
         # log_config: uvicorn's logging settings are global, and a notebook has servers of its own kind.
         # proxy_headers: no proxy is in front, and a caller must not choose its own address.
         settings: dict[str, Any] = {"log_config": None, "access_log": False, "proxy_headers": False}
@@ -63,7 +64,8 @@ class Server(AbstractContextManager["Server"]):
         if self.name is not None and _named.get(self.name) is self:
             del _named[self.name]
         self._uvicorn.should_exit = True
-        self.thread.join(STOP_LIMIT)
+        if self._watch.closes.wait(STOP_LIMIT):
+            self.thread.join(CLOSE_LIMIT)
         if self.thread.is_alive():  # the app blocks the event loop
             self._uvicorn.force_exit = True
             interrupt(self.thread)
@@ -77,6 +79,7 @@ class Server(AbstractContextManager["Server"]):
         except _Interrupted:
             pass
         finally:
+            self._watch.closes.set()
             listener.close()
 
     def _wait_until_started(self) -> None:
@@ -98,17 +101,24 @@ class Server(AbstractContextManager["Server"]):
         return f"<Server {self.name or ''} {self.url} {state}>".replace("  ", " ")
 
 
-class _StartWatch:
-    """Keeps the error of a failed start, which uvicorn only logs."""
+class _LifespanWatch:
+    """Keeps the error of a failed start, which uvicorn only logs. Knows when the app closes what it holds."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.error: BaseException | None = None
+        self.closes = threading.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
             await self.app(scope, receive, send)
             return
+
+        async def watched_receive() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                self.closes.set()
+            return message
 
         async def quiet_send(message: Message) -> None:
             if message["type"] == "lifespan.startup.failed":
@@ -116,7 +126,7 @@ class _StartWatch:
             await send(message)
 
         try:
-            await self.app(scope, receive, quiet_send)
+            await self.app(scope, watched_receive, quiet_send)
         except BaseException as error:
             self.error = error
             raise

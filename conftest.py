@@ -1,5 +1,7 @@
 """How the tests are spread over processes: those in `tests`, and the notebooks, which nbval runs."""
 
+from collections.abc import Generator
+
 import pytest
 from nbval.plugin import IPyNbCell
 
@@ -28,8 +30,8 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(1, min(int(usable_cores()) + 1, available_memory() // MEMORY_OF_A_WORKER))
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker, and before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # pytest selects by marker, and xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     """Mark the slow tests, let them start first, and say which belong into one process, in which order."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
@@ -40,7 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, IPyNbCell):
             item.add_marker("notebook")
         item.add_marker(pytest.mark.xdist_group(group_of(item)))
-    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in SLOW] + order_of(item))
+    yield
+    items.sort(key=order_of)
 
 
 def group_of(item: pytest.Item) -> str:
@@ -53,6 +56,9 @@ def group_of(item: pytest.Item) -> str:
 
 
 def order_of(item: pytest.Item) -> list[object]:
-    """Among slow tests of one kind: those with a Ray of their own come first, and a lesson's notebooks together."""
-    name = item.path.name if isinstance(item, IPyNbCell) else ""
-    return ["cluster" in getattr(item, "fixturenames", ()), name]
+    """Slow tests come first; of those on Ray, the ones that start it for themselves; a lesson's notebooks together."""
+    is_quick = {name: item.get_closest_marker(name) is None for name in SLOW}
+    shares = "run" not in getattr(item, "fixturenames", ())
+    lesson = item.path.name if isinstance(item, IPyNbCell) else ""
+    # On Ray, tests with and without a browser take turns: pytest has put together those of one service.
+    return [is_quick["ray"], is_quick["ray"] and is_quick["browser"], is_quick["notebook"], shares, lesson]

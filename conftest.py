@@ -30,7 +30,7 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(1, min(int(usable_cores()) + 1, available_memory() // MEMORY_OF_A_WORKER))
 
 
-@pytest.hookimpl(wrapper=True)  # pytest selects by marker, and xdist reads the groups
+@pytest.hookimpl(wrapper=True)  # in between, pytest selects by marker, and xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     """Mark the slow tests, let them start first, and say which belong into one process, in which order."""
     for item in items:
@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
 
 def group_of(item: pytest.Item) -> str:
     """Tests of one group run in one process, one after the other, and share what their fixtures start."""
-    if item.get_closest_marker("ray"):  # so that two of them start at a time: more would be late on two cores
+    if item.get_closest_marker("ray"):  # two groups, so at most two start at a time: more miss Ray's time limit
         return "notebooks on Ray" if isinstance(item, IPyNbCell) else "tests on Ray"
     if not {"run", "bank"}.isdisjoint(getattr(item, "fixturenames", ())):
         return item.nodeid  # a command line, or the answers to an exercise, which share nothing
@@ -60,5 +60,5 @@ def order_of(item: pytest.Item) -> list[object]:
     is_quick = {name: item.get_closest_marker(name) is None for name in SLOW}
     shares = "run" not in getattr(item, "fixturenames", ())
     lesson = item.path.name if isinstance(item, IPyNbCell) else ""
-    # On Ray, tests with and without a browser take turns: pytest has put together those of one service.
+    # On Ray, the browser does not count: pytest has already put the tests of one service together.
     return [is_quick["ray"], is_quick["ray"] and is_quick["browser"], is_quick["notebook"], shares, lesson]

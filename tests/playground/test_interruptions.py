@@ -5,6 +5,7 @@ import json
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.playground.conftest import Service
 from tests.playground.proxy import prefix_proxy
 from tests.playground.test_panels import ask, say
 from workshop.contracts.errors import ModelFailedError, UnavailableError
@@ -19,13 +20,18 @@ def of(page: Page, panel: str):
     return page.get_by_role("region", name=panel, exact=True)
 
 
+def ask_for_ever(page: Page, panel: str, service: Service, url: str) -> None:
+    """Ask, at this URL, for an answer that does not end, and see it grow."""
+    service.draft.endless = True
+    page.goto(url)
+    ask(page, panel, "What is a replica?")
+    expect(of(page, panel).get_by_role("region")).to_contain_text("A draft.A draft.")
+
+
 @pytest.mark.parametrize("panel", [MODEL, CASCADE])
 def test_stop_ends_the_answer_and_the_model(page, serve, panel):
     service = serve()
-    service.draft.endless = True
-    page.goto(service.url)
-    ask(page, panel, "What is a replica?")
-    expect(of(page, panel).get_by_role("region")).to_contain_text("A draft.A draft.")
+    ask_for_ever(page, panel, service, service.url)
     of(page, panel).get_by_role("button", name="Stop").click()
     assert service.draft.over.wait(OVER_S)
     expect(of(page, panel).get_by_text("stopped")).to_be_visible()
@@ -59,11 +65,8 @@ def test_an_error_before_the_first_word_is_told_of(page, serve, panel):
 @pytest.mark.parametrize("panel", [MODEL, CASCADE])
 def test_an_answer_whose_connection_breaks_is_not_taken_for_whole(page, serve, panel):
     service = serve()
-    service.draft.endless = True
     with prefix_proxy(service.url) as url:
-        page.goto(url)
-        ask(page, panel, "What is a replica?")
-        expect(of(page, panel).get_by_role("region")).to_contain_text("A draft.A draft.")
+        ask_for_ever(page, panel, service, url)
     expect(of(page, panel).get_by_role("alert")).to_have_text(NOT_WHOLE)
     ask(page, panel, "What is a replica?")
     expect(of(page, panel).get_by_role("alert")).to_have_text("The service does not answer.")
@@ -73,10 +76,7 @@ def test_an_answer_whose_connection_breaks_is_not_taken_for_whole(page, serve, p
 @pytest.mark.parametrize("panel", [MODEL, CASCADE])
 def test_an_answer_that_a_stop_of_the_service_ends_says_so(page, serve, panel):
     service = serve()
-    service.draft.endless = True
-    page.goto(service.url)
-    ask(page, panel, "What is a replica?")
-    expect(of(page, panel).get_by_role("region")).to_contain_text("A draft.A draft.")
+    ask_for_ever(page, panel, service, service.url)
     service.server.stop()
     expect(of(page, panel).get_by_role("alert")).to_contain_text("the service stops")
 

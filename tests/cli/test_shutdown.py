@@ -212,6 +212,7 @@ def test_serve_does_the_same(run, tmp_path, retriever_artifact):
             # Once Ray has stopped, SIGTERM ends the process for an instant. 1: Ray needs longer than ten seconds.
             assert service.stop(signal.SIGINT, signal.SIGTERM) in (0, -signal.SIGTERM, 1)
             assert not run.leftovers()
+            assert service.refuses()
     assert_told(answers)
     assert_charged(service)
     assert "Traceback" not in run.err

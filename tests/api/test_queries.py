@@ -348,7 +348,7 @@ def no_garbage_collector() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_garbage_collector")
 @pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
-def test_a_reader_who_does_not_read_holds_the_model_and_stops_it_by_leaving(serve, stream):
+def test_a_reader_who_does_not_read_holds_the_model_and_stops_it_by_leaving(serve, stream, caplog):
     """Whatever waits in ``send`` is cancelled there; no generator may be left to the garbage collector."""
     wordy = StandInModel("draft", ("x" * 100_000,), endless=True)
     with serve(wordy) as service:
@@ -357,6 +357,7 @@ def test_a_reader_who_does_not_read_holds_the_model_and_stops_it_by_leaving(serv
             assert not wordy.over.is_set()
         assert wordy.over.wait(ENDED_S)
         assert len(service.records()) == 1
+    assert not caplog.records
 
 
 # Batches

@@ -15,6 +15,8 @@ from workshop.integration import stopping
 from workshop.integration.serve import UnderWay
 from workshop.lab.serving import run_app
 
+CONVERSATION = {"model": "main", "messages": [{"role": "user", "content": "Why?"}]}
+
 
 @pytest.fixture
 def replica(tmp_path, monkeypatch):
@@ -25,8 +27,12 @@ def replica(tmp_path, monkeypatch):
     loops = []
 
     async def app(scope, receive, send):
+        async def send_slowly(message):
+            await send(message)
+            await asyncio.sleep(0.05)  # so that the model is ahead of its reader
+
         loops.append(asyncio.get_running_loop())
-        await under_way(scope, receive, send)
+        await under_way(scope, receive, send_slowly)
 
     with run_app(app) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         yield client, model, lambda: asyncio.run_coroutine_threadsafe(under_way.end(), loops[0]).result(60)
@@ -34,11 +40,10 @@ def replica(tmp_path, monkeypatch):
 
 def test_requests_under_way_are_told_and_charged_and_later_ones_turned_away(replica, tmp_path):
     client, model, end = replica
-    question = {"model": "main", "messages": [{"role": "user", "content": "Why?"}]}
     with connect(f"ws://{client.base_url.netloc.decode()}/v1/chat/ws") as talk, ThreadPoolExecutor(2) as threads:
         assert json.loads(talk.recv())["type"] == "ready"
         whole = threads.submit(client.post, "/v1/generate", json={"prompt": "Why?", "model": "main"})
-        lines = threads.submit(client.post, "/v1/chat/stream", json=question)
+        lines = threads.submit(client.post, "/v1/chat/stream", json=CONVERSATION)
         assert until(lambda: model.running, (2).__eq__) == 2
         end()
         with pytest.raises(ConnectionClosed) as closed:
@@ -58,3 +63,22 @@ def test_requests_under_way_are_told_and_charged_and_later_ones_turned_away(repl
         return {record["endpoint"] for record in records_in(tmp_path / "service.sqlite")}
 
     assert until(charged, {"/v1/chat/stream"}.issubset) >= {"/v1/chat/stream"}  # the response does not wait for it
+
+
+STREAMS = {
+    "lines": ("POST", "/v1/chat/stream", {"json": CONVERSATION}),
+    "events": ("GET", "/v1/query/stream", {"params": {"query": "Why?", "force_direct": True}}),
+    "OpenAI's": ("POST", "/v1/chat/completions", {"json": CONVERSATION | {"stream": True}}),
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_a_stream_whose_reader_is_behind_is_told_too(replica, stream, caplog):
+    client, model, end = replica
+    method, path, options = STREAMS[stream]
+    with client.stream(method, path, **options) as response:
+        pieces = response.iter_text()
+        next(pieces)
+        end()
+        assert "the service stops" in "".join(pieces)
+    assert not caplog.records

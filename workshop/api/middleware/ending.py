@@ -46,9 +46,14 @@ class EndingMiddleware:
             has_ended = message["type"] == "http.response.body" and not message.get("more_body")
             await send(message)
 
+        task = asyncio.current_task()
+        assert task is not None
         try:
             await self.app(scope, receive, send_and_note)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ExceptionGroup) as error:
+            # FastAPI's server-sent events may end with a group when they are cancelled.
+            if isinstance(error, ExceptionGroup) and not task.cancelling():
+                raise
             # Not raised again: nothing is outside of this but the server, which wants an answer.
             request = Request(scope)
             if not has_started:

@@ -74,7 +74,7 @@ STREAMS = {
 
 @pytest.mark.parametrize("stream", STREAMS)
 def test_a_stream_whose_reader_is_behind_is_told_too(replica, stream, caplog):
-    client, model, end = replica
+    client, _, end = replica
     method, path, options = STREAMS[stream]
     with client.stream(method, path, **options) as response:
         pieces = response.iter_text()

@@ -684,7 +684,7 @@ from contextvars import Context
 
 def _start_calls(self) -> None:
     while len(self._calls) < self._max_calls and (batch := self._next_batch()):
-        # Of no request: when a client leaves, Serve cancels the calls of its request.
+        # It belongs to no request: Serve cancels the calls of a request whose client leaves.
         call = asyncio.create_task(self._predict_together(batch), context=Context())
         self._calls.add(call)
         call.add_done_callback(self._call_ended)

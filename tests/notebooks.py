@@ -64,6 +64,8 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """At the end of a notebook, see what it leaves, and let the solved one have the kernel of the untouched one."""
     if not isinstance(item, IPyNbCell) or (nextitem is not None and nextitem.parent is item.parent):
         return (yield)
+    if KERNEL not in item.parent.stash:  # it has not started
+        return (yield)
     kernel = item.parent.stash[KERNEL]
     left = leftovers(kernel.family, kernel.process)
     left += [f"a server on port {port}" for port in listening(kernel.process) - kernel.ports]

@@ -2,10 +2,13 @@
 
 A lesson runs as a learner gets it, and then solved in the same kernel: whoever has solved the exercises may run
 everything again. Every check gives the verdict that it should, and at its end no notebook leaves anything running.
+The lessons on Ray share one, which starts slowly.
 """
 
-import os
+import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -33,18 +36,70 @@ class Kernel:
 
 KERNEL = pytest.StashKey[Kernel]()
 
+RAY = """
+import json, ray, sys
+from ray import serve
+from workshop.integration.cluster import ray_cluster
+from workshop.settings import Settings
+
+with ray_cluster(Settings(ray_cpus=16, language_models=False)):
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    for _ in sys.stdin:
+        left = ["Serve", *serve.status().applications] if serve.status().proxies else []
+        serve.shutdown()
+        print(json.dumps([f"{what} on Ray" for what in left]), flush=True)
+"""
+
+
+class SharedRay:
+    """A Ray without Serve, in a process of its own: the tests of this process may have another one."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.address = self._read()
+        self.environment = {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token"}
+        """Of a process that uses it."""
+
+    def clear(self) -> list[str]:
+        """Stop what a notebook has left running on it, and say what that was."""
+        assert self._process.stdin is not None
+        print(file=self._process.stdin, flush=True)
+        return json.loads(self._read())
+
+    def stop(self) -> None:
+        self._process.communicate()
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        if not (line := self._process.stdout.readline()):
+            raise RuntimeError("the Ray of the notebooks does not answer")
+        return line.strip()
+
+
+SHARED_RAY = pytest.StashKey[SharedRay]()
+
+
+def shared_ray(config: pytest.Config) -> SharedRay:
+    """The one of this process; the first call starts it."""
+    if SHARED_RAY not in config.stash:
+        ray = config.stash[SHARED_RAY] = SharedRay()
+        config.add_cleanup(ray.stop)
+    return config.stash[SHARED_RAY]
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
-    """Mark the processes of a kernel that nbval starts."""
+    """Mark the processes of a kernel that nbval starts, and lend it a Ray if its lesson needs one."""
     if not isinstance(item, IPyNbCell) or KERNEL in item.parent.stash:
         return (yield)
     family = PeakMemory()
-    os.environ[MARKER] = family.marker
-    try:
+    ray = shared_ray(item.config).environment if item.get_closest_marker("ray") else {}
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in {MARKER: family.marker, **ray}.items():
+            environment.setenv(name, value)
         yield
-    finally:
-        del os.environ[MARKER]
     [process] = family.processes()
     item.parent.stash[KERNEL] = Kernel(process, listening(process), family)
 
@@ -69,6 +124,8 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     kernel = item.parent.stash[KERNEL]
     left = leftovers(kernel.family, kernel.process)
     left += [f"a server on port {port}" for port in listening(kernel.process) - kernel.ports]
+    if item.get_closest_marker("ray"):
+        left += shared_ray(item.config).clear()
     goes_on = isinstance(nextitem, IPyNbCell) and nextitem.path.name == item.path.name
     if goes_on:
         hand_over(item.parent, nextitem.parent)

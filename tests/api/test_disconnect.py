@@ -82,9 +82,10 @@ def test_what_comes_after_the_response_is_not_cancelled():
             await asyncio.sleep(0.01)
         over.set()
 
-    with served(app) as client, leaving(client, "GET", "/"):
-        pass
-    assert over.wait(SOON_S)
+    with served(app) as client:
+        with leaving(client, "GET", "/"):
+            pass
+        assert over.wait(SOON_S)  # before the server stops, which ends what takes too long
 
 
 def test_a_time_out_of_the_application_is_its_own():

@@ -1,9 +1,14 @@
 """How Ray is started."""
 
+import os
 import subprocess
 import sys
 
+import httpx
 import pytest
+
+from tests.notebooks import SharedRay
+from workshop.machine import free_port
 
 FLAKY = """
 import psutil, ray
@@ -45,3 +50,47 @@ def test_a_ray_that_never_comes_up_is_one_line():
     assert done.stderr.splitlines()[-1].endswith(
         "StartError: Ray does not come up: The current node timed out during startup."
     )
+
+
+SERVED = """
+import sys
+from ray import serve
+from workshop.integration.cluster import serve_cluster
+from workshop.settings import Settings
+
+@serve.deployment
+class Hello:
+    def __call__(self) -> str:
+        return "hello"
+
+with serve_cluster(Settings(), host="127.0.0.1", port=int(sys.argv[1])):
+    serve.run(Hello.bind(), name="hello")
+    print("serves", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.ray
+def test_a_ray_of_others_is_used_and_goes_on_without_what_was_started_on_it():
+    def serves(port: int, **environment: str) -> subprocess.Popen[str]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        environment = os.environ | ray.environment | environment
+        return subprocess.Popen([sys.executable, "-c", SERVED, str(port)], text=True, env=environment, **pipes)
+
+    ray, port = SharedRay(), free_port()
+    try:
+        with serves(port, RAY_AUTH_MODE="disabled", RAY_NUM_REDIS_GET_RETRIES="1") as without_token:
+            assert f"StartError: cannot connect to RAY_ADDRESS={ray.address}" in without_token.communicate()[1]
+        with serves(port) as first:
+            assert first.stdout.readline() == "serves\n"
+            with serves(free_port()) as second:
+                assert "StartError: Serve runs on this Ray already" in second.communicate()[1]
+            assert httpx.get(f"http://127.0.0.1:{port}").text == "hello"
+            first.communicate()
+        with serves(port) as killed:
+            assert killed.stdout.readline() == "serves\n"
+            killed.kill()
+        assert ray.clear() == ["Serve on Ray", "hello on Ray"]
+        assert ray.clear() == []
+    finally:
+        ray.stop()

@@ -51,16 +51,22 @@ def serve_cluster(settings: Settings, *, host: str, port: int, root_path: str = 
     environment of its nodes decides, a proxy keeps whatever headers a client sends, until they are complete.
 
     Raises:
-        StartError: this machine has too little memory left, or Ray does not come up.
+        StartError: this machine has too little memory left, Ray does not come up, or Serve runs on it already.
     """
-    with reaper(), _ray(settings):
+    with reaper(), ray_cluster(settings):
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        if serve.status().proxies:
+            raise StartError("Serve runs on this Ray already, with an address of its own; `serve shutdown` stops it")
         bound_socket(host, port).close()  # Ray took seconds; Serve would share the port with another Serve
         serve.start(
             http_options={"host": host, "port": port, "root_path": root_path},
             logging_config={"log_level": "WARNING", "enable_access_log": False},
         )
-        yield
+        try:
+            yield
+        finally:
+            if os.environ.get("RAY_ADDRESS"):  # a Ray of our own ends with all that runs on it
+                serve.shutdown()
 
 
 @contextmanager
@@ -93,8 +99,8 @@ def _end_requests() -> None:
 
 
 @contextmanager
-def _ray(settings: Settings) -> Iterator[None]:
-    """Ray for the length of the block.
+def ray_cluster(settings: Settings) -> Iterator[None]:
+    """Ray for the length of the block: one of our own, or the one that ``RAY_ADDRESS`` names, which goes on.
 
     Raises:
         StartError: there is too little memory, or it does not come up however often it is tried.
@@ -126,8 +132,12 @@ def _ray(settings: Settings) -> Iterator[None]:
 
 
 def _start_ray(settings: Settings) -> None:
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False)
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(log_to_driver=False)
+        except ConnectionError as error:
+            remedy = "set RAY_AUTH_MODE=token if that Ray asks for a token, or unset RAY_ADDRESS for a Ray of our own"
+            raise StartError(f"cannot connect to RAY_ADDRESS={address}; {remedy}") from error
     else:
         with FileLock(START_LOCK):
             _start_our_ray(settings)

@@ -66,7 +66,7 @@ def serve_cluster(settings: Settings, *, host: str, port: int, root_path: str = 
             yield
         finally:
             if os.environ.get("RAY_ADDRESS"):  # a Ray of our own ends with all that runs on it
-                serve.shutdown()
+                serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 @contextmanager

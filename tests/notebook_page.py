@@ -104,6 +104,8 @@ class NotebookPage:
         self.cells = page.locator(".jp-CodeCell")
         page.goto(url)
         expect(page.get_by_title("Switch kernel")).to_have_text("Python 3 (ipykernel)")
+        # What is run while it still connects may be dropped.
+        expect(page.locator(".jp-Notebook-ExecutionIndicator")).to_have_attribute("data-status", "idle")
 
     def cell(self, code: str) -> Locator:
         """The one code cell that holds this text."""

@@ -24,7 +24,7 @@ import httpx
 import typer
 import uvloop
 
-from workshop.contracts.classifier import FEATURES
+from workshop.contracts.tumours import FEATURES
 from workshop.machine import free_port
 from workshop.models.tumours import training_data
 

@@ -937,12 +937,12 @@ statuses, (await model.activity()).completed - earlier.completed
 import tempfile
 
 from workshop.api.app import create_app
-from workshop.integration.local import local_services
+from workshop.integration.services import build_services
 from workshop.settings import Settings
 
 folder = tempfile.mkdtemp()
 settings = Settings(database_url=f"sqlite+aiosqlite:///{folder}/service.sqlite")
-service = run_app(create_app(local_services(settings), settings), name="service")
+service = run_app(create_app(build_services(settings), settings), name="service")
 
 # %% [markdown]
 # `POST /v1/chat/stream` answers in JSON lines, for programs. The last one says why the answer ended. A reader who gets no

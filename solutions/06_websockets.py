@@ -1265,13 +1265,13 @@ async def _obey(self, message: ClientMessage) -> None:
 from dataclasses import replace
 
 from workshop.api.app import create_app
-from workshop.integration.local import local_services
+from workshop.integration.services import build_services
 from workshop.lab import slow_model
 from workshop.settings import Settings
 
 # %%
 settings = Settings(database_url=f"sqlite+aiosqlite:///{folder}/chat.sqlite")
-services = local_services(settings)
+services = build_services(settings)
 models = dict(services.language.generators) | {"workshop-main": slow_model(25)}
 services = replace(services, language=replace(services.language, generators=models))
 

@@ -704,9 +704,10 @@ def _call_ended(self, call: asyncio.Task[None]) -> None:
 
 # %%
 from workshop.integration.batching import MicroBatched
-from workshop.integration.handles import HandleClassifier
+from workshop.integration.calls import Calls
+from workshop.integration.classifier import HandleClassifier
 
-remote = HandleClassifier(batching, timeout_s=10)
+remote = HandleClassifier(Calls(batching, timeout_s=10))
 micro = MicroBatched(remote, max_rows=1024, max_waiting_rows=16384, max_calls=1, timeout_s=10)
 
 # %% [markdown]
@@ -893,7 +894,7 @@ arrived.cause
 # And there is more that a call can raise: any bug in the replica, a full queue, a replica that died. An endpoint should know
 # none of these names. This function of `workshop/integration` is the customs office.
 
-# %% mirrors="workshop.integration.handles:contract_errors"
+# %% mirrors="workshop.integration.calls:contract_errors"
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -975,7 +976,7 @@ print(f"you said {guess}, it wrote {await lines_written_by(give_up)}")
 # itself must be cancelled. `Calls` does that, with the deadline and the customs.
 
 # %%
-from workshop.integration.handles import PROBE_TIMEOUT_S, Calls
+from workshop.integration.calls import Calls
 
 
 async def cancel_in_time():
@@ -988,25 +989,20 @@ await lines_written_by(cancel_in_time)
 # The replica stopped in the middle. Its `async def` was cancelled at the `await`, like any coroutine. A plain `def` runs in a
 # thread, and no thread can be cancelled: it works on, but its caller does not wait.
 #
-# With `Calls`, an adapter from handle to contract is one line a method. Only such classes hold a handle. The card doubles as the
-# health check, so it has a deadline of its own: three seconds.
-
-# %% mirrors="workshop.integration.handles:HandleClassifier"
-from typing import Any
-
-from ray.serve.handle import DeploymentHandle
+# With `Calls`, an adapter from handle to contract is one line a method. The card doubles as the health check, so `probe` has a
+# shorter deadline: three seconds.
 
 
+# %% mirrors="workshop.integration.classifier:HandleClassifier"
 class HandleClassifier:
-    def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
-        self._call = Calls(handle, timeout_s)
-        self._probe = Calls(handle, PROBE_TIMEOUT_S)
+    def __init__(self, calls: "Calls") -> None:
+        self._calls = calls
 
     async def predict(self, rows: FloatMatrix) -> Scores:
-        return await self._call(ClassifierDeployment.predict, rows)
+        return await self._calls(ClassifierDeployment.predict, rows)
 
     async def card(self) -> ModelCard:
-        return await self._probe(ClassifierDeployment.card)
+        return await self._calls.probe(ClassifierDeployment.card)
 
 
 # %% [markdown]
@@ -1023,7 +1019,7 @@ await through_customs(ZeroDivisionError)
 # the API to the classifier, as you bound `Triage`.
 
 # %%
-from workshop.integration.serve import APP_NAME, build_application
+from workshop.integration.serve_app import APP_NAME, build_application
 
 settings = Settings(placement="deployment", language_models=False)
 serve.run(build_application(settings), name=APP_NAME)
@@ -1035,7 +1031,7 @@ list(serve.status().applications[APP_NAME].deployments)
 # %%
 import httpx
 
-from workshop.contracts.classifier import FEATURES
+from workshop.contracts.tumours import FEATURES
 
 client = httpx.Client(trust_env=False, timeout=30)
 tumour = dict(zip(FEATURES, rows[0].tolist(), strict=True))
@@ -1048,9 +1044,9 @@ reply.json()
 
 # %%
 from workshop.api.app import create_app
-from workshop.integration.local import local_services
+from workshop.integration.services import build_services
 
-twin = run_app(create_app(local_services(settings), settings), name="lesson 09 twin")
+twin = run_app(create_app(build_services(settings), settings), name="lesson 09 twin")
 local_reply = client.post(twin.url + "/v1/predict", json=tumour)
 {name: reply.json()[name] == value for name, value in local_reply.json().items()}
 

@@ -29,7 +29,7 @@ service_map("14")
 import tempfile
 
 from workshop.api.app import create_app
-from workshop.integration.local import local_services
+from workshop.integration.services import build_services
 from workshop.settings import Settings
 
 folder = tempfile.mkdtemp()
@@ -38,7 +38,7 @@ folder = tempfile.mkdtemp()
 # %%
 def serve(name, **changes):
     settings = Settings(database_url=f"sqlite+aiosqlite:///{folder}/usage.sqlite", **changes)
-    services = local_services(settings)
+    services = build_services(settings)
     return run_app(create_app(services, settings), name=name), services
 
 

@@ -65,7 +65,7 @@ def postgresql() -> Iterator[PostgreSQL]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """The URL of the proxy of Ray Serve, on one cluster for all tests of this process: it starts slowly."""
-    from workshop.integration.cluster import serve_cluster
+    from workshop.integration.serve_cluster import serve_cluster
     from workshop.settings import Settings
 
     port = free_port()

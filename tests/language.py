@@ -16,7 +16,7 @@ import numpy as np
 from fastapi import FastAPI
 
 from workshop.api.app import create_app
-from workshop.contracts.classifier import FEATURES, FeatureRange, FloatMatrix, ModelCard, Scores
+from workshop.contracts.classifier import FeatureRange, FloatMatrix, ModelCard, Scores
 from workshop.contracts.generator import (
     Activity,
     Chunk,
@@ -30,6 +30,7 @@ from workshop.contracts.generator import (
 from workshop.contracts.rag import RagAnswer, RagEvent
 from workshop.contracts.retriever import Hit, Passage, RetrieverCard
 from workshop.contracts.services import LanguageServices, Services
+from workshop.contracts.tumours import FEATURES
 from workshop.lab.serving import Server
 from workshop.models.cascade import PricedModel, TwoModelCascade
 from workshop.settings import Settings

@@ -39,7 +39,7 @@ KERNEL = pytest.StashKey[Kernel]()
 RAY = """
 import json, ray, sys
 from ray import serve
-from workshop.integration.cluster import ray_cluster
+from workshop.integration.serve_cluster import ray_cluster
 from workshop.settings import Settings
 
 with ray_cluster(Settings(ray_cpus=16, language_models=False)):

@@ -12,8 +12,9 @@ import httpx
 import numpy as np
 
 from workshop.contracts import errors
-from workshop.contracts.classifier import FEATURES, FloatMatrix
+from workshop.contracts.classifier import FloatMatrix
 from workshop.contracts.errors import ServiceError
+from workshop.contracts.tumours import FEATURES
 from workshop.models.tumours import training_data
 
 Record = dict[str, float]

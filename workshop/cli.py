@@ -4,6 +4,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from importlib import import_module
 from threading import Event
 from typing import Annotated
 
@@ -28,10 +29,10 @@ def api(host: Host = "127.0.0.1", port: Port = 8000, root_path: RootPath = "") -
         _prepare(settings)
         print("Loading the models", flush=True)
         from workshop.api.app import create_app
-        from workshop.integration.local import local_services
-        from workshop.integration.server import run
+        from workshop.integration.services import build_services
+        from workshop.integration.uvicorn_server import run
 
-        application = create_app(local_services(settings), settings)
+        application = create_app(build_services(settings), settings)
         listen(listener)
         print(f"Serving on {_url(host, listener)}. Ctrl-C stops it.", flush=True)
         run(application, listener, root_path)
@@ -49,11 +50,11 @@ def serve(
     with bound_socket(host, port) as listener:
         url, port = _url(host, listener), listener.getsockname()[1]
     _prepare(settings)
-    from workshop.integration.local import check_models
+    from workshop.integration.preflight import check_models
 
     check_models(settings)
     print("Starting Ray and the service on it", flush=True)
-    from workshop.integration.cluster import serving  # imports Ray, which takes a while
+    from workshop.integration.serve_cluster import running_service  # imports Ray, which takes a while
     from workshop.integration.stopping import SIGNALS, begin_stop
 
     def stop(*_: object) -> None:
@@ -62,7 +63,7 @@ def serve(
 
     for number in SIGNALS:  # SIGINT too: a program that a script starts in the background is born ignoring it
         signal.signal(number, stop)
-    with suppress(KeyboardInterrupt), serving(settings, host=host, port=port, root_path=root_path):
+    with suppress(KeyboardInterrupt), running_service(settings, host=host, port=port, root_path=root_path):
         print(f"Serving on {url} ({settings.placement} placement). Ctrl-C stops it.", flush=True)
         Event().wait()
 
@@ -104,6 +105,8 @@ def main() -> None:
         app()
     except StartError as error:
         sys.exit(f"workshop: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"workshop: this needs {error.name}, which is not installed: see the extras in pyproject.toml")
 
 
 def _prepare(settings: Settings) -> None:
@@ -113,9 +116,11 @@ def _prepare(settings: Settings) -> None:
         StartError: a rate limit has no route, a model cannot be saved, or the database cannot be used.
     """
     from workshop.api.app import check_rate_limits
-    from workshop.integration.local import check_database
+    from workshop.integration.preflight import check_database
     from workshop.integration.training import make_missing
 
+    if settings.redis_url:
+        import_module("redis")  # an extra: what is missing is named here, not at the first request
     check_rate_limits(settings)
     make_missing(settings)
     check_database(settings)

@@ -6,21 +6,33 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from enum import StrEnum
+from math import ceil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from annotated_types import Ge, Gt, Le
 from limits import parse_many
 from pydantic import (
     AfterValidator,
+    BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     IPvAnyNetwork,
     SecretStr,
     StringConstraints,
     ValidationError,
+    model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    YamlConfigSettingsSource,
+)
+from yaml import YAMLError
 
 from workshop.contracts.errors import StartError
 
@@ -95,10 +107,79 @@ class Placement(StrEnum):
     """In replicas of its own, behind a handle: best for a large or GPU model."""
 
 
+class Part(BaseModel):
+    """A part of the settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Autoscaling(Part):
+    """Let Serve choose how many replicas run, by how many requests are under way."""
+
+    min_replicas: Replicas = 1
+    max_replicas: Replicas
+    target_ongoing_requests: Annotated[float, Gt(0), Le(10_000)] = 2.0
+    """In each replica, on average: above it Serve starts replicas, below it stops some."""
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("min_replicas should not be above max_replicas")
+        return self
+
+
+class DeploymentOptions(Part):
+    """How Ray Serve runs a deployment."""
+
+    replicas: Replicas | Autoscaling = 1
+    cpus: Annotated[float, Gt(0), Le(10_000)] = 1.0
+    """Logical CPUs that each replica books."""
+    gpus: Annotated[float, Ge(0), Le(1_000)] = 0.0
+    """GPUs that each replica gets; several may share one: ``0.5``."""
+    max_ongoing_requests: Annotated[int, Ge(1), Le(1_000_000)] = 100
+    """Requests that a replica takes at the same time; others wait at their callers."""
+
+    @property
+    def max_replicas(self) -> int:
+        """How many replicas there may be."""
+        return self.replicas.max_replicas if isinstance(self.replicas, Autoscaling) else self.replicas
+
+    @property
+    def max_calls(self) -> int:
+        """How many calls at once keep all replicas busy, and show Serve the load at which it runs all of them."""
+        if isinstance(self.replicas, Autoscaling):
+            return ceil(self.replicas.max_replicas * self.replicas.target_ongoing_requests)
+        return self.replicas
+
+
+class ModelDeploymentOptions(DeploymentOptions):
+    """The same of a model, which needs no deployment."""
+
+    placement: Placement | None = None
+    """By default, as ``WORKSHOP_PLACEMENT`` says."""
+
+
+class Deployments(Part):
+    """How each deployment runs: the API, and the models that do not run in its process."""
+
+    # The queue in front of the API that counts is the micro-batcher's.
+    api: DeploymentOptions = DeploymentOptions(max_ongoing_requests=1000)
+    classifier: ModelDeploymentOptions = ModelDeploymentOptions()
+    language_models: ModelDeploymentOptions = ModelDeploymentOptions()
+    retriever: ModelDeploymentOptions = ModelDeploymentOptions()
+    rag: ModelDeploymentOptions = ModelDeploymentOptions()
+    """A deployment only where retriever and main model have one, too."""
+
+
 class Settings(BaseSettings):
     """Each comes from the environment variable ``WORKSHOP_<NAME>``, or a bare name where that is the custom."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, validate_by_name=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, validate_by_name=True, hide_input_in_errors=True
+    )
+
+    settings_file: Path | None = None
+    """A YAML file with settings, by their names: ``placement: deployment``. Environment variables come before it."""
 
     artifact: Path = PROJECT / "artifacts" / "tumour-classifier"
     database_url: Annotated[str, Field(validation_alias="DATABASE_URL")] = (
@@ -164,13 +245,49 @@ class Settings(BaseSettings):
     max_websockets_per_principal: Annotated[int, Ge(1), Le(100_000)] = 100
 
     placement: Placement = Placement.INLINE
-    api_replicas: Replicas = 1
-    classifier_replicas: Replicas = 1
-    language_model_replicas: Replicas = 1
+    """Of every model whose own options do not say otherwise."""
+    deployments: Deployments = Deployments()
+    """Options of each deployment: ``WORKSHOP_DEPLOYMENTS__CLASSIFIER__REPLICAS=2``, or all as JSON."""
     ray_cpus: Replicas | None = None
     """Logical CPUs of our own Ray: how many replicas it places, not how many cores they may use. By default, enough."""
     object_store_mb: Annotated[int, Ge(75), Le(10**9)] = 75
     """Ray's shared memory. Requests here are small: Ray's minimum is enough."""
+
+    @model_validator(mode="after")
+    def _check_rag(self) -> Self:
+        if self.deployments.rag.placement is Placement.DEPLOYMENT and "rag" not in self.deployed:
+            raise ValueError("deployments.rag needs retriever and main model in deployments, too")
+        return self
+
+    @property
+    def deployed(self) -> dict[str, DeploymentOptions]:
+        """The options of each deployment that the service has on Ray Serve, by its name in ``deployments``."""
+        models = {"classifier": self.deployments.classifier}
+        if self.language_models:
+            models |= {"language_models": self.deployments.language_models, "retriever": self.deployments.retriever}
+        apart = {name: options for name, options in models.items() if self._is_apart(options)}
+        has_parts = {"language_models", "retriever"} <= apart.keys() and self.llm_base_url is None
+        if has_parts and self._is_apart(self.deployments.rag):
+            apart["rag"] = self.deployments.rag
+        return {"api": self.deployments.api, **apart}
+
+    def _is_apart(self, options: ModelDeploymentOptions) -> bool:
+        return (options.placement or self.placement) is Placement.DEPLOYMENT
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *sources: Any, **named: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Values in code, then environment variables, then the file that ``WORKSHOP_SETTINGS_FILE`` names."""
+        code, environment = named["init_settings"], named["env_settings"]
+        if not (file := environment().get("settings_file")):
+            return code, environment
+        if not Path(file).is_file():
+            raise StartError(f"there is no file {file}, which {PREFIX}SETTINGS_FILE names")
+        try:
+            return code, environment, YamlConfigSettingsSource(settings_cls, file)
+        except (YAMLError, ValueError, TypeError, OSError):
+            raise StartError(f"cannot read {file}: it should be YAML, with settings by their names") from None
 
 
 def read_settings(**values: Any) -> Settings:
@@ -181,13 +298,17 @@ def read_settings(**values: Any) -> Settings:
     """
     variables = _variables()
     for name in map(str.upper, os.environ):
-        if name.startswith(PREFIX) and name not in variables:
+        if name.startswith(PREFIX) and name.partition("__")[0] not in variables:
             nearest = get_close_matches(name, variables, n=1, cutoff=0)
             raise StartError(f"there is no setting {name}; did you mean {nearest[0]}?")
     try:
         return Settings(**values)
+    except SettingsError as error:
+        raise StartError.because("cannot read the settings", error) from None
     except ValidationError as error:
         [first, *_] = error.errors(include_url=False)
+        if not first["loc"]:  # of several settings together
+            raise StartError(f"wrong settings: {first['msg']}") from None
         setting, *inside = first["loc"]
         place = f"{setting}{''.join(f'[{part!r}]' for part in inside)}"
         value = repr(first["input"])

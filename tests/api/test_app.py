@@ -16,8 +16,9 @@ from workshop.api.app import create_app
 from workshop.api.dependencies import get_services
 from workshop.api.schemas.tumours import CaseContent, Measurements, StoredCase
 from workshop.contracts import errors
-from workshop.contracts.classifier import FEATURES, FeatureRange, FloatMatrix, ModelCard, Scores
+from workshop.contracts.classifier import FeatureRange, FloatMatrix, ModelCard, Scores
 from workshop.contracts.services import Services
+from workshop.contracts.tumours import FEATURES
 from workshop.lab.serving import run_app
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore

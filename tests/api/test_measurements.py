@@ -11,7 +11,8 @@ import pytest
 from tests.service import RECORD, client_at
 from workshop.api.app import create_app
 from workshop.contracts.services import Services
-from workshop.integration.local import InProcessClassifier, batched
+from workshop.integration.classifier import InProcessClassifier
+from workshop.integration.services import batched
 from workshop.lab.serving import run_app
 from workshop.models.tumours import train
 from workshop.settings import Settings

@@ -28,7 +28,7 @@ import asyncio, sys, time
 from pathlib import Path
 from tests.language import application, draft, main
 from workshop.integration import stopping
-from workshop.integration.server import run
+from workshop.integration.uvicorn_server import run
 from workshop.machine import bound_socket, listen
 
 database, stopping.GRACE_S, stopping.LIMIT_S = Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])

@@ -21,8 +21,8 @@ STRANGERS = {
     "models.tumours models.retriever models.language_model deployments.classifier": RAY | WEB,
     "deployments.language_models": RAY | WEB | PYTORCH,
     "api.app": RAY | SKLEARN,
-    "integration.local": RAY | PYTORCH,
-    "integration.serve": PYTORCH,
+    "integration.services": RAY | PYTORCH,
+    "integration.serve_app": PYTORCH,
 }
 
 

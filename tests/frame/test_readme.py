@@ -7,7 +7,7 @@ import pytest
 
 from workshop.cli import app
 from workshop.lab.build import lessons
-from workshop.settings import Settings
+from workshop.settings import Deployments, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -48,7 +48,7 @@ def test_a_settings_default_is_as_its_table_says(variable):
     if variable in IN_WORDS:
         assert not shown.startswith(("none", "`"))
     elif shown.startswith("none"):
-        assert default in (None, {}, (), frozenset())
+        assert default in (None, {}, (), frozenset(), Deployments())
     else:
         text = str(default.relative_to(ROOT)) if isinstance(default, Path) else str(default).removesuffix(".0").lower()
         assert shown == f"`{text}`"

@@ -1,5 +1,6 @@
 """Settings in the environment: what is wrong is one clear line without a secret, whatever it is."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import traceback
 from itertools import product
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from workshop.contracts.errors import StartError
@@ -166,3 +168,117 @@ def test_both_commands_refuse_to_start(command, name, value, artifact, retriever
     [line] = done.stderr.splitlines()
     assert line.startswith("workshop: ")
     assert SECRET not in line
+
+
+OPTIONS = {"api": {"replicas": 2}, "classifier": {"placement": "inline", "replicas": {"max_replicas": 3}}}
+DEPLOYMENTS = Settings(deployments=OPTIONS).deployments
+VARIABLES = {
+    "WORKSHOP_DEPLOYMENTS__API__REPLICAS": "2",
+    "WORKSHOP_DEPLOYMENTS__CLASSIFIER__PLACEMENT": "inline",
+    "workshop_deployments__classifier__replicas__max_replicas": "3",
+}
+
+
+@pytest.fixture
+def settings_file(monkeypatch, tmp_path):
+    """Writes the file that the environment names."""
+    file = tmp_path / "settings.yaml"
+    monkeypatch.setenv("WORKSHOP_SETTINGS_FILE", str(file))
+    return file
+
+
+def test_the_options_of_deployments_may_be_variables(monkeypatch):
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    assert read_settings().deployments == DEPLOYMENTS
+
+
+def test_the_options_of_deployments_may_be_json(monkeypatch):
+    monkeypatch.setenv("WORKSHOP_DEPLOYMENTS", json.dumps(OPTIONS))
+    assert read_settings().deployments == DEPLOYMENTS
+
+
+def test_settings_may_stand_in_a_file_and_variables_come_first(monkeypatch, settings_file):
+    settings_file.write_text(yaml.safe_dump({"deployments": OPTIONS, "placement": "deployment", "main_cost": 7.0}))
+    monkeypatch.setenv("WORKSHOP_PLACEMENT", "inline")
+    monkeypatch.setenv("WORKSHOP_DEPLOYMENTS__API__CPUS", "0.5")
+    settings = read_settings()
+    assert (settings.placement, settings.main_cost) == ("inline", 7.0)
+    assert settings.deployments.api == DEPLOYMENTS.api.model_copy(update={"cpus": 0.5})
+    assert settings.deployments.classifier == DEPLOYMENTS.classifier
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("placement: [", "cannot read "),
+        ("\x00", "cannot read "),
+        ("- placement", "cannot read "),
+        ("3", "cannot read "),
+        ("placment: inline", "setting placment='inline': "),
+        ("placement: orbit", "setting placement='orbit': "),
+        (f"api_keys: {{{SECRET}: 3}}", "setting api_keys: "),
+        (f"llm_api_key: [{SECRET}]", "setting LLM_API_KEY: "),
+    ],
+)
+def test_a_wrong_file_is_one_line(settings_file, text, line):
+    settings_file.write_text(text)
+    with pytest.raises(StartError) as caught:
+        read_settings()
+    assert str(caught.value).startswith(line)
+    assert len(str(caught.value).splitlines()) == 1
+    assert SECRET not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(settings_file):
+    with pytest.raises(StartError, match=f"there is no file {settings_file}"):
+        read_settings()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("", "{"),
+        ("", "[]"),
+        ("__CLASSIFER__REPLICAS", "2"),
+        ("__CLASSIFIER__REPLICAS", "0"),
+        ("__CLASSIFIER__REPLICAS", "many"),
+        ("__CLASSIFIER__REPLICAS", "{}"),
+        ("__CLASSIFIER__REPLICAS", '{"min_replicas": 3, "max_replicas": 2}'),
+        ("__CLASSIFIER__REPLICAS", '{"max_replicas": 2, "target_ongoing_requests": 0}'),
+        ("__CLASSIFIER__PLACEMENT", "orbit"),
+        ("__API__PLACEMENT", "inline"),
+        ("__API__GPUS", "-1"),
+        ("__API__CPUS", "nan"),
+        ("__API__MAX_ONGOING_REQUESTS", "0"),
+        ("__RAG__PLACEMENT", "deployment"),
+    ],
+)
+def test_wrong_options_of_a_deployment_are_refused(monkeypatch, path, value):
+    assert "deployments" in refused(monkeypatch, f"WORKSHOP_DEPLOYMENTS{path}", value).lower()
+
+
+@pytest.mark.parametrize(
+    ("settings", "deployed"),
+    [
+        ({}, {"api"}),
+        ({"placement": "deployment"}, {"api", "classifier", "language_models", "retriever", "rag"}),
+        ({"placement": "deployment", "language_models": False}, {"api", "classifier"}),
+        (
+            {"placement": "deployment", "LLM_BASE_URL": "http://x"},
+            {"api", "classifier", "language_models", "retriever"},
+        ),
+        (
+            {"placement": "deployment", "deployments": {"classifier": {"placement": "inline"}}},
+            {"api", "language_models", "retriever", "rag"},
+        ),
+        (
+            {"placement": "deployment", "deployments": {"retriever": {"placement": "inline"}}},
+            {"api", "classifier", "language_models"},
+        ),
+        ({"deployments": {"classifier": {"placement": "deployment"}}}, {"api", "classifier"}),
+        ({"deployments": {"language_models": {"placement": "deployment"}}}, {"api", "language_models"}),
+    ],
+)
+def test_a_model_is_a_deployment_where_its_placement_says_so(settings, deployed):
+    assert set(Settings(**settings).deployed) == deployed

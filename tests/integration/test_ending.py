@@ -12,7 +12,7 @@ from websockets.sync.client import connect
 from tests.language import application, draft, main, records_in
 from tests.service import until
 from workshop.integration import stopping
-from workshop.integration.serve import UnderWay
+from workshop.integration.serve_app import UnderWay
 from workshop.lab.serving import run_app
 
 CONVERSATION = {"model": "main", "messages": [{"role": "user", "content": "Why?"}]}

@@ -12,7 +12,8 @@ from ray import serve
 
 from tests.service import every_error
 from workshop.contracts.errors import DeadlineExceededError, ModelFailedError, OverloadedError, UnavailableError
-from workshop.integration.handles import Calls, HandleClassifier
+from workshop.integration.calls import Calls
+from workshop.integration.classifier import HandleClassifier
 
 pytestmark = pytest.mark.anyio
 
@@ -53,7 +54,7 @@ def handle(cluster):
 
 @pytest.fixture
 def classifier(handle) -> HandleClassifier:
-    return HandleClassifier(handle, PATIENCE_S)
+    return HandleClassifier(Calls(handle, PATIENCE_S))
 
 
 @pytest.mark.parametrize("error", every_error(), ids=lambda error: type(error).__name__)
@@ -109,7 +110,7 @@ async def test_a_replica_that_dies_is_unavailable_and_its_successor_answers(clas
 async def test_a_deployment_that_is_gone_is_unavailable(cluster):
     deployment = serve.deployment(raises_what_it_gets())
     handle = serve.run(deployment.bind(), name="short-lived", route_prefix=None)
-    classifier = HandleClassifier(handle, PATIENCE_S)
+    classifier = HandleClassifier(Calls(handle, PATIENCE_S))
     assert await classifier.predict(1) == 1
     await asyncio.to_thread(serve.delete, "short-lived")
     with pytest.raises(UnavailableError):
@@ -152,7 +153,7 @@ def chain(cluster):
     """Handles of two deployments, of which the first calls the second."""
     deployment = serve.deployment(max_ongoing_requests=10)(waits_for_ever())
     second = deployment.options(name="second").bind()
-    first = deployment.options(name="first").bind(HandleClassifier(second, PATIENCE_S))
+    first = deployment.options(name="first").bind(HandleClassifier(Calls(second, PATIENCE_S)))
     serve.run(first, name="chain", route_prefix=None)
     yield [serve.get_deployment_handle(name, "chain") for name in ("first", "second")]
     serve.delete("chain")
@@ -161,7 +162,7 @@ def chain(cluster):
 @pytest.mark.parametrize("method", ["def", "async def"])
 async def test_a_call_that_a_replica_gives_up_by_itself_is_unavailable(handle, chain, method):
     """Nobody has cancelled the caller: it must learn that there is no answer, rather than end."""
-    classifier = HandleClassifier(handle if method == "def" else chain[1], PATIENCE_S)
+    classifier = HandleClassifier(Calls(handle if method == "def" else chain[1], PATIENCE_S))
     with pytest.raises(UnavailableError):
         await classifier.predict(asyncio.CancelledError())
 
@@ -171,7 +172,7 @@ async def counters(chain) -> Callable:
     """What the calls of the two replicas have done since the test began: how many have started, and were cancelled."""
 
     async def look() -> list[tuple[int, int]]:
-        return [await HandleClassifier(handle, PATIENCE_S).card() for handle in chain]
+        return [await HandleClassifier(Calls(handle, PATIENCE_S)).card() for handle in chain]
 
     before = await look()
 
@@ -188,7 +189,7 @@ async def until(counters: Callable, *expected: tuple[int, int]) -> None:
 
 
 async def test_a_caller_that_goes_away_stops_its_call_and_the_calls_that_this_one_waits_for(chain, counters):
-    first, _ = (HandleClassifier(handle, PATIENCE_S) for handle in chain)
+    first, _ = (HandleClassifier(Calls(handle, PATIENCE_S)) for handle in chain)
     call = asyncio.create_task(first.predict(None))
     await until(counters, (1, 0), (1, 0))
     call.cancel()
@@ -198,7 +199,7 @@ async def test_a_caller_that_goes_away_stops_its_call_and_the_calls_that_this_on
 
 
 async def test_a_call_whose_time_is_up_is_a_deadline_error_and_stops(chain, counters):
-    _, second = (HandleClassifier(handle, 1.0) for handle in chain)
+    _, second = (HandleClassifier(Calls(handle, 1.0)) for handle in chain)
     with pytest.raises(DeadlineExceededError) as caught:
         await second.predict(None)
     assert caught.value.timeout_s == 1.0
@@ -241,13 +242,13 @@ async def test_a_thread_cannot_be_stopped_but_its_caller_does_not_wait_for_it_an
     files = running, queued = tmp_path / "running", tmp_path / "queued"
     for file in files:
         file.touch()
-    call = asyncio.create_task(HandleClassifier(handle, 5.0).predict(running))
+    call = asyncio.create_task(HandleClassifier(Calls(handle, 5.0)).predict(running))
     async with asyncio.timeout(PATIENCE_S):
         while not running.with_suffix(STARTED).exists():
             await asyncio.sleep(0.05)
-    for pending in (HandleClassifier(handle, 0.5).predict(queued), call):
+    for pending in (HandleClassifier(Calls(handle, 0.5)).predict(queued), call):
         with pytest.raises(DeadlineExceededError):
             await pending
     running.unlink()
-    assert await HandleClassifier(handle, PATIENCE_S).predict(7) == 7
+    assert await HandleClassifier(Calls(handle, PATIENCE_S)).predict(7) == 7
     assert not queued.with_suffix(STARTED).exists()

@@ -23,7 +23,7 @@ from workshop.contracts.errors import (
     UnavailableError,
 )
 from workshop.contracts.generator import Activity, Chunk, Completion, GeneratorCard, Message, Prompt, Token, Usage
-from workshop.integration.deadline import WithDeadline
+from workshop.integration.generator import WithDeadline
 from workshop.integration.upstream import UpstreamGenerator
 from workshop.lab.serving import run_app
 from workshop.machine import free_port

@@ -12,8 +12,8 @@ import skops.io
 from sklearn.preprocessing import FunctionTransformer
 
 from tests.service import ROWS
-from workshop.contracts.classifier import FEATURES, LARGEST_VALUE
 from workshop.contracts.errors import InvalidInputError, StartError
+from workshop.contracts.tumours import FEATURES, LARGEST_VALUE
 from workshop.models.artifacts import ArtifactError
 from workshop.models.tumours import TumourClassifier, train, training_data
 

@@ -9,17 +9,27 @@ import httpx
 import pytest
 from sqlalchemy import make_url
 
-from tests.cluster import deployed
+from tests.deployed import deployed
 from tests.language import records_in
 from tests.service import RATE_LIMIT, client_at
 from workshop.api.app import create_app
-from workshop.integration.local import local_services
+from workshop.integration.services import build_services
 from workshop.lab.serving import run_app
 from workshop.settings import Placement, Settings
 
-REPLICAS = {"api_replicas": 2, "classifier_replicas": 2}
-ON_SERVE = [pytest.param(f"serve-{placement}", marks=pytest.mark.ray) for placement in Placement]
-RUNTIMES = ["uvicorn", *ON_SERVE]
+TWO: dict[str, Any] = {"replicas": 2}
+ON_SERVE = {
+    "serve, language models apart": {
+        "placement": Placement.DEPLOYMENT,
+        "deployments": {"api": TWO, "classifier": {"placement": Placement.INLINE}},
+    },
+    "serve, classifier apart": {
+        "placement": Placement.INLINE,
+        "deployments": {"api": TWO, "classifier": TWO | {"placement": Placement.DEPLOYMENT}},
+    },
+}
+"""Settings, by runtime: together they have each model in the API's process, and apart from it."""
+RUNTIMES = ["uvicorn", *(pytest.param(runtime, marks=pytest.mark.ray) for runtime in ON_SERVE)]
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +66,7 @@ class Running:
 def on_uvicorn(new_settings) -> Iterator[Running]:
     """Models in the process of the API."""
     settings = new_settings()
-    with run_app(create_app(local_services(settings), settings)) as server, client_at(server.url) as client:
+    with run_app(create_app(build_services(settings), settings)) as server, client_at(server.url) as client:
         yield Running(client, settings)
 
 
@@ -73,7 +83,7 @@ def running(request, on_uvicorn, new_settings) -> Iterator[Running]:
         yield on_uvicorn
         return
     url = request.getfixturevalue("cluster")
-    settings = new_settings(placement=Placement(request.param.removeprefix("serve-")), **REPLICAS)
+    settings = new_settings(**ON_SERVE[request.param])
     with deployed(settings), client_at(url) as client:
         yield Running(client, settings)
 

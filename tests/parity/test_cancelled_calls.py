@@ -11,27 +11,29 @@ from tests.service import until
 from workshop import corpus
 from workshop.api.streams import last
 from workshop.contracts.generator import Message, Prompt
-from workshop.integration.handles import HandleGenerator, HandleQuestionAnswerer
-from workshop.integration.serve import APP_NAME
+from workshop.integration.calls import Calls
+from workshop.integration.generator import HandleGenerator
+from workshop.integration.rag import HandleQuestionAnswerer
+from workshop.integration.serve_app import APP_NAME
 
 MODEL = "workshop-main"
 PATIENCE_S = 60.0
 
 pytestmark = pytest.mark.parametrize(
-    "running", [pytest.param("serve-deployment", marks=pytest.mark.ray)], indirect=True
+    "running", [pytest.param("serve, language models apart", marks=pytest.mark.ray)], indirect=True
 )
 
 
 def complete() -> Coroutine:
     handle = serve.get_deployment_handle("language-models", APP_NAME)
     prompt = Prompt((Message("user", HOT_QUESTION),), **LONG)
-    return HandleGenerator(handle, MODEL, PATIENCE_S).complete(prompt)
+    return HandleGenerator(Calls(handle, PATIENCE_S), MODEL).complete(prompt)
 
 
 def answer_from_sources() -> Coroutine:
     """Its replica waits for the model's: two handles in a row."""
     handle = serve.get_deployment_handle("rag", APP_NAME)
-    return last(HandleQuestionAnswerer(handle, PATIENCE_S).stream(corpus.entries()[0].questions[0], 3))
+    return last(HandleQuestionAnswerer(Calls(handle, PATIENCE_S)).stream(corpus.entries()[0].questions[0], 3))
 
 
 @pytest.mark.parametrize("call", [complete, answer_from_sources])

@@ -9,7 +9,7 @@ import pytest
 
 from tests.service import RECORD, ROWS, concurrently
 from workshop import __version__
-from workshop.contracts.classifier import FEATURES, UNITS
+from workshop.contracts.tumours import FEATURES, UNITS
 
 VOLATILE = ("timestamp", "uptime_seconds")
 

@@ -9,7 +9,7 @@ from tests.leaving import HOT_QUESTION, Watch, leave_chat, leave_events
 from tests.service import RECORD, client_at, until
 from workshop import corpus
 from workshop.api.app import create_app
-from workshop.integration.local import local_services
+from workshop.integration.services import build_services
 from workshop.lab.serving import run_app
 from workshop.machine import free_port
 
@@ -20,7 +20,7 @@ ASKED = {"model": "workshop-main", "messages": [{"role": "user", "content": ENTR
 @pytest.fixture(scope="module")
 def downstream(reference, new_settings) -> Iterator[httpx.Client]:
     settings = new_settings(llm_base_url=f"{reference.base_url}/v1", llm_api_key="downstream")
-    with run_app(create_app(local_services(settings), settings)) as server, client_at(server.url) as client:
+    with run_app(create_app(build_services(settings), settings)) as server, client_at(server.url) as client:
         yield client
 
 
@@ -65,7 +65,7 @@ def test_usage_is_kept_in_both(downstream, reference):
 
 def test_a_service_whose_vendor_is_away_starts_and_does_all_that_needs_no_vendor(new_settings):
     settings = new_settings(llm_base_url=f"http://127.0.0.1:{free_port()}/v1")
-    with run_app(create_app(local_services(settings), settings)) as server, client_at(server.url) as client:
+    with run_app(create_app(build_services(settings), settings)) as server, client_at(server.url) as client:
         answer = client.get("/readiness")
         assert (answer.status_code, answer.json()) == (200, {"status": "degraded", "degraded": ["workshop-main"]})
         assert client.post("/v1/predict", json=RECORD).status_code == 200

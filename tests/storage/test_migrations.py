@@ -14,7 +14,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from tests.storage.test_usage import NOON, RECORD
 from workshop.contracts.errors import StartError
-from workshop.integration.local import check_database
+from workshop.integration.preflight import check_database
 from workshop.settings import Settings
 from workshop.storage import migrations
 from workshop.storage.cases import SqlCaseStore

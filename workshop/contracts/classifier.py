@@ -1,41 +1,12 @@
-"""The tumour classifier as its callers see it."""
+"""Classifiers of rows of numbers, as their callers see them."""
 
 from dataclasses import dataclass
-from itertools import product
 from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatMatrix: TypeAlias = NDArray[np.float64]
-
-_UNITS = {
-    "radius": "pixel",
-    "texture": "grey level",
-    "perimeter": "pixel",
-    "area": "pixel²",
-    "smoothness": "1",
-    "compactness": "1",
-    "concavity": "1",
-    "concave_points": "1",
-    "symmetry": "1",
-    "fractal_dimension": "1",
-}
-
-UNITS: dict[str, str] = {
-    pattern.format(measurement): unit
-    for pattern, (measurement, unit) in product(("mean_{}", "{}_error", "worst_{}"), _UNITS.items())
-}
-"""Unit of each feature, in the order of the model's columns.
-
-Ten measurements of the cell nuclei in one digitised image; of each the mean, its standard error, and the
-worst (the mean of the three largest values). Source: Breast Cancer Wisconsin (Diagnostic), W. Street et al., 1993.
-"""
-
-FEATURES: tuple[str, ...] = tuple(UNITS)
-
-LARGEST_VALUE = 1e12
-"""Of any feature: the area of an image of a million by a million pixels. Models need not bear larger numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +48,16 @@ class Scores:
 
 
 class Classifier(Protocol):
-    """Tells the classes of rows of measurements."""
+    """Tells the classes of rows."""
 
     async def predict(self, rows: FloatMatrix) -> Scores:
         """Score rows.
 
         Args:
-            rows: shape (n, 30), n ≥ 1, columns in the order of ``FEATURES``.
+            rows: shape (n, n_features), n ≥ 1, columns in the order of the card's features.
 
         Raises:
-            InvalidInputError: a row cannot be a measurement; each value is from 0 to ``LARGEST_VALUE``.
+            InvalidInputError: the model cannot score a row.
             UnavailableError, DeadlineExceededError, ModelFailedError: see their docstrings.
         """
         ...

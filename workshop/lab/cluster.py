@@ -4,7 +4,7 @@ import atexit
 import logging
 from contextlib import ExitStack
 
-from workshop.integration.cluster import serve_cluster
+from workshop.integration.serve_cluster import serve_cluster
 from workshop.lab.progress import waiting_for
 from workshop.machine import free_port
 from workshop.settings import Settings

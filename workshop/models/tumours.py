@@ -16,8 +16,9 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from workshop.contracts.classifier import FEATURES, LARGEST_VALUE, UNITS, FeatureRange, FloatMatrix, ModelCard, Scores
+from workshop.contracts.classifier import FeatureRange, FloatMatrix, ModelCard, Scores
 from workshop.contracts.errors import InvalidInputError
+from workshop.contracts.tumours import FEATURES, LARGEST_VALUE, UNITS
 from workshop.models import artifacts
 from workshop.models.artifacts import ArtifactError
 

@@ -11,7 +11,8 @@ from pydantic.config import JsonDict
 from workshop.api.clock import now
 from workshop.api.schemas.base import ClosedModel, StrictModel
 from workshop.contracts.cases import Case
-from workshop.contracts.classifier import FEATURES, LARGEST_VALUE, FloatMatrix, Scores
+from workshop.contracts.classifier import FloatMatrix, Scores
+from workshop.contracts.tumours import FEATURES, LARGEST_VALUE
 
 MAX_RECORDS = 1000
 

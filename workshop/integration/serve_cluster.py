@@ -23,7 +23,7 @@ from ray import serve
 
 from workshop.contracts.errors import StartError
 from workshop.integration.reaper import reaper
-from workshop.integration.serve import APP_NAME, build_application, count_replicas
+from workshop.integration.serve_app import APP_NAME, booked_cpus, build_application
 from workshop.integration.stopping import FAREWELL_S, GRACE_S
 from workshop.machine import available_memory, bound_socket
 from workshop.settings import Settings
@@ -70,7 +70,7 @@ def serve_cluster(settings: Settings, *, host: str, port: int, root_path: str = 
 
 
 @contextmanager
-def serving(settings: Settings, *, host: str, port: int, root_path: str = "") -> Iterator[None]:
+def running_service(settings: Settings, *, host: str, port: int, root_path: str = "") -> Iterator[None]:
     """The service at ``http://host:port`` for the length of the block.
 
     Raises:
@@ -154,7 +154,7 @@ def _start_our_ray(settings: Settings) -> None:
         raise StartError(f"Ray needs {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are free; {remedy}")
     ray.init(
         address="local",
-        num_cpus=settings.ray_cpus or count_replicas(settings),
+        num_cpus=settings.ray_cpus or booked_cpus(settings),
         object_store_memory=store,
         include_dashboard=False,
         log_to_driver=False,

@@ -12,7 +12,7 @@ from workshop.machine import free_port
 
 FLAKY = """
 import psutil, ray
-from workshop.integration import cluster
+from workshop.integration import serve_cluster
 from workshop.machine import free_port
 from workshop.settings import Settings
 
@@ -26,7 +26,7 @@ def init(**options):
         raise Exception("The current node timed out during startup.\\nThis could happen because of many things.")
 
 ray.init = init
-with cluster.serve_cluster(Settings(language_models=False), host="127.0.0.1", port=free_port()):
+with serve_cluster.serve_cluster(Settings(language_models=False), host="127.0.0.1", port=free_port()):
     names = [process.name() for process in psutil.Process().children(recursive=True)]
     print(len(tries), names.count("gcs_server"), names.count("raylet"))
 """
@@ -55,7 +55,7 @@ def test_a_ray_that_never_comes_up_is_one_line():
 SERVED = """
 import sys
 from ray import serve
-from workshop.integration.cluster import serve_cluster
+from workshop.integration.serve_cluster import serve_cluster
 from workshop.settings import Settings
 
 @serve.deployment

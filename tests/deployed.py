@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from ray import serve
 
-from workshop.integration.serve import APP_NAME, build_application
+from workshop.integration.serve_app import APP_NAME, build_application
 from workshop.settings import Settings
 
 

@@ -1,0 +1,114 @@
+"""The one way to call a deployment. No Ray type and no Ray exception leaves this file."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from ray.exceptions import RayError, RayTaskError, UnserializableException
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from workshop.contracts.errors import ModelFailedError, OverloadedError, ServiceError, UnavailableError
+from workshop.contracts.services import PROBE_TIMEOUT_S
+from workshop.integration.deadline import deadline, each_in_time
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def contract_errors() -> Iterator[None]:
+    """Turn what a handle raises into what the contract promises.
+
+    | Ray                                         | contract           |
+    |---------------------------------------------|--------------------|
+    | a contract's error raised in the replica    | that error         |
+    | any other error raised in the replica       | ModelFailedError   |
+    | an error that cannot be unpickled here      | ModelFailedError   |
+    | BackPressureError                           | OverloadedError    |
+    | a replica that died or never came up        | UnavailableError   |
+    """
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, ServiceError):
+            raise error.cause from error
+        raise ModelFailedError("the model failed") from error
+    except UnserializableException as error:
+        raise ModelFailedError("the model failed") from error
+    except BackPressureError as error:
+        raise OverloadedError("the model's queue is full", error.retry_after_s or 1.0) from error
+    except (RayServeException, RayError) as error:
+        raise UnavailableError("the model is not available") from error
+
+
+class Calls:
+    """The one way to call a deployment: within a time limit, and with the contract's errors.
+
+    When the time is up or the caller is cancelled, the call is cancelled too. If it still waits for a replica, it never
+    starts. In a replica, an ``async def`` method is cancelled, and with it the calls that it awaits. A plain method
+    runs in a thread, which cannot be stopped: it runs to its end, and occupies its place in the replica until then.
+
+    Args:
+        handle: of the deployment.
+        timeout_s: for a call, its wait for a replica included; for a stream, for each next piece.
+    """
+
+    def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
+        self._handle = handle
+        self._timeout_s = timeout_s
+
+    async def __call__(
+        self,
+        method: Callable[Concatenate[Any, Given], Awaitable[Result] | Result],
+        *args: Given.args,
+        **kwargs: Given.kwargs,
+    ) -> Result:
+        """What a method of the deployment's class returns."""
+        return await self._within(self._timeout_s, method, *args, **kwargs)
+
+    async def probe(
+        self,
+        method: Callable[Concatenate[Any, Given], Awaitable[Result] | Result],
+        *args: Given.args,
+        **kwargs: Given.kwargs,
+    ) -> Result:
+        """The same, of a method that a healthy replica answers at once: within ``PROBE_TIMEOUT_S``."""
+        return await self._within(PROBE_TIMEOUT_S, method, *args, **kwargs)
+
+    async def _within(
+        self,
+        timeout_s: float,
+        method: Callable[Concatenate[Any, Given], Awaitable[Result] | Result],
+        *args: Given.args,
+        **kwargs: Given.kwargs,
+    ) -> Result:
+        async with deadline(timeout_s):
+            with contract_errors():
+                response = getattr(self._handle, method.__name__).remote(*args, **kwargs)
+                try:
+                    result: Result = await response
+                except asyncio.CancelledError:
+                    response.cancel()
+                    raise
+                return result
+
+    def stream(
+        self,
+        method: Callable[Concatenate[Any, Given], AsyncGenerator[Result, None]],
+        *args: Given.args,
+        **kwargs: Given.kwargs,
+    ) -> AsyncGenerator[Result, None]:
+        """What a method of the deployment's class yields. Closing the stream cancels the call."""
+
+        async def pieces() -> AsyncGenerator[Result, None]:
+            with contract_errors():
+                response = getattr(self._handle.options(stream=True), method.__name__).remote(*args, **kwargs)
+                try:
+                    async for piece in response:
+                        yield piece
+                finally:
+                    response.cancel()  # of no effect once the stream has ended
+
+        return each_in_time(pieces(), self._timeout_s)

@@ -1,0 +1,37 @@
+"""A retriever behind a deployment's handle. The one in this process is its own adapter: ``CachedRetriever``."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from workshop.contracts.classifier import FloatMatrix
+from workshop.contracts.retriever import Hit, RetrieverCard
+from workshop.deployments.retriever import RetrieverDeployment
+
+if TYPE_CHECKING:  # a service without Serve needs no Ray
+    from workshop.integration.calls import Calls
+
+
+class HandleRetriever:
+    """A retriever behind a handle of ``RetrieverDeployment``.
+
+    Args:
+        calls: of the deployment.
+    """
+
+    def __init__(self, calls: "Calls") -> None:
+        self._calls = calls
+
+    async def embed(self, texts: Sequence[str]) -> FloatMatrix:
+        """See ``Retriever.embed``."""
+        return await self._calls(RetrieverDeployment.embed, texts)
+
+    async def search(self, text: str, k: int) -> list[Hit]:
+        """See ``Retriever.search``."""
+        return await self._calls(RetrieverDeployment.search, text, k)
+
+    async def card(self) -> RetrieverCard:
+        """See ``Retriever.card``."""
+        return await self._calls.probe(RetrieverDeployment.card)
+
+    async def aclose(self) -> None:
+        """Nothing: Serve keeps the handle's connections."""

@@ -1,0 +1,160 @@
+"""The service on Ray Serve."""
+
+import asyncio
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from workshop.api.app import create_app
+from workshop.api.middleware import request_id
+from workshop.deployments.classifier import ClassifierDeployment
+from workshop.deployments.language_models import LanguageModelsDeployment
+from workshop.deployments.rag import RagDeployment
+from workshop.deployments.retriever import RetrieverDeployment
+from workshop.integration.calls import Calls
+from workshop.integration.generator import HandleGenerator
+from workshop.integration.retriever import HandleRetriever
+from workshop.integration.services import Handles, build_services, model_sources
+from workshop.integration.stopping import end_tasks
+from workshop.settings import Autoscaling, DeploymentOptions, Settings
+
+APP_NAME = "workshop"
+STOP_POLL_S = 0.1
+"""A replica that stops looks so often whether it is idle; every two seconds by default."""
+FLUSH_S = 1.0
+"""The same for the API. It is killed as soon as it is idle, and by then its last words must have reached the proxy."""
+
+
+class WithoutRequestId:
+    """Drops the response's ``X-Request-ID``: Serve's proxy adds the same one again."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_without_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                del MutableHeaders(scope=message)[request_id.HEADER]
+            await send(message)
+
+        await self.app(scope, receive, send_without_id)
+
+
+class UnderWay:
+    """Knows the requests under way in this replica, and can end them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._tasks: dict[asyncio.Task[Any], Scope] = {}
+        self._stops = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks[task] = scope
+        if self._stops:
+            task.cancel()
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            del self._tasks[task]
+
+    async def end(self) -> None:
+        """End them as uvicorn does when it stops: WebSockets at once, others when they have had their time.
+
+        What comes after this is turned away.
+        """
+        self._stops = True
+        for task, scope in list(self._tasks.items()):
+            if scope["type"] == "websocket":
+                task.cancel()
+        await end_tasks(self._tasks.keys)
+
+
+class Api:
+    """The ingress: each replica builds the FastAPI application for itself, so nothing of it is pickled.
+
+    Args:
+        settings: of the whole service.
+        handles: of the deployments that hold models; this process holds all others.
+    """
+
+    def __init__(self, settings: Settings, handles: Handles) -> None:
+        self._settings = settings
+        self._handles = handles
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        application = create_app(build_services(self._settings, self._handles), self._settings)
+        self._requests = UnderWay(WithoutRequestId(application))
+        return self._requests
+
+    async def end_requests(self) -> None:
+        """Prepare for a stop: Serve kills a replica that is still busy when its time is over, and all that it holds."""
+        await self._requests.end()
+
+
+def build_application(settings: Settings) -> serve.Application:
+    """The Serve application that the settings describe.
+
+    The decorators are applied here, so that the classes themselves stay plain and are pickled by name.
+    """
+    api = serve.deployment(
+        name="api",
+        graceful_shutdown_timeout_s=5,  # a WebSocket may stay open for hours
+        graceful_shutdown_wait_loop_s=FLUSH_S,
+        **_serve_options(settings.deployments.api),
+    )(serve.ingress()(Api))
+    return api.bind(settings, _bind_models(settings))
+
+
+def _bind_models(settings: Settings) -> Handles:
+    """The deployments of the models that have one."""
+    sources, main = model_sources(settings), Path(settings.main_model).name
+    index = settings.retriever_artifact, settings.embedding_model, settings.redis_url
+    timeout_s = settings.generate_timeout_s
+    bound: dict[str, Any] = {}
+    for name, options in settings.deployed.items():
+        match name:
+            case "classifier":
+                bound[name] = _deployment(ClassifierDeployment, name, options).bind(settings.artifact)
+            case "language_models":
+                bound[name] = _deployment(LanguageModelsDeployment, name, options).bind(sources)
+            case "retriever":
+                bound[name] = _deployment(RetrieverDeployment, name, options).bind(*index)
+            case "rag":
+                # Serve puts a handle in the place of each bound deployment, within the adapters too.
+                retriever = HandleRetriever(Calls(bound["retriever"], timeout_s))
+                generator = HandleGenerator(Calls(bound["language_models"], timeout_s), main)
+                rag = _deployment(RagDeployment, name, options)
+                bound[name] = rag.bind(retriever, generator, main, settings.rag_threshold)
+    return Handles(**bound)
+
+
+def booked_cpus(settings: Settings) -> int:
+    """Logical CPUs that all replicas of ``build_application`` book together, when there are as many as there may be."""
+    return ceil(sum(options.max_replicas * options.cpus for options in settings.deployed.values()))
+
+
+def _deployment(kind: type, name: str, options: DeploymentOptions) -> serve.Deployment:
+    return serve.deployment(
+        name=name.replace("_", "-"),
+        graceful_shutdown_timeout_s=5,
+        graceful_shutdown_wait_loop_s=STOP_POLL_S,
+        **_serve_options(options),
+    )(kind)
+
+
+def _serve_options(options: DeploymentOptions) -> dict[str, Any]:
+    if isinstance(options.replicas, Autoscaling):
+        scaling: dict[str, Any] = {"autoscaling_config": options.replicas.model_dump()}
+    else:
+        scaling = {"num_replicas": options.replicas}
+    resources = {"num_cpus": options.cpus, "num_gpus": options.gpus}
+    return {**scaling, "ray_actor_options": resources, "max_ongoing_requests": options.max_ongoing_requests}

@@ -533,7 +533,7 @@ load(server.url + "/long?words=9000", requests=1)
 # A 200 for a prompt that no model ever saw. The service waits for the first item before it answers at all. This is how, as it
 # stands in the package:
 
-# %% mirrors="workshop.api.streams:Item workshop.api.streams:started"
+# %% mirrors="workshop.api.streams:Item workshop.api.streams:open_stream"
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import TypeVar
@@ -542,7 +542,7 @@ Item = TypeVar("Item")
 
 
 @asynccontextmanager
-async def started(stream: AsyncGenerator[Item, None]) -> AsyncIterator[AsyncIterator[Item]]:
+async def open_stream(stream: AsyncGenerator[Item, None]) -> AsyncIterator[AsyncIterator[Item]]:
     async with aclosing(stream):
         first = await anext(stream)
 
@@ -575,7 +575,7 @@ async def too_long(request, error):
 
 # %%
 async def opened(words: int):
-    async with started(model.stream(Prompt((Message("user", "replica " * words),)))) as chunks:
+    async with open_stream(model.stream(Prompt((Message("user", "replica " * words),)))) as chunks:
         yield chunks
 
 
@@ -828,13 +828,13 @@ len(closed_at)
 
 # %% [markdown]
 # The end of a dependency is part of the request. It runs when the request is over, whatever the reason. So what must be
-# cleaned up is opened in a dependency. For a generator, such as a model's stream, the service's `started` does the rest: its
+# cleaned up is opened in a dependency. For a generator, such as a model's stream, the service's `open_stream` does the rest: its
 # block ends with `aclosing`.
 
 
 # %%
 async def opened_scans():
-    async with started(scans()) as all_scans:
+    async with open_stream(scans()) as all_scans:
         yield all_scans
 
 
@@ -1069,7 +1069,7 @@ check("05.5", read_answer)
 # |---|---|---|
 # | the answer waits for its last word | one mark, late | an endpoint that yields |
 # | somebody collects the pieces | one mark, late, only from outside | pure ASGI; `X-Accel-Buffering: no` from a dependency |
-# | an error before the first word | 200, and nothing | `started`, in a dependency |
+# | an error before the first word | 200, and nothing | `open_stream`, in a dependency |
 # | an error in the middle | half an answer, well ended | an `error` event, and `complete` |
 # | the reader leaves | tokens for nobody | a dependency that cleans up after its `yield` |
 # | the reader is slow | memory grows | `asyncio.Queue(maxsize=…)`, or no queue |

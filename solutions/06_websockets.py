@@ -404,7 +404,7 @@ async def receive(self) -> str | bytes:
     message: str | bytes = event["text"] if event.get("text") is not None else event["bytes"]
     n_bytes = len(message.encode() if isinstance(message, str) else message)
     if n_bytes > MAX_MESSAGE_BYTES:
-        reason = f"a message may have {MAX_MESSAGE_BYTES} bytes"
+        reason = f"a message may have at most {MAX_MESSAGE_BYTES} bytes"
         raise WebSocketException(status.WS_1009_MESSAGE_TOO_BIG, reason)
     return message
 
@@ -844,7 +844,7 @@ async def plain(socket, sent):
 
 # %% [markdown]
 # The second does it as the service does, with `Peer`. `connection` gives it one, with a heartbeat beside it. After each
-# page it waits until there is `room`.
+# page it waits for `drain`.
 
 # %%
 from workshop.api.schemas.chat import Text
@@ -859,7 +859,7 @@ async def with_peer(socket, sent):
         while sent["/peer"] < 20e6:
             await peer.send(Text(id="1", text=PAGE))
             sent["/peer"] += len(PAGE)
-            await peer.room()
+            await peer.drain()
 
 
 # %%
@@ -906,16 +906,16 @@ bars({name: {"sent": kilos} for name, kilos in unread.items()}, y="thousand char
 # hands everything to the proxy, and that keeps it in memory, for every slow reader of every replica.
 #
 # `Peer` counts. What was sent before a ping has been read when its pong comes. When the characters that are not yet
-# confirmed exceed a window, `room` waits, and `heartbeat` pings at once.
+# confirmed exceed a window, `drain` waits, and `heartbeat` pings at once.
 
 
-# %% mirrors="workshop.api.sockets:Peer._ask_whether_it_reads"
-async def _ask_whether_it_reads(self) -> None:
+# %% mirrors="workshop.api.sockets:Peer._ping_and_wait"
+async def _ping_and_wait(self) -> None:
     self._ping = Ping(id=token_hex(4))  # nobody can answer it who has not read it
-    self._ponged.clear()
+    self._pong_received.clear()
     sent_before = self._unread
     await self.send(self._ping)
-    await self._ponged.wait()
+    await self._pong_received.wait()
     self._count(-sent_before)
 
 
@@ -925,7 +925,7 @@ from workshop.api import sockets
 {name: getattr(sockets, name) for name in ("HEARTBEAT_S", "PONG_TIMEOUT_S", "WINDOW")}
 
 # %% [markdown]
-# So one message does two jobs: it finds the dead, and it slows down for the slow. While `room` waits, the chat takes no
+# So one message does two jobs: it finds the dead, and it slows down for the slow. While `drain` waits, the chat takes no
 # more words from its model.
 #
 # ## A room with two doors
@@ -1240,15 +1240,15 @@ async def connection(websocket: WebSocket) -> AsyncIterator[tuple[Peer, asyncio.
 # came.
 
 
-# %% mirrors="workshop.api.routers.chat:Chat._obey"
-async def _obey(self, message: ClientMessage) -> None:
+# %% mirrors="workshop.api.routers.chat:Chat._handle"
+async def _handle(self, message: ClientMessage) -> None:
     match message:
         case Ask():
             self._start(message)
         case Cancel():
             await self._cancel(message)
         case Reset():
-            self._must_be_free()
+            self._require_idle()
             self._turns = []
             await self._greet()
         case Ping():

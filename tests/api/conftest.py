@@ -14,9 +14,9 @@ from workshop.lab.serving import run_app
 
 
 @pytest.fixture(autouse=True)
-def fresh_health(monkeypatch) -> None:
-    """What a test breaks or mends shows at its next look at the service's health."""
-    monkeypatch.setattr(health, "FRESH_S", 0.0)
+def no_health_cache(monkeypatch) -> None:
+    """Health checks are not cached, so a test sees at once what it breaks or repairs."""
+    monkeypatch.setattr(health, "CACHE_S", 0.0)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ SECRET = "SECRET-internals"
 
 @dataclass
 class StandIn:
-    """A classifier that says no, or raises."""
+    """A classifier that predicts "no", or raises."""
 
     error: Exception | None = None
 
@@ -68,17 +68,17 @@ def client_of(services: Services, replaced: Services | None = None, **settings) 
 
 @contextmanager
 def failing(store: SqlCaseStore, error: Exception) -> Iterator[httpx.Client]:
-    """The API, started in good health, whose model has begun to raise."""
+    """The API, whose model started well but now raises an error."""
     with client_of(Services(StandIn(), store), Services(StandIn(error), store)) as client:
         yield client
 
 
-def test_a_dependency_override_replaces_what_is_behind_the_endpoints(store):
+def test_a_dependency_override_replaces_the_services(store):
     with client_of(Services(StandIn(), store), Services(StandIn(errors.NotFoundError("another")), store)) as client:
         assert client.post("/v1/predict", json=RECORD).json()["detail"] == "another"
 
 
-def test_the_answer_is_what_the_contract_says(store):
+def test_the_response_has_the_values_of_the_contract(store):
     with client_of(Services(StandIn(), store)) as client:
         answer = client.post("/v1/predict", json=RECORD).json()
     assert (answer["prediction"], answer["label"], answer["confidence"]) == (0, "no", 0.75)
@@ -126,14 +126,14 @@ class SpecialOverload(errors.OverloadedError):
     """A subclass that the table of errors does not name."""
 
 
-def test_a_subclass_is_answered_as_the_nearest_class_above_it(store):
+def test_a_subclass_has_the_status_of_its_nearest_base_class(store):
     with failing(store, SpecialOverload("full", 4.0)) as client:
         answer = client.post("/v1/predict", json=RECORD)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "4")
 
 
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/batch-predict"])
-def test_a_bug_is_a_500_that_shows_no_internals(store, path):
+def test_a_bug_is_a_500_that_reveals_no_internals(store, path):
     with failing(store, KeyError(SECRET)) as client:
         answer = client.post(
             path, json=RECORD if path == "/v1/predict" else {"records": [RECORD]}, headers={"X-Request-ID": "bug-1"}
@@ -146,7 +146,7 @@ def test_a_bug_is_a_500_that_shows_no_internals(store, path):
 
 
 @pytest.mark.parametrize("error", [errors.ModelFailedError(SECRET), KeyError(SECRET)])
-def test_the_log_has_what_the_answer_keeps_back(store, error, caplog):
+def test_the_log_has_what_the_response_hides(store, error, caplog):
     with failing(store, error) as client:
         client.post("/v1/predict", json=RECORD)
     assert "Traceback" in caplog.text
@@ -185,7 +185,7 @@ def test_the_application_closes_its_store_when_it_stops(store):
 
 @pytest.mark.parametrize(("size", "status"), [(100, 422), (101, 413)])
 @pytest.mark.parametrize("send", [bytes, lambda body: iter([body[:60], body[60:]])], ids=["declared", "chunked"])
-def test_a_body_may_be_as_large_as_the_setting_says(store, size, status, send):
+def test_the_size_of_a_body_is_limited_by_a_setting(store, size, status, send):
     with client_of(Services(StandIn(), store), max_body_bytes=100) as client:
         headers = {"Content-Type": "application/json"}
         assert client.post("/v1/predict", content=send(b"[" + b" " * (size - 1)), headers=headers).status_code == status
@@ -195,12 +195,12 @@ def test_the_schema_has_the_models_features_in_the_models_order():
     assert tuple(Measurements.model_fields) == FEATURES
 
 
-def test_values_come_in_the_order_of_the_features_whatever_the_order_of_the_json():
+def test_values_are_in_the_order_of_the_features_whatever_the_order_of_the_json():
     shuffled = Measurements.model_validate(dict(reversed(RECORD.items())))
     assert shuffled.values() == tuple(RECORD[name] for name in FEATURES)
 
 
-def test_a_stored_case_is_made_of_what_a_caller_may_send():
+def test_a_stored_case_has_the_fields_that_a_client_may_send_and_an_id():
     assert set(StoredCase.model_fields) == {*CaseContent.model_fields, "id"}
 
 

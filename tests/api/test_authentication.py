@@ -1,4 +1,4 @@
-"""Who is let in: every route and the WebSocket, without a key, with a wrong one and with the right one."""
+"""Authentication on every route and the WebSocket: without a key, with a wrong one and with the right one."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from tests.language import application, draft, main
-from workshop.api.authentication import ApiKeys, Names
+from workshop.api.authentication import ApiKeys, UnverifiedNames
 from workshop.api.clock import now
 from workshop.api.dependencies import get_authenticator
 from workshop.contracts.errors import UnauthenticatedError
@@ -45,7 +45,7 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def closing(client: httpx.Client, **options: object) -> tuple[int, str]:
+def close_code_and_reason(client: httpx.Client, **options: object) -> tuple[int, str]:
     """Code and reason with which the WebSocket is closed."""
     with connect(f"ws://{client.base_url.netloc.decode()}/v1/chat/ws", **options) as socket:
         with suppress(ConnectionClosed):
@@ -56,7 +56,7 @@ def closing(client: httpx.Client, **options: object) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory) -> Iterator[httpx.Client]:
-    """A service with keys, that never tires of wrong ones."""
+    """A service with keys, and practically no limit on wrong ones."""
     file = tmp_path_factory.mktemp("guarded") / "service.sqlite"
     app = application(file, draft(), main(), api_keys={KEY: "ada"}, wrong_keys_limit="1000000/second")
     with run_app(app) as server, httpx.Client(base_url=server.url, timeout=30) as client:
@@ -83,7 +83,7 @@ def test_the_pages_are_public(guarded, path):
     assert guarded.get(path).status_code == 200
 
 
-def test_a_key_is_asked_for_before_the_request_is_judged(guarded):
+def test_the_key_is_checked_before_the_request_is_validated(guarded):
     nonsense = {"content": b'{"x": 1}', "headers": {"Content-Type": "application/json"}}
     assert guarded.post("/v1/predict", **nonsense).status_code == 401
     nonsense["headers"] |= bearer(KEY)
@@ -113,25 +113,25 @@ def test_the_document_says_which_routes_require_a_key(guarded):
     ids=["no key", "header", "subprotocol"],
 )
 def test_the_websocket_is_closed_without_the_right_key(guarded, options):
-    assert closing(guarded, **options) == REFUSED
+    assert close_code_and_reason(guarded, **options) == REFUSED
 
 
 @pytest.mark.parametrize("way", ["header", "subprotocol"])
-def test_who_tries_key_after_key_is_told_to_wait_and_a_right_key_still_works(serve, way):
+def test_wrong_keys_are_rate_limited_and_the_right_key_still_works(serve, way):
     with serve(api_keys={KEY: "ada"}, wrong_keys_limit="5/minute") as service:
         client = service.client
         for n in range(3):
             assert client.get("/v1/cases", headers=bearer(f"guess-{n}")).status_code == 401
         for n in range(2):
-            assert closing(client, additional_headers=bearer(f"guess-{n}")) == REFUSED
+            assert close_code_and_reason(client, additional_headers=bearer(f"guess-{n}")) == REFUSED
         answer = client.get("/v1/cases", headers=bearer("guess"))
         assert (answer.status_code, answer.json()["error"]) == (429, "RateLimitedError")
         assert 1 <= int(answer.headers["Retry-After"]) <= 60
         offer = bearer("guess") if way == "header" else None
         protocols = ["workshop.chat", "bearer.guess"] if way == "subprotocol" else None
-        code, reason = closing(client, additional_headers=offer, subprotocols=protocols)
-        assert (code, "at most 5 per 1 minute" in reason) == (1008, True)
-        assert client.get("/v1/cases").status_code == 401  # no key is not a wrong one
+        code, reason = close_code_and_reason(client, additional_headers=offer, subprotocols=protocols)
+        assert (code, "5 per 1 minute" in reason) == (1008, True)
+        assert client.get("/v1/cases").status_code == 401  # a missing key does not count as a wrong one
         assert client.get("/v1/cases", headers=bearer(KEY)).status_code == 200
         with connect(f"ws{service.server.url.removeprefix('http')}/v1/chat/ws", additional_headers=bearer(KEY)) as ws:
             assert '"ready"' in ws.recv(timeout=10)
@@ -145,34 +145,34 @@ def test_replicas_with_a_redis_count_wrong_keys_together(serve, redis):
     assert tries == [401, 401, 429, 429]
 
 
-class Passing:
-    """Lets everybody in for a while."""
+class Permissive:
+    """Accepts every credential, which expires after a while."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.asked = 0
+        self.calls = 0
 
     async def authenticate(self, credential: str) -> Principal:
-        self.asked += 1
+        self.calls += 1
         return Principal("ada", expires=now() + timedelta(seconds=self.seconds))
 
 
 @pytest.fixture
-def passing(file) -> Iterator[tuple[Passing, httpx.Client]]:
-    authenticator = Passing(0.5)
+def permissive(file) -> Iterator[tuple[Permissive, httpx.Client]]:
+    authenticator = Permissive(0.5)
     app = application(file, draft(), main(), rate_limits={"/v1": "100/minute"}, daily_budget=1.0)
     app.dependency_overrides[get_authenticator] = lambda: authenticator
     with run_app(app) as server, httpx.Client(base_url=server.url, timeout=30) as client:
         yield authenticator, client
 
 
-def test_the_websocket_is_closed_when_the_credential_expires(passing):
-    _, client = passing
-    assert closing(client) == (1008, "the key has expired")
+def test_the_websocket_is_closed_when_the_credential_expires(permissive):
+    _, client = permissive
+    assert close_code_and_reason(client) == (1008, "the key has expired")
 
 
-def test_a_credential_that_is_good_for_years_keeps_the_websocket_open(passing):
-    authenticator, client = passing
+def test_a_credential_that_is_valid_for_years_keeps_the_websocket_open(permissive):
+    authenticator, client = permissive
     authenticator.seconds = timedelta(days=10_000).total_seconds()
     with connect(f"ws://{client.base_url.netloc.decode()}/v1/chat/ws") as socket:
         assert '"ready"' in socket.recv(timeout=10)
@@ -180,17 +180,17 @@ def test_a_credential_that_is_good_for_years_keeps_the_websocket_open(passing):
         assert socket.recv(timeout=10) == '{"type":"pong","id":"1"}'
 
 
-def test_the_authenticator_is_asked_once_for_each_request(passing):
-    authenticator, client = passing
+def test_the_authenticator_is_called_once_per_request(permissive):
+    authenticator, client = permissive
     client.post("/v1/query", json={"query": "What is a replica?"}).raise_for_status()
-    assert authenticator.asked == 1
+    assert authenticator.calls == 1
 
 
 def authenticated(authenticator, key: str) -> Principal:
     return asyncio.run(authenticator.authenticate(key))
 
 
-def test_a_key_names_its_principal_and_no_other_string_does():
+def test_only_its_key_identifies_a_principal():
     keys = ApiKeys({SecretStr("a" * 40): "ada", SecretStr("b" * 40): "grace"})
     assert authenticated(keys, "a" * 40) == Principal("ada")
     for guess in ("", "a" * 39, "a" * 41, "ada", "\ud800", "\0", "é" * 10_000):
@@ -199,11 +199,11 @@ def test_a_key_names_its_principal_and_no_other_string_does():
 
 
 def test_without_keys_a_key_is_a_name():
-    assert authenticated(Names(), "ada").id == "ada"
-    assert authenticated(Names(), "").id == "anonymous"
+    assert authenticated(UnverifiedNames(), "ada").id == "ada"
+    assert authenticated(UnverifiedNames(), "").id == "anonymous"
 
 
-def test_no_representation_shows_a_key(guarded, caplog):
+def test_keys_never_appear_in_representations_logs_or_responses(guarded, caplog):
     caplog.set_level(logging.DEBUG)
     settings = Settings(api_keys={KEY: "ada"})
     keys = ApiKeys(settings.api_keys)

@@ -1,4 +1,4 @@
-"""Bodies that are hard to read: whatever they hold, the answer is an error that says so, and comes soon."""
+"""Bodies that are hard to parse: whatever they contain, the response is a clear error and comes quickly."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from workshop.lab.serving import run_app
 JSON = {"Content-Type": "application/json"}
 CHAT = {"model": "main", "messages": [{"role": "user", "content": "What is a replica?"}]}
 QUERY = {"query": "What is a replica?"}
-GOOD = {
+VALID = {
     "/v1/predict": RECORD,
     "/v1/batch-predict": {"records": [RECORD]},
     "/v1/cases": {"measurements": RECORD},
@@ -34,7 +34,7 @@ SURROGATE = b'"\\ud800"'
 
 
 class Heartbeat:
-    """Notes how long the event loop was held at a time."""
+    """Measures the longest time that the event loop was blocked."""
 
     def __init__(self, app) -> None:
         self.app = app
@@ -65,11 +65,11 @@ def send(client: httpx.Client, path: str, content: bytes) -> httpx.Response:
     return client.request(method, path.format(case_id="0" * 32), content=content, headers=JSON)
 
 
-def test_every_route_with_a_body_is_here(service):
+def test_every_route_with_a_body_is_tested(service):
     client, _ = service
     paths = client.get("/openapi.json").json()["paths"]
     assert {path for path, item in paths.items() if any("requestBody" in operation for operation in item.values())} == (
-        set(GOOD)
+        set(VALID)
     )
 
 
@@ -77,26 +77,26 @@ def is_openai(path: str) -> bool:
     return path in ("/v1/chat/completions", "/v1/embeddings")
 
 
-@pytest.mark.parametrize("path", GOOD)
+@pytest.mark.parametrize("path", VALID)
 @pytest.mark.parametrize(
     "content",
     [SURROGATE, b'{"a": ' + SURROGATE + b"}", b"{" + SURROGATE + b": 1}", b'"\\udc00\\ud800"', b"[" * 10**5, b"\xff"],
     ids=["text", "value", "name", "wrong order", "too deep", "not UTF-8"],
 )
-def test_text_that_no_encoding_has_is_refused(service, path, content):
+def test_text_that_cannot_be_encoded_is_rejected(service, path, content):
     client, _ = service
     answer = send(client, path, content)
     assert answer.status_code == (400 if is_openai(path) else 422)
     assert "JSON decode error" in answer.text
 
 
-@pytest.mark.parametrize("path", GOOD)
-def test_a_surrogate_in_any_of_the_texts_is_refused(service, path):
+@pytest.mark.parametrize("path", VALID)
+def test_a_surrogate_in_any_text_is_rejected(service, path):
     client, _ = service
-    good = json.dumps(GOOD[path]).encode()
+    valid = json.dumps(VALID[path]).encode()
     for text in (b'"main"', b'"What is a replica?"', b'"text"', b'"user"', b'"query"', b'"mean_radius"', b'"stand-in"'):
-        if text in good:
-            assert send(client, path, good.replace(text, SURROGATE)).status_code in (400, 422), text
+        if text in valid:
+            assert send(client, path, valid.replace(text, SURROGATE)).status_code in (400, 422), text
 
 
 def test_a_pair_of_surrogates_is_a_character(service):
@@ -126,12 +126,12 @@ HEAVY = {
 
 
 @pytest.mark.parametrize("case", HEAVY)
-def test_a_body_with_very_many_mistakes_holds_the_others_no_longer_than_a_large_good_one(service, case):
+def test_a_body_with_very_many_mistakes_blocks_others_no_longer_than_a_large_valid_one(service, case):
     client, heartbeat = service
     path, content, status = HEAVY[case]
 
-    def held(path: str, content: bytes, expected: int) -> float:
-        """Of three tries, so that a pause of this machine does not count."""
+    def blocked_s(path: str, content: bytes, expected: int) -> float:
+        """The shortest of three tries, so that a pause of the machine does not count."""
         times = []
         for _ in range(3):
             heartbeat.longest = 0.0
@@ -140,20 +140,20 @@ def test_a_body_with_very_many_mistakes_holds_the_others_no_longer_than_a_large_
             times.append(heartbeat.longest)
         return min(times)
 
-    good = held("/v1/batch-predict", json.dumps({"records": [RECORD] * 1000}).encode(), 200)
-    assert held(path, content, status) < 3 * good + 0.05
+    valid = blocked_s("/v1/batch-predict", json.dumps({"records": [RECORD] * 1000}).encode(), 200)
+    assert blocked_s(path, content, status) < 3 * valid + 0.05
 
 
-def test_unknown_names_are_named_and_of_very_many_some(service):
+def test_at_most_ten_unknown_names_are_reported(service):
     client, _ = service
-    for n, named in ((3, 3), (10, 10), (5000, 10)):
+    for n, reported in ((3, 3), (10, 10), (5000, 10)):
         answer = client.post("/v1/query", json=QUERY | {f"unknown-{i}": 0 for i in range(n)})
         assert answer.status_code == 422
-        assert [detail["rule"] for detail in answer.json()["details"]] == ["extra_forbidden"] * named
+        assert [detail["rule"] for detail in answer.json()["details"]] == ["extra_forbidden"] * reported
         assert answer.json()["details"][0]["field"] == "unknown-0"
 
 
-def test_a_message_with_very_many_mistakes_is_one_mistake(service):
+def test_very_many_mistakes_in_a_message_are_reported_as_one(service):
     client, _ = service
     with connect(f"ws://{client.base_url.netloc.decode()}/v1/chat/ws") as socket:
         assert json.loads(socket.recv(timeout=10))["type"] == "ready"
@@ -178,11 +178,11 @@ def test_a_message_with_very_many_mistakes_is_one_mistake(service):
 )
 def test_ten_point_zero_is_an_integer(service, path, name, value):
     client, _ = service
-    assert client.post(path, json=GOOD[path] | {name: value}).status_code == 200
+    assert client.post(path, json=VALID[path] | {name: value}).status_code == 200
 
 
 @pytest.mark.parametrize("value", [10.5, "10", True, float("inf"), [10]])
-def test_what_is_no_integer_is_refused(service, value):
+def test_a_value_that_is_not_an_integer_is_rejected(service, value):
     client, _ = service
     for path in ("/v1/generate", "/v1/query"):
-        assert send(client, path, json.dumps(GOOD[path] | {"max_tokens": value}).encode()).status_code == 422
+        assert send(client, path, json.dumps(VALID[path] | {"max_tokens": value}).encode()).status_code == 422

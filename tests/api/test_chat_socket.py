@@ -1,4 +1,4 @@
-"""The WebSocket chat on uvicorn: what is said, what is refused, how it ends, and what the model learns of it."""
+"""The WebSocket chat on uvicorn: messages, errors, the end of connections, and the prompts that the model gets."""
 
 import asyncio
 import json
@@ -36,12 +36,12 @@ from workshop.storage.usage import SqlUsageStore
 SECRET = "SECRET-internals"
 KEYS = {"key-1": "ada"}
 
-Said = dict[str, Any]
+Received = dict[str, Any]
 
 
 @dataclass
 class Model(StandInModel):
-    """``max_messages`` stand for the context; a ``silent`` model never says its first word."""
+    """``max_messages`` stands for the context length. A ``silent`` model never sends its first token."""
 
     max_messages: int = 99
     context_length: int = 1024
@@ -64,51 +64,51 @@ class Model(StandInModel):
 
 
 class Talk:
-    """A client."""
+    """A chat client."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
 
-    def say(self, type: str, **fields: object) -> None:
+    def send(self, type: str, **fields: object) -> None:
         self.socket.send(json.dumps({"type": type} | fields))
 
     def ask(self, content: str = "What is Ray Serve?", id: str = "1", **fields: object) -> None:
-        self.say("ask", id=id, content=content, **fields)
+        self.send("ask", id=id, content=content, **fields)
 
-    def receive(self) -> Said:
+    def receive(self) -> Received:
         text = self.socket.recv(timeout=10)
         SERVER_MESSAGE.validate_json(text)
         return json.loads(text)
 
-    def hear(self) -> Said:
-        """The next message that is no ping. Pings are answered."""
-        while (said := self.receive())["type"] == "ping":
-            self.say("pong", id=said["id"])
-        return said
+    def receive_message(self) -> Received:
+        """The next message that is not a ping. Answers pings."""
+        while (received := self.receive())["type"] == "ping":
+            self.send("pong", id=received["id"])
+        return received
 
-    def answer(self) -> tuple[str, Said]:
+    def answer(self) -> tuple[str, Received]:
         """The text of an answer, and what it ends with."""
         text = ""
-        while (said := self.hear())["type"] == "text":
-            text += said["text"]
-        return text, said
+        while (received := self.receive_message())["type"] == "text":
+            text += received["text"]
+        return text, received
 
-    def question(self, content: str, id: str = "1", **fields: object) -> tuple[str, Said]:
+    def question(self, content: str, id: str = "1", **fields: object) -> tuple[str, Received]:
         self.ask(content, id, **fields)
         return self.answer()
 
-    def wait_for_text(self) -> Said:
-        said = self.hear()
-        assert said["type"] == "text"
-        return said
+    def wait_for_text(self) -> Received:
+        received = self.receive_message()
+        assert received["type"] == "text"
+        return received
 
     def is_usable(self) -> bool:
-        """Whether it is there, and has nothing else to say."""
-        self.say("ping", id="still there?")
-        return self.hear() == {"type": "pong", "id": "still there?"}
+        """Whether the connection is alive and no other message is waiting."""
+        self.send("ping", id="still there?")
+        return self.receive_message() == {"type": "pong", "id": "still there?"}
 
-    def ending(self) -> tuple[int, str]:
-        """Code and reason, once the server has closed the connection."""
+    def close_code_and_reason(self) -> tuple[int, str]:
+        """The close code and reason, once the server has closed the connection."""
         with suppress(ConnectionClosed):
             while True:
                 self.socket.recv(timeout=10)
@@ -155,7 +155,7 @@ def model() -> Model:
 @pytest.fixture
 def talk(serve, model) -> Iterator[Talk]:
     with talk_to(serve(model)) as talk:
-        assert talk.hear()["type"] == "ready"
+        assert talk.receive_message()["type"] == "ready"
         yield talk
 
 
@@ -163,9 +163,9 @@ def contents(prompt: Prompt) -> list[str]:
     return [message.content for message in prompt.messages]
 
 
-def test_the_service_speaks_first(serve):
+def test_the_service_sends_the_first_message(serve):
     with talk_to(serve(Model("small"), Model("big", context_length=50))) as talk:
-        assert talk.hear() == {
+        assert talk.receive_message() == {
             "type": "ready",
             "principal": "anonymous",
             "models": [{"name": "small", "context_length": 1024}, {"name": "big", "context_length": 50}],
@@ -173,9 +173,9 @@ def test_the_service_speaks_first(serve):
         }
 
 
-def test_an_answer_comes_in_pieces_and_ends_with_reason_and_usage(talk):
+def test_an_answer_is_streamed_and_ends_with_reason_and_usage(talk):
     talk.ask(id="q")
-    assert [talk.hear() for _ in range(4)] == [
+    assert [talk.receive_message() for _ in range(4)] == [
         {"type": "text", "id": "q", "text": "It"},
         {"type": "text", "id": "q", "text": " is"},
         {"type": "text", "id": "q", "text": " so."},
@@ -198,7 +198,7 @@ def test_the_conversation_is_remembered(talk, model):
 def test_each_connection_has_a_conversation_of_its_own(serve, model):
     server = serve(model)
     with talk_to(server) as one, talk_to(server) as other:
-        one.hear(), other.hear()
+        one.receive_message(), other.receive_message()
         one.question("What is Ray?")
         other.question("What is FastAPI?")
     assert contents(model.prompts[1]) == ["What is FastAPI?"]
@@ -206,8 +206,8 @@ def test_each_connection_has_a_conversation_of_its_own(serve, model):
 
 def test_a_reset_forgets_the_conversation(talk, model):
     talk.question("What is Ray?")
-    talk.say("reset")
-    assert talk.hear()["type"] == "ready"
+    talk.send("reset")
+    assert talk.receive_message()["type"] == "ready"
     talk.question("And Serve?")
     assert contents(model.prompts[1]) == ["And Serve?"]
 
@@ -215,7 +215,7 @@ def test_a_reset_forgets_the_conversation(talk, model):
 def test_no_more_turns_are_remembered_than_the_limit_says(serve, model, monkeypatch):
     monkeypatch.setattr(chat, "MAX_TURNS", 2)
     with talk_to(serve(model)) as talk:
-        talk.hear()
+        talk.receive_message()
         for question in "abcd":
             talk.question(question)
     assert contents(model.prompts[-1]) == ["b", "It is so.", "c", "It is so.", "d"]
@@ -230,10 +230,10 @@ def test_the_oldest_turns_are_forgotten_until_the_prompt_fits(talk, model):
     assert contents(model.prompts[-1]) == ["c", "It is so.", "d"]
 
 
-def test_the_oldest_turn_is_forgotten_when_the_conversation_takes_half_of_the_context(serve):
+def test_the_oldest_turn_is_forgotten_when_the_conversation_fills_half_of_the_context(serve):
     model = Model(context_length=2 * PROMPT_TOKENS)
     with talk_to(serve(model)) as talk:
-        talk.hear()
+        talk.receive_message()
         for question in "abc":
             talk.question(question)
     assert contents(model.prompts[-1]) == ["b", "It is so.", "c"]
@@ -242,8 +242,8 @@ def test_the_oldest_turn_is_forgotten_when_the_conversation_takes_half_of_the_co
 def test_a_question_that_does_not_fit_by_itself_is_an_error_and_changes_nothing(talk, model):
     talk.question("What is Ray?")
     model.max_messages = 0
-    _, said = talk.question("long", id="q")
-    assert (said["id"], said["error"], said["message"]) == ("q", "PromptTooLongError", "it does not fit")
+    _, received = talk.question("long", id="q")
+    assert (received["id"], received["error"], received["message"]) == ("q", "PromptTooLongError", "it does not fit")
     model.max_messages = 3
     talk.question("And Serve?")
     assert contents(model.prompts[-1]) == ["What is Ray?", "It is so.", "And Serve?"]
@@ -252,7 +252,7 @@ def test_a_question_that_does_not_fit_by_itself_is_an_error_and_changes_nothing(
 def test_the_last_model_answers_unless_another_is_named(serve):
     small, big = Model("small", words=["small"]), Model("big", words=["big"])
     with talk_to(serve(small, big)) as talk:
-        talk.hear()
+        talk.receive_message()
         assert talk.question("Who?")[0] == "big"
         assert talk.question("Who?", model="small")[0] == "small"
 
@@ -290,40 +290,40 @@ ASK = {"type": "ask", "id": "1", "content": "What is Ray?"}
         (ASK | {"tokens": 5}, "tokens", "extra_forbidden"),
     ],
 )
-def test_a_mistake_is_named_before_any_model_works_and_harms_nothing(talk, model, message, field, rule):
+def test_a_mistake_is_reported_before_any_model_is_asked_and_changes_nothing(talk, model, message, field, rule):
     talk.socket.send(json.dumps(message) if isinstance(message, dict) else message)
-    said = talk.hear()
-    assert (said["type"], said["error"]) == ("error", "ValidationError")
-    assert [(detail["field"], detail["rule"]) for detail in said["details"]] == [(field, rule)]
+    received = talk.receive_message()
+    assert (received["type"], received["error"]) == ("error", "ValidationError")
+    assert [(detail["field"], detail["rule"]) for detail in received["details"]] == [(field, rule)]
     assert not model.prompts
     assert talk.question("What is Ray?")[0] == "It is so."
 
 
-def test_a_message_with_a_mistake_is_named_by_its_id(talk):
+def test_the_error_has_the_id_of_the_invalid_message(talk):
     talk.ask(id="q", max_tokens=0)
-    assert talk.hear()["id"] == "q"
+    assert talk.receive_message()["id"] == "q"
     talk.socket.send("{")
-    assert "id" not in talk.hear()
+    assert "id" not in talk.receive_message()
 
 
-def test_all_mistakes_of_a_message_are_named(talk):
+def test_all_mistakes_in_a_message_are_reported(talk):
     talk.ask("", max_tokens=0, temperature=-1)
-    assert [detail["field"] for detail in talk.hear()["details"]] == ["content", "max_tokens", "temperature"]
+    assert [detail["field"] for detail in talk.receive_message()["details"]] == ["content", "max_tokens", "temperature"]
 
 
 @given(st.text() | st.binary() | st.builds(json.dumps, st.dictionaries(st.sampled_from(["type", "id"]), st.text())))
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_sent_the_connection_stays_usable(talk, frame):
     talk.socket.send(frame)
-    assert talk.hear()["type"] in ("error", "ready")
+    assert talk.receive_message()["type"] in ("error", "ready")
     assert talk.is_usable()
 
 
-def test_an_unknown_model_is_an_error_that_names_those_there_are(talk, model):
+def test_the_error_for_an_unknown_model_lists_the_available_ones(talk, model):
     talk.ask(id="q", model="large")
-    said = talk.hear()
-    assert (said["id"], said["error"]) == ("q", "NotFoundError")
-    assert model.name in said["message"]
+    received = talk.receive_message()
+    assert (received["id"], received["error"]) == ("q", "NotFoundError")
+    assert model.name in received["message"]
     assert not model.prompts
 
 
@@ -331,7 +331,7 @@ def test_an_unknown_model_is_an_error_that_names_those_there_are(talk, model):
 @pytest.mark.parametrize("size", [2**18 + 1, 2**24 + 1], ids=["for us", "for uvicorn"])
 def test_too_large_a_message_closes_the_connection(talk, model, kind, size):
     talk.socket.send(kind("a" * size))
-    assert talk.ending()[0] == 1009
+    assert talk.close_code_and_reason()[0] == 1009
     assert not model.prompts
 
 
@@ -343,23 +343,23 @@ def test_the_longest_question_fits_with_every_character_escaped(talk):
 
 
 @pytest.mark.parametrize("message", [{"type": "ask", "id": "2", "content": "And Serve?"}, {"type": "reset"}])
-def test_while_an_answer_is_given_nothing_else_is_begun(talk, model, message):
+def test_nothing_else_is_started_during_an_answer(talk, model, message):
     model.endless = True
     talk.ask(id="1")
     talk.wait_for_text()
     talk.socket.send(json.dumps(message))
-    while (said := talk.hear())["type"] == "text":
+    while (received := talk.receive_message())["type"] == "text":
         pass
-    assert (said["error"], said.get("id")) == ("Conflict", message.get("id"))
+    assert (received["error"], received.get("id")) == ("Conflict", message.get("id"))
     assert talk.wait_for_text()["id"] == "1"
     assert len(model.prompts) == 1
 
 
-def test_a_cancelled_answer_stops_the_model_and_reports_what_there_was(talk, model):
+def test_cancelling_an_answer_stops_the_model_and_reports_its_usage(talk, model):
     model.endless = True
     talk.ask(id="1")
     talk.wait_for_text()
-    talk.say("cancel", id="1")
+    talk.send("cancel", id="1")
     _, end = talk.answer()
     assert (end["type"], end["id"], end["finish_reason"]) == ("done", "1", "cancelled")
     assert end["usage"]["completion_tokens"] == model.generated_tokens
@@ -370,18 +370,18 @@ def test_a_cancelled_answer_is_part_of_the_conversation(talk, model):
     model.endless = True
     talk.ask("What is Ray?")
     first = talk.wait_for_text()["text"]
-    talk.say("cancel", id="1")
+    talk.send("cancel", id="1")
     rest, _ = talk.answer()
     model.endless = False
     talk.question("And Serve?")
     assert contents(model.prompts[1]) == ["What is Ray?", first + rest, "And Serve?"]
 
 
-def test_an_answer_can_be_cancelled_before_its_first_word(talk, model):
+def test_an_answer_can_be_cancelled_before_its_first_token(talk, model):
     model.silent = True
     talk.ask("What is Ray?")
     assert talk.is_usable()
-    talk.say("cancel", id="1")
+    talk.send("cancel", id="1")
     text, end = talk.answer()
     assert (text, end["finish_reason"], end["usage"]["total_tokens"]) == ("", "cancelled", 0)
     assert model.cancelled == 1
@@ -390,21 +390,21 @@ def test_an_answer_can_be_cancelled_before_its_first_word(talk, model):
     assert contents(model.prompts[-1]) == ["And Serve?"]
 
 
-def test_a_question_and_its_cancellation_may_come_at_once(talk, model):
+def test_a_question_may_be_cancelled_immediately(talk, model):
     model.endless = True
     for number in range(20):
         talk.ask(id=str(number))
-        talk.say("cancel", id=str(number))
+        talk.send("cancel", id=str(number))
         _, end = talk.answer()
         assert (end["id"], end["finish_reason"]) == (str(number), "cancelled")
     assert model.running == 0
 
 
-def test_only_what_is_under_way_can_be_cancelled(talk):
+def test_only_an_answer_in_progress_can_be_cancelled(talk):
     talk.question("What is Ray?")
-    talk.say("cancel", id="1")
-    said = talk.hear()
-    assert (said["id"], said["error"]) == ("1", "NotFoundError")
+    talk.send("cancel", id="1")
+    received = talk.receive_message()
+    assert (received["id"], received["error"]) == ("1", "NotFoundError")
 
 
 def leave_politely(talk: Talk) -> None:
@@ -416,7 +416,7 @@ def leave_abruptly(talk: Talk) -> None:
 
 
 @pytest.mark.parametrize("leave", [leave_politely, leave_abruptly])
-def test_when_the_client_leaves_the_model_stops(talk, model, leave):
+def test_the_model_stops_when_the_client_leaves(talk, model, leave):
     model.endless = True
     talk.ask()
     talk.wait_for_text()
@@ -425,116 +425,116 @@ def test_when_the_client_leaves_the_model_stops(talk, model, leave):
     assert (model.running, model.completed, model.cancelled) == (0, 0, 1)
 
 
-def test_when_the_server_stops_so_does_the_model(serve, model):
+def test_the_model_stops_when_the_server_stops(serve, model):
     model.endless = True
     server = serve(model)
     with talk_to(server) as talk:
-        talk.hear()
+        talk.receive_message()
         talk.ask()
         talk.wait_for_text()
         server.stop()
-        assert talk.ending()[0] == 1012
+        assert talk.close_code_and_reason()[0] == 1012
     assert not server.thread.is_alive()
     assert (model.running, model.cancelled) == (0, 1)
 
 
 def test_a_ping_is_answered_with_its_id(talk):
-    talk.say("ping", id="7")
-    assert talk.hear() == {"type": "pong", "id": "7"}
-    talk.say("ping")
-    assert talk.hear() == {"type": "pong"}
+    talk.send("ping", id="7")
+    assert talk.receive_message() == {"type": "pong", "id": "7"}
+    talk.send("ping")
+    assert talk.receive_message() == {"type": "pong"}
 
 
-def test_a_client_that_answers_pings_stays(serve, model, monkeypatch):
+def test_a_client_that_answers_pings_stays_connected(serve, model, monkeypatch):
     monkeypatch.setattr(sockets, "HEARTBEAT_S", 0.01)
     with talk_to(serve(model)) as talk:
-        talk.hear()
+        talk.receive_message()
         for _ in range(20):
             ping = talk.receive()
             assert ping["type"] == "ping"
-            talk.say("pong", id=ping["id"])
+            talk.send("pong", id=ping["id"])
 
 
-def test_a_client_that_does_not_answer_pings_is_left_and_the_model_stops(serve, model, monkeypatch):
+def test_a_client_that_does_not_answer_pings_is_disconnected_and_the_model_stops(serve, model, monkeypatch):
     monkeypatch.setattr(sockets, "HEARTBEAT_S", 0.1)
     monkeypatch.setattr(sockets, "PONG_TIMEOUT_S", 0.1)
     model.endless = True
     with talk_to(serve(model)) as talk:
         talk.ask()
-        talk.say("pong", id="guessed")
-        assert talk.ending() == (1011, "no pong came")
+        talk.send("pong", id="guessed")
+        assert talk.close_code_and_reason() == (1011, "no pong received")
     assert (model.running, model.cancelled) == (0, 1)
 
 
 @pytest.mark.parametrize("questions", [0, 1])
-def test_a_connection_on_which_nothing_is_asked_is_closed(serve, model, monkeypatch, questions):
+def test_an_idle_connection_is_closed(serve, model, monkeypatch, questions):
     monkeypatch.setattr(chat, "IDLE_LIMIT_S", 0.5)
     with talk_to(serve(model)) as talk:
-        talk.hear()
+        talk.receive_message()
         for _ in range(questions):
             talk.question("What is Ray?")
-        assert talk.ending() == (1000, "nothing was asked for a while")
+        assert talk.close_code_and_reason() == (1000, "no question was asked for a while")
 
 
-def test_a_long_answer_is_not_idleness(serve, model, monkeypatch):
+def test_a_connection_is_not_idle_during_a_long_answer(serve, model, monkeypatch):
     monkeypatch.setattr(chat, "IDLE_LIMIT_S", 0.5)
     model.endless = True
     with talk_to(serve(model)) as talk:
-        talk.hear()
+        talk.receive_message()
         talk.ask()
         for _ in range(600):  # a millisecond each, at least
             talk.wait_for_text()
 
 
-PAGE = "a" * 1000
+LONG_WORD = "a" * 1000
 
 
-def test_the_model_waits_for_a_reader_that_does_not_answer(serve, monkeypatch):
+def test_the_model_waits_for_a_reader_that_does_not_read(serve, monkeypatch):
     monkeypatch.setattr(sockets, "PONG_TIMEOUT_S", 1.0)
-    model = Model(words=[PAGE], endless=True)
+    model = Model(words=[LONG_WORD], endless=True)
     with talk_to(serve(model), close_timeout=0) as talk:
-        talk.hear()
+        talk.receive_message()
         talk.ask()
         assert model.over.wait(10)
-    assert model.generated_tokens * len(PAGE) < sockets.WINDOW + 2 * len(PAGE)
+    assert model.generated_tokens * len(LONG_WORD) < sockets.WINDOW + 2 * len(LONG_WORD)
 
 
 def test_a_reader_that_answers_gets_everything(serve):
-    words = [f"{number:04} {PAGE}" for number in range(200)]
+    words = [f"{number:04} {LONG_WORD}" for number in range(200)]
     with talk_to(serve(Model(words=words))) as talk:
-        talk.hear()
+        talk.receive_message()
         text, end = talk.question("Everything?")
     assert text == "".join(words)
     assert end["finish_reason"] == "stop"
 
 
 def test_an_answer_that_waits_for_its_reader_can_be_cancelled(serve):
-    model = Model(words=[PAGE], endless=True)
+    model = Model(words=[LONG_WORD], endless=True)
     with talk_to(serve(model)) as talk:
-        talk.hear()
+        talk.receive_message()
         talk.ask()
         while (ping := talk.receive())["type"] == "text":
             pass
         assert ping["type"] == "ping"
-        talk.say("cancel", id="1")
-        assert talk.hear()["finish_reason"] == "cancelled"
-        talk.say("pong", id=ping["id"])
+        talk.send("cancel", id="1")
+        assert talk.receive_message()["finish_reason"] == "cancelled"
+        talk.send("pong", id=ping["id"])
         assert talk.is_usable()
 
 
 def test_a_client_that_sends_without_reading_is_closed(talk, monkeypatch):
     monkeypatch.setattr(sockets, "MAX_UNREAD", 2**15)
-    with suppress(ConnectionClosed):  # it may be closed before all is sent
+    with suppress(ConnectionClosed):  # it may be closed before everything is sent
         for _ in range(500):
             talk.socket.send("mistake")
-    assert talk.ending() == (1008, "read before you send more")
+    assert talk.close_code_and_reason() == (1008, "too many unread messages")
 
 
-def test_a_client_that_makes_many_mistakes_and_reads_stays(talk, monkeypatch):
+def test_a_client_that_makes_many_mistakes_but_reads_stays_connected(talk, monkeypatch):
     monkeypatch.setattr(sockets, "MAX_UNREAD", 2**15)
     for _ in range(1000):
         talk.socket.send("mistake")
-        assert talk.hear()["type"] == "error"
+        assert talk.receive_message()["type"] == "error"
 
 
 @pytest.mark.parametrize(
@@ -545,9 +545,9 @@ def test_a_client_that_makes_many_mistakes_and_reads_stays(talk, monkeypatch):
     ],
     ids=["header", "subprotocol"],
 )
-def test_a_key_says_who_asks(serve, model, options):
+def test_a_key_identifies_the_caller(serve, model, options):
     with talk_to(serve(model, api_keys=KEYS), **options) as talk:
-        assert talk.hear()["principal"] == "ada"
+        assert talk.receive_message()["principal"] == "ada"
         assert talk.socket.subprotocol == ("workshop.chat" if "subprotocols" in options else None)
 
 
@@ -563,7 +563,7 @@ def test_a_key_says_who_asks(serve, model, options):
 )
 def test_without_a_known_key_the_connection_is_closed_at_once(serve, model, options):
     with talk_to(serve(model, api_keys=KEYS), **options) as talk:
-        assert talk.ending() == (1008, "this service requires a valid API key")
+        assert talk.close_code_and_reason() == (1008, "this service requires a valid API key")
     assert not model.prompts
 
 
@@ -577,7 +577,7 @@ def test_without_a_known_key_the_connection_is_closed_at_once(serve, model, opti
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_when_the_model_fails_the_question_has_no_answer_and_is_forgotten(talk, model, error):
+def test_a_question_whose_answer_fails_is_forgotten(talk, model, error):
     model.error = error
     text, end = talk.question("What is Ray?", id="q")
     assert (text, end["type"], end["id"]) == ("It is so.", "error", "q")
@@ -590,16 +590,16 @@ def test_when_the_model_fails_the_question_has_no_answer_and_is_forgotten(talk, 
 def test_a_bug_closes_the_connection_and_only_the_log_says_why(talk, model, caplog):
     model.error = KeyError(SECRET)
     talk.ask()
-    assert talk.ending() == (1011, "something went wrong in the service")
+    assert talk.close_code_and_reason() == (1011, "something went wrong in the service")
     assert SECRET in caplog.text
     assert "Traceback" in caplog.text
 
 
-def test_while_a_model_does_not_answer_there_is_no_chat(serve, model):
+def test_there_is_no_chat_while_no_model_is_available(serve, model):
     server = serve(model)
     model.card_error = UnavailableError("gone")
     with talk_to(server) as talk:
-        assert talk.ending() == (1013, "no model answers")
+        assert talk.close_code_and_reason() == (1013, "no model is available")
     model.card_error = None
     with talk_to(server) as talk:
-        assert talk.hear()["type"] == "ready"
+        assert talk.receive_message()["type"] == "ready"

@@ -1,4 +1,4 @@
-"""What the API says while its database is slow, damaged or gone, and once it is well again."""
+"""The API while its database is slow, damaged or missing, and after it has recovered."""
 
 import asyncio
 import shutil
@@ -24,7 +24,7 @@ from workshop.lab.serving import run_app
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore
 
-NEED_IT = [
+NEED_DATABASE = [
     ("POST", "/v1/cases", {"measurements": RECORD}),
     ("GET", "/v1/cases", None),
     ("GET", "/v1/cases/{id}", None),
@@ -36,8 +36,8 @@ NEED_IT = [
 ]
 
 
-class Held(StandInClassifier):
-    """Predicts when it is told to."""
+class Paused(StandInClassifier):
+    """Predicts only once ``go`` is set."""
 
     def __init__(self) -> None:
         self.entered = 0
@@ -56,8 +56,8 @@ def create(client: httpx.Client) -> str:
     return answer.headers["Location"]
 
 
-def test_predictions_that_take_long_hold_up_no_other_request(file):
-    classifier, at_once = Held(), 24  # more than there are connections
+def test_slow_predictions_do_not_block_other_requests(file):
+    classifier, at_once = Paused(), 24  # more than the connection pool has
     app = create_app(Services(classifier, SqlCaseStore(f"sqlite+aiosqlite:///{file}")), Settings())
     with (
         run_app(app) as server,
@@ -87,7 +87,7 @@ def fill_with_garbage(file):
     file.write_bytes(b"garbage" * 2000)
 
 
-def garble_all_but_the_header(file):
+def corrupt_all_but_the_header(file):
     content = file.read_bytes()
     file.write_bytes(content[:100] + b"\xff" * (len(content) - 100))
 
@@ -97,12 +97,12 @@ def truncate(file):
         opened.truncate(5000)
 
 
-def replace_by_a_folder(file):
+def replace_with_a_folder(file):
     file.unlink()
     file.mkdir()
 
 
-DAMAGES = [fill_with_garbage, garble_all_but_the_header, truncate, replace_by_a_folder]
+DAMAGES = [fill_with_garbage, corrupt_all_but_the_header, truncate, replace_with_a_folder]
 
 
 @pytest.mark.parametrize("way", ["copied over it", "moved in its place"])
@@ -112,7 +112,7 @@ def test_a_damaged_file_is_unavailable_until_it_is_restored(serve, file, tmp_pat
         case = create(service.client)
         backup = shutil.copy(file, tmp_path / "backup")
         damage(file)
-        for method, path, body in NEED_IT:
+        for method, path, body in NEED_DATABASE:
             url = path.replace("/v1/cases/{id}", case)
             assert_unavailable(service.client.request(method, url, json=body))
         assert_unavailable(service.client.get("/readiness"))
@@ -134,7 +134,7 @@ def empty(file):
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, empty])
-def test_a_file_that_has_gone_is_made_anew(serve, file, damage):
+def test_a_missing_file_is_created_again(serve, file, damage):
     with serve() as service:
         create(service.client)
         damage(file)
@@ -146,8 +146,8 @@ def test_a_file_that_has_gone_is_made_anew(serve, file, damage):
 
 
 @contextmanager
-def every_new_connection(pragma: str) -> Iterator[None]:
-    """Has a setting of SQLite that brings out a fault."""
+def pragma_on_new_connections(pragma: str) -> Iterator[None]:
+    """Run this pragma on every new SQLite connection, to provoke a fault."""
 
     def set_up(connection: Any, _record: object) -> None:
         connection.cursor().execute(pragma)
@@ -159,10 +159,10 @@ def every_new_connection(pragma: str) -> Iterator[None]:
         event.remove(Engine, "connect", set_up)
 
 
-def test_a_file_that_cannot_be_written_can_be_read(serve):
+def test_a_read_only_file_can_be_read(serve):
     with serve() as service:
         case = create(service.client)
-        with every_new_connection("PRAGMA query_only = 1"):
+        with pragma_on_new_connections("PRAGMA query_only = 1"):
             assert service.client.get(case).status_code == 200
             assert_unavailable(service.client.delete(case))
             assert_unavailable(service.client.post("/v1/cases", json={"measurements": RECORD}))
@@ -171,10 +171,10 @@ def test_a_file_that_cannot_be_written_can_be_read(serve):
         assert service.client.delete(case).status_code == 204
 
 
-def test_a_full_disk_takes_no_case_and_loses_none(serve):
+def test_a_full_disk_rejects_new_cases_and_loses_none(serve):
     with serve() as service:
         paths = {create(service.client)}
-        with every_new_connection("PRAGMA max_page_count = 1"):  # no more pages than there are
+        with pragma_on_new_connections("PRAGMA max_page_count = 1"):  # no more pages than there are
             for _ in range(100):
                 answer = service.client.post("/v1/cases", json={"measurements": RECORD})
                 if answer.status_code != 201:
@@ -198,7 +198,7 @@ def test_a_server_that_stops_is_unavailable_until_it_starts_again(postgresql):
     ):
         case = create(client)
         server.stop()
-        for method, path, body in NEED_IT[:6]:
+        for method, path, body in NEED_DATABASE[:6]:
             assert_unavailable(client.request(method, path.replace("/v1/cases/{id}", case), json=body))
         assert_unavailable(client.get("/readiness"))
         assert client.post("/v1/predict", json=RECORD).status_code == 200
@@ -208,7 +208,7 @@ def test_a_server_that_stops_is_unavailable_until_it_starts_again(postgresql):
 
 
 def test_a_server_that_becomes_a_standby_can_be_read(postgresql):
-    """It takes no writes, as after a failover, and has closed its connections."""
+    """As after a failover, it accepts no writes and has closed its connections."""
     app = postgresql_app(postgresql.empty_database())
     with run_app(app) as server, httpx.Client(base_url=server.url, timeout=30) as client:
         case = create(client)

@@ -1,4 +1,4 @@
-"""A client that leaves, and what becomes of its request."""
+"""What happens to a request when its client disconnects."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ from tests.leaving import leaving
 from workshop.api.middleware.disconnect import DisconnectMiddleware
 from workshop.lab.serving import run_app
 
-SOON_S = 10  # generous: what is waited for comes soon or never
+TIMEOUT_S = 10  # generous: success comes quickly
 EMPTY = {"type": "http.response.body", "body": b""}
 START = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
 
@@ -36,7 +36,7 @@ def served(app: ASGIApp) -> Iterator[httpx.Client]:
 
 @dataclass
 class Waiting:
-    """Works for ever, before it has read its body or after."""
+    """Works forever, with or without reading the body first."""
 
     reads: bool
     at_work: threading.Event = field(default_factory=threading.Event)
@@ -53,7 +53,7 @@ class Waiting:
             self.cancelled.set()
             raise
         finally:
-            await asyncio.sleep(0.05)  # who is cancelled once can clean up in peace
+            await asyncio.sleep(0.05)  # the clean-up is not cancelled a second time
             self.cleaned_up.set()
 
 
@@ -64,15 +64,15 @@ def test_the_request_of_a_client_that_leaves_is_cancelled_once(method, reads, ca
     body = {"content": b"x"} if method == "POST" else {}
     with served(app) as client:
         with leaving(client, method, "/", **body):
-            assert app.at_work.wait(SOON_S)
+            assert app.at_work.wait(TIMEOUT_S)
             assert not app.cancelled.is_set()
-        assert app.cancelled.wait(SOON_S)
-        assert app.cleaned_up.wait(SOON_S)
+        assert app.cancelled.wait(TIMEOUT_S)
+        assert app.cleaned_up.wait(TIMEOUT_S)
     assert not caplog.records
 
 
-def test_what_comes_after_the_response_is_not_cancelled():
-    """Servers say that the client has left as soon as the response is out."""
+def test_work_after_the_response_is_not_cancelled():
+    """Servers report a disconnect as soon as the response has been sent."""
     over = threading.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,10 +85,10 @@ def test_what_comes_after_the_response_is_not_cancelled():
     with served(app) as client:
         with leaving(client, "GET", "/"):
             pass
-        assert over.wait(SOON_S)  # before the server stops, which ends what takes too long
+        assert over.wait(TIMEOUT_S)  # before the server stops, which cancels long requests
 
 
-def test_a_time_out_of_the_application_is_its_own():
+def test_a_timeout_in_the_application_is_not_taken_for_a_disconnect():
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with asyncio.timeout(0.01):
@@ -102,7 +102,7 @@ def test_a_time_out_of_the_application_is_its_own():
         assert client.get("/").status_code == 200
 
 
-def test_a_long_body_arrives_whole():
+def test_a_long_body_arrives_completely():
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         n_bytes, more = 0, True
         while more:
@@ -120,26 +120,26 @@ def test_a_long_body_arrives_whole():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_body_is_asked_for_no_faster_than_it_is_taken():
-    asked = taken = 0
+async def test_a_body_is_received_no_faster_than_the_application_reads_it():
+    received = read = 0
 
     async def receive() -> Message:
-        nonlocal asked
-        asked += 1
-        return {"type": "http.request", "body": b"x", "more_body": asked < 100}
+        nonlocal received
+        received += 1
+        return {"type": "http.request", "body": b"x", "more_body": received < 100}
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal taken
+        nonlocal read
         more = True
         while more:
             await asyncio.sleep(0)
-            assert asked <= taken + 2
+            assert received <= read + 2
             more = (await receive())["more_body"]
-            taken += 1
+            read += 1
         await send(EMPTY)
 
     async def send(message: Message) -> None:
         pass
 
     await DisconnectMiddleware(app)({"type": "http"}, receive, send)
-    assert taken == 100
+    assert read == 100

@@ -1,4 +1,4 @@
-"""One language model over HTTP: a text for a text, and a conversation as JSON lines."""
+"""One language model over HTTP: the answer to a text, and a conversation as JSON lines."""
 
 import json
 import time
@@ -26,21 +26,21 @@ def lines_of(service, **changes):
         return [json.loads(line) for line in answer.iter_lines()]
 
 
-def test_a_text_is_answered_with_a_text(serve):
+def test_a_text_gets_an_answer(serve):
     with serve() as service:
         answer = service.client.post("/v1/generate", json=QUESTION)
     text = "One of several copies."
     assert answer.json() == {"text": text, "model": "main", "finish_reason": "stop", "usage": USAGE}
 
 
-def test_a_conversation_comes_line_by_line(serve):
+def test_a_conversation_is_answered_line_by_line(serve):
     with serve() as service:
         *pieces, last = lines_of(service)
     assert pieces == [{"text": word} for word in ("One", " of", " several", " copies.")]
     assert last == {"text": "", "finish_reason": "stop", "usage": USAGE}
 
 
-def test_the_model_gets_all_that_was_said_and_how_to_answer(serve):
+def test_the_model_gets_the_whole_conversation_and_all_options(serve):
     options = {"max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "stop": ["end"]}
     with serve() as service:
         lines_of(service, **options)
@@ -53,7 +53,7 @@ def test_the_model_gets_all_that_was_said_and_how_to_answer(serve):
 
 
 MISTAKES = {
-    "an unknown model": ({"model": "gpt-17"}, 404, "there is no model gpt-17; there are draft, main"),
+    "an unknown model": ({"model": "gpt-17"}, 404, "there is no model gpt-17; available models: draft, main"),
     "no tokens": ({"max_tokens": 0}, 422, "max_tokens"),
     "a misspelt option": ({"temprature": 1}, 422, "temprature"),
     "text for a number": ({"top_p": "1"}, 422, "top_p"),
@@ -62,7 +62,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("path", "body"), [("/v1/generate", QUESTION), ("/v1/chat/stream", CONVERSATION)])
 @pytest.mark.parametrize(("changes", "status", "word"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_a_problem_document_before_any_model_works(serve, path, body, changes, status, word):
+def test_a_mistake_is_reported_before_any_model_is_asked(serve, path, body, changes, status, word):
     with serve() as service:
         answer = service.client.post(path, json=body | changes)
         assert not service.main.prompts
@@ -76,21 +76,21 @@ def test_a_blank_text_is_a_mistake(serve, prompt):
         assert service.client.post("/v1/generate", json=QUESTION | {"prompt": prompt}).status_code == 422
 
 
-def test_what_fails_before_the_first_word_is_an_ordinary_error(serve):
+def test_a_failure_before_the_first_token_is_an_ordinary_error(serve):
     broken = StandInModel("main", (), error=PromptTooLongError("it does not fit", 99, 50))
     with serve(None, broken) as service:
         for path, body in (("/v1/generate", QUESTION), ("/v1/chat/stream", CONVERSATION)):
             assert service.client.post(path, json=body).status_code == 400
 
 
-def test_what_fails_later_is_the_last_line(serve):
+def test_a_later_failure_is_the_last_line(serve):
     with serve(None, main(error=ModelFailedError("the model failed"))) as service:
         *pieces, last = lines_of(service)
     assert [piece["text"] for piece in pieces] == ["One", " of", " several", " copies."]
     assert (last["error"]["status"], last["error"]["detail"]) == (500, "the model failed")
 
 
-def test_a_reader_who_leaves_stops_the_model_and_pays_for_what_was_made(serve, file):
+def test_a_reader_who_leaves_stops_the_model_and_pays_for_the_tokens_so_far(serve, file):
     with serve(None, main(endless=True)) as service:
         with service.client.stream("POST", "/v1/chat/stream", json=CONVERSATION) as answer:
             next(answer.iter_lines())
@@ -100,7 +100,7 @@ def test_a_reader_who_leaves_stops_the_model_and_pays_for_what_was_made(serve, f
     assert 1 <= records[0]["completion_tokens"] <= service.main.generated_tokens
 
 
-def test_both_are_charged(serve, file):
+def test_both_routes_charge_their_answers(serve, file):
     with serve() as service:
         lines_of(service)
         service.client.post("/v1/generate", json=QUESTION)

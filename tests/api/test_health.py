@@ -1,4 +1,4 @@
-"""What the service says of its state when a part of it does not answer, and what it still does."""
+"""Health checks when a part of the service does not answer, and the requests that still work."""
 
 import asyncio
 import json
@@ -32,31 +32,31 @@ from workshop.lab.serving import run_app
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore
 
-AWAY = UnavailableError("the connection to the language model's server failed", 4.0)
+DOWN = UnavailableError("the connection to the language model's server failed", 4.0)
 
 
 @dataclass
 class Part:
-    """The card of a part: comes, fails, or does not come until ``go`` is set. Counts how often it was asked for."""
+    """Controls a part's health probe: it succeeds, fails, or waits until ``go`` is set. Counts the calls."""
 
     error: Exception | None = None
     silent: bool = False
-    asked: int = 0
-    at_once: int = 0
-    most_at_once: int = 0
+    calls: int = 0
+    concurrent: int = 0
+    max_concurrent: int = 0
     go: threading.Event = field(default_factory=threading.Event)
 
     async def answer(self) -> None:
-        self.asked += 1
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
+        self.calls += 1
+        self.concurrent += 1
+        self.max_concurrent = max(self.max_concurrent, self.concurrent)
         try:
             while self.silent and not self.go.is_set():
                 await asyncio.sleep(0.01)
             if self.error is not None:
                 raise self.error
         finally:
-            self.at_once -= 1
+            self.concurrent -= 1
 
 
 class Classifier(StandInClassifier):
@@ -70,7 +70,7 @@ class Classifier(StandInClassifier):
 
 @dataclass
 class Model(StandInModel):
-    """With a server that may be away."""
+    """A model on a server that may be down."""
 
     part: Part = field(default_factory=Part)
 
@@ -121,7 +121,7 @@ def serve(tmp_path):
     return serve
 
 
-def test_when_all_parts_answer_it_is_ready_and_healthy(serve):
+def test_it_is_ready_and_healthy_when_all_parts_answer(serve):
     with serve() as service:
         assert service.get("/readiness").json() == {"status": "ready", "degraded": []}
         body = service.get("/health").json()
@@ -129,9 +129,9 @@ def test_when_all_parts_answer_it_is_ready_and_healthy(serve):
 
 
 @pytest.mark.parametrize(
-    "error", [AWAY, ModelFailedError("refuses our key"), RuntimeError("a bug")], ids=lambda error: type(error).__name__
+    "error", [DOWN, ModelFailedError("refuses our key"), RuntimeError("a bug")], ids=lambda error: type(error).__name__
 )
-def test_without_the_main_models_server_it_is_degraded_and_says_so(serve, error):
+def test_it_is_degraded_without_the_main_models_server(serve, error):
     with serve() as service:
         service.model.error = error
         answer = service.get("/readiness")
@@ -145,14 +145,14 @@ def test_without_the_main_models_server_it_is_degraded_and_says_so(serve, error)
 
 
 @pytest.mark.parametrize("part", ["classifier", "database"])
-def test_without_a_part_that_it_needs_it_is_not_ready_and_names_it(serve, part):
+def test_it_is_not_ready_without_a_required_part_and_names_it(serve, part):
     with serve() as service:
-        getattr(service, part).error = AWAY
+        getattr(service, part).error = DOWN
         for path in ("/readiness", "/ping"):
             answer = service.get(path)
             assert (answer.status_code, answer.headers["Retry-After"]) == (503, "4")
             assert answer.headers["Content-Type"] == "application/problem+json"
-            assert answer.json()["detail"] == f"{part}: {AWAY}"
+            assert answer.json()["detail"] == f"{part}: {DOWN}"
         answer = service.get("/health")
         assert answer.status_code == 503
         body = answer.json()
@@ -162,7 +162,7 @@ def test_without_a_part_that_it_needs_it_is_not_ready_and_names_it(serve, part):
         assert service.get("/readiness").status_code == 200
 
 
-def test_the_database_is_really_asked(serve, tmp_path):
+def test_readiness_queries_the_database(serve, tmp_path):
     with serve() as service:
         (tmp_path / "service.sqlite").write_bytes(b"no database " * 1000)
         assert until(lambda: service.get("/readiness"), lambda answer: answer.status_code == 503).json()["detail"] == (
@@ -170,34 +170,36 @@ def test_the_database_is_really_asked(serve, tmp_path):
         )
 
 
-def test_a_part_that_says_nothing_holds_up_no_other(serve, monkeypatch):
+def test_a_silent_part_does_not_delay_the_others(serve, monkeypatch):
     monkeypatch.setattr("workshop.contracts.services.PROBE_TIMEOUT_S", 0.5)
     with serve() as service:
         service.model.silent = True
         assert service.get("/readiness").json() == {"status": "degraded", "degraded": ["main"]}
 
 
-def test_many_probes_at_once_are_one_check(serve):
+def test_concurrent_probes_share_one_check(serve):
     with serve() as service:
         service.model.silent = True
-        let_go = threading.Thread(target=lambda: until(lambda: service.model.at_once, bool) and service.model.go.set())
-        let_go.start()
+        release = threading.Thread(
+            target=lambda: until(lambda: service.model.concurrent, bool) and service.model.go.set()
+        )
+        release.start()
         answers = concurrently(lambda _: service.get("/readiness"), range(64), at_once=32)
-        let_go.join()
+        release.join()
     assert {answer.status_code for answer in answers} == {200}
-    assert service.model.most_at_once == 1
+    assert service.model.max_concurrent == 1
 
 
 def test_a_flood_of_probes_does_not_reach_the_models_server(serve, monkeypatch):
-    monkeypatch.setattr(health, "FRESH_S", 3600.0)
+    monkeypatch.setattr(health, "CACHE_S", 3600.0)
     with serve() as service:
-        asked = service.model.asked
+        calls = service.model.calls
         for _ in range(100):
             assert service.get("/readiness").status_code == 200
-    assert service.model.asked == asked + 1
+    assert service.model.calls == calls + 1
 
 
-def test_a_probe_that_leaves_breaks_no_other(serve):
+def test_a_probe_that_disconnects_does_not_break_the_next(serve):
     with serve() as service:
         service.model.silent = True
         with pytest.raises(httpx.TimeoutException):
@@ -207,21 +209,21 @@ def test_a_probe_that_leaves_breaks_no_other(serve):
 
 
 def test_it_starts_without_the_main_models_server_and_logs_it(serve, caplog):
-    with serve(model=Part(error=AWAY)) as service:
+    with serve(model=Part(error=DOWN)) as service:
         assert service.get("/readiness").json() == {"status": "degraded", "degraded": ["main"]}
     assert "starting without main" in caplog.text
 
 
 @pytest.mark.parametrize("part", ["classifier", "database"])
-def test_it_does_not_start_without_a_part_that_it_needs(serve, part):
-    with pytest.raises(UnavailableError, match="connection"), serve(**{part: Part(error=AWAY)}):
+def test_it_does_not_start_without_a_required_part(serve, part):
+    with pytest.raises(UnavailableError, match="connection"), serve(**{part: Part(error=DOWN)}):
         pass
 
 
-def test_it_waits_at_its_start_for_a_part_that_is_still_loading(serve, monkeypatch, caplog):
+def test_at_startup_it_waits_for_a_part_that_is_still_loading(serve, monkeypatch, caplog):
     monkeypatch.setattr("workshop.contracts.services.PROBE_TIMEOUT_S", 0.2)
     loading = Part(silent=True)
-    threading.Thread(target=lambda: until(lambda: loading.asked, lambda n: n > 1) and loading.go.set()).start()
+    threading.Thread(target=lambda: until(lambda: loading.calls, lambda n: n > 1) and loading.go.set()).start()
     with serve(classifier=loading) as service:
         assert service.get("/readiness").status_code == 200
     assert "waiting for classifier" in caplog.text
@@ -230,26 +232,26 @@ def test_it_waits_at_its_start_for_a_part_that_is_still_loading(serve, monkeypat
 QUERY: dict[str, Any] = {"query": "What is a replica?"}
 
 
-def test_without_its_main_model_a_cascade_gives_the_drafts_that_are_good_enough(serve):
+def test_without_the_main_model_a_cascade_still_returns_good_drafts(serve):
     with serve(SURE) as service:
-        service.model.error = AWAY
+        service.model.error = DOWN
         answer = service.client.post("/v1/query", json=QUERY)
         assert (answer.status_code, answer.json()["draft_accepted"]) == (200, True)
         answer = service.client.post("/v1/query", json=QUERY | {"force_direct": True})
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "4")
 
 
-def test_without_its_main_model_a_cascade_has_no_answer_where_the_draft_is_not_good_enough(serve):
+def test_without_the_main_model_a_cascade_fails_if_the_draft_is_not_good_enough(serve):
     with serve(UNSURE) as service:
-        service.model.error = AWAY
+        service.model.error = DOWN
         answer = service.client.post("/v1/query", json=QUERY)
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "4")
         assert answer.json()["error"] == "UnavailableError"
 
 
-def test_without_its_main_model_the_list_of_models_and_the_chat_offer_what_is_left(serve):
+def test_without_the_main_model_the_model_list_and_the_chat_offer_the_others(serve):
     with serve() as service:
-        service.model.error = AWAY
+        service.model.error = DOWN
         lengths = {entry["id"]: entry["context_length"] for entry in service.get("/v1/models").json()["data"]}
         assert lengths == {"draft": 1024, "main": None, "stand-in": None}
         with connect(socket_url(service.client)) as socket:

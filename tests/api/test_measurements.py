@@ -1,4 +1,4 @@
-"""Measurements that no model can bear, and models that fail."""
+"""Measurements that the model cannot handle, and models that fail."""
 
 import http.client
 import json
@@ -30,7 +30,7 @@ def service(model, file):
     return run_app(create_app(Services(batched(InProcessClassifier(model), settings), SqlCaseStore(url)), settings))
 
 
-def test_a_case_that_was_kept_under_older_rules_is_read_and_its_prediction_is_refused(file):
+def test_a_case_stored_under_older_rules_can_be_read_but_not_predicted(file):
     with service(train(), file) as server, client_at(server.url) as client:
         case_id = client.post("/v1/cases", json={"measurements": RECORD}).json()["id"]
         with closing(sqlite3.connect(file)) as database, database:
@@ -45,7 +45,7 @@ def test_a_case_that_was_kept_under_older_rules_is_read_and_its_prediction_is_re
         assert corrected.status_code == 200
 
 
-def test_a_model_that_fails_costs_the_client_its_answer_but_not_its_connection(file):
+def test_a_client_keeps_its_connection_when_the_model_fails(file):
     class Failing:
         card = train().card
 

@@ -1,4 +1,4 @@
-"""What answers cost, the same on every route: whole ones, those that fail, those whose reader has left; and budgets."""
+"""The cost of answers on every route: complete ones, failing ones and those whose reader has left. And budgets."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ from workshop.contracts.errors import ModelFailedError
 from workshop.contracts.generator import Chunk, Usage
 from workshop.storage import write_behind
 
-ENDED_S = 10  # generous: what is waited for comes soon or never
+TIMEOUT_S = 10  # generous: success comes quickly
 QUESTION = {"query": "What is a replica?", "force_direct": True}
 TURNS = {"model": "main", "messages": [{"role": "user", "content": "What is a replica?"}]}
 WHOLE: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -46,13 +46,13 @@ EVERYWHERE = WHOLE | STREAMS | {"socket": SOCKET}
 
 
 def ask(client: httpx.Client, method: str, path: str, options: dict[str, Any]) -> str:
-    """All that the service says to a question."""
+    """Everything that the service responds to a question."""
     if path == SOCKET[1]:
         with connect(socket_url(client)) as talk:
             talk.send(json.dumps({"type": "ask", "id": "1", "content": "What is a replica?", "model": "main"}))
-            said = [talk.recv(timeout=ENDED_S)]
+            said = [talk.recv(timeout=TIMEOUT_S)]
             while '"type":"text"' in said[-1] or len(said) == 1:
-                said.append(talk.recv(timeout=ENDED_S))
+                said.append(talk.recv(timeout=TIMEOUT_S))
             return "".join(said)
     return client.request(method, path, **options).text
 
@@ -61,11 +61,11 @@ def price(prompt_tokens: int, completion_tokens: int) -> float:
     return pytest.approx((prompt_tokens + completion_tokens) * MAIN_COST / 1000)
 
 
-# What an answer costs
+# The cost of an answer
 
 
 @pytest.mark.parametrize("way", EVERYWHERE.values(), ids=EVERYWHERE)
-def test_a_whole_answer_is_charged_whole(serve, way):
+def test_a_complete_answer_is_charged_in_full(serve, way):
     with serve() as service:
         assert "copies" in ask(service.client, *way)
         [record] = service.records()
@@ -75,12 +75,12 @@ def test_a_whole_answer_is_charged_whole(serve, way):
 
 
 @pytest.mark.parametrize("way", WHOLE.values(), ids=WHOLE)
-def test_who_leaves_before_a_whole_answer_stops_the_model_and_pays_for_what_was_made(serve, way):
+def test_a_client_that_leaves_early_stops_the_model_and_pays_for_the_tokens_so_far(serve, way):
     with serve(None, main(endless=True)) as service:
         method, path, options = way
         with leaving(service.client, method, path, **options):
             until(lambda: service.main.generated_tokens, lambda made: made >= 3)
-        assert service.main.over.wait(ENDED_S)
+        assert service.main.over.wait(TIMEOUT_S)
         assert (service.main.running, service.main.completed, service.main.cancelled) == (0, 0, 1)
         [record] = service.records()
     assert record["prompt_tokens"] == PROMPT_TOKENS
@@ -89,10 +89,10 @@ def test_who_leaves_before_a_whole_answer_stops_the_model_and_pays_for_what_was_
 
 
 @pytest.mark.parametrize("way", (STREAMS | {"socket": SOCKET}).values(), ids=STREAMS | {"socket": SOCKET})
-def test_who_leaves_a_stream_pays_for_what_was_made(serve, way):
+def test_a_reader_who_leaves_a_stream_pays_for_the_tokens_so_far(serve, way):
     with serve(None, main(endless=True)) as service:
         if way == SOCKET:
-            # Without a limit it reads on while it leaves, and sees the service's farewell.
+            # Without a limit on its queue, the client keeps reading while it closes, and gets the close frame.
             with connect(socket_url(service.client), max_queue=None) as talk:
                 talk.send(json.dumps({"type": "ask", "id": "1", "content": "Why?", "model": "main"}))
                 until(lambda: service.main.generated_tokens, lambda made: made >= 3)
@@ -100,13 +100,13 @@ def test_who_leaves_a_stream_pays_for_what_was_made(serve, way):
             method, path, options = way
             with service.client.stream(method, path, **options):
                 until(lambda: service.main.generated_tokens, lambda made: made >= 3)
-        assert service.main.over.wait(ENDED_S)
+        assert service.main.over.wait(TIMEOUT_S)
         [record] = service.records()
     assert record["prompt_tokens"] == PROMPT_TOKENS
     assert 1 <= record["completion_tokens"] <= service.main.generated_tokens
 
 
-def test_who_leaves_a_batch_pays_for_each_question(serve):
+def test_a_client_that_leaves_a_batch_pays_for_each_question(serve):
     with serve(draft(UNSURE), main(endless=True)) as service:
         queries = [QUESTION, QUESTION, {"query": "What is a replica?"}]
         with leaving(service.client, "POST", "/v1/batch", json={"queries": queries}):
@@ -129,14 +129,14 @@ def test_an_answer_that_fails_costs_nothing_and_is_logged(serve, way, error, cap
         try:
             said = ask(service.client, *way)
         except Exception:
-            assert way == SOCKET  # a bug closes it
+            assert way == SOCKET  # a bug closes the connection
         assert "SECRET" not in said
         assert service.records() == []
     assert any(str(error) in str(record.exc_info) for record in caplog.records if record.levelno == logging.ERROR)
 
 
-class Breaking(StandInModel):
-    """Says nothing of an end."""
+class Unfinished(StandInModel):
+    """Ends without a finish reason."""
 
     async def stream(self, prompt):
         async for chunk in super().stream(prompt):
@@ -145,15 +145,15 @@ class Breaking(StandInModel):
 
 
 @pytest.mark.parametrize("way", EVERYWHERE.values(), ids=EVERYWHERE)
-def test_an_answer_without_an_end_is_a_failure(serve, way, caplog):
-    with serve(None, Breaking("main")) as service:
-        assert "the model's answer has no end" in ask(service.client, *way)
+def test_an_answer_without_a_finish_reason_is_a_failure(serve, way, caplog):
+    with serve(None, Unfinished("main")) as service:
+        assert "the model's answer ended unexpectedly" in ask(service.client, *way)
         assert service.records() == []
-    assert "the model's answer has no end" in caplog.text
+    assert "the model's answer ended unexpectedly" in caplog.text
 
 
 class Corrected(StandInModel):
-    """Estimates what it takes, until the end: as an upstream does."""
+    """Estimates its usage until the last chunk, as an upstream server may."""
 
     async def stream(self, prompt):
         yield Chunk("It", usage=Usage(999, 1))
@@ -161,7 +161,7 @@ class Corrected(StandInModel):
 
 
 @pytest.mark.parametrize("way", EVERYWHERE.values(), ids=EVERYWHERE)
-def test_the_last_word_on_the_usage_counts(serve, way):
+def test_the_last_reported_usage_is_charged(serve, way):
     with serve(None, Corrected("main")) as service:
         ask(service.client, *way)
         [record] = service.records()
@@ -169,7 +169,7 @@ def test_the_last_word_on_the_usage_counts(serve, way):
 
 
 @pytest.mark.parametrize("way", EVERYWHERE.values(), ids=EVERYWHERE)
-def test_while_too_many_records_wait_no_model_is_asked(serve, way, monkeypatch):
+def test_no_model_is_asked_while_too_many_records_wait(serve, way, monkeypatch):
     monkeypatch.setattr(write_behind, "MAX_WAITING", 0)
     with serve() as service:
         if way == SOCKET:
@@ -186,7 +186,7 @@ def test_while_too_many_records_wait_no_model_is_asked(serve, way, monkeypatch):
 
 @contextmanager
 def statements() -> Iterator[list[str]]:
-    """A list that grows with each statement on a database."""
+    """A list to which each SQL statement is appended."""
     seen: list[str] = []
 
     def note(_connection, _cursor, statement, *_):
@@ -219,7 +219,7 @@ class Slow(StandInModel):
             yield chunk
 
 
-def test_batches_at_once_do_not_spend_more_than_the_budget(serve):
+def test_concurrent_batches_do_not_exceed_the_budget(serve):
     dollars = 20 * 14 * MAIN_COST / 1000
     with (
         serve(None, Slow("main"), daily_budget=dollars) as one,
@@ -232,15 +232,15 @@ def test_batches_at_once_do_not_spend_more_than_the_budget(serve):
     refused = [item["error"] for item in results if item.get("error")]
     assert {(error["status"], error["error"]) for error in refused} == {(402, "BudgetExceededError")}
     assert len(results) - len(refused) >= 1
-    assert spent <= dollars + 13 * MAIN_COST / 1000  # the last answer may go a little beyond
+    assert spent <= dollars + 13 * MAIN_COST / 1000  # the last answer may exceed it a little
 
 
-def test_with_a_limit_on_their_length_more_answers_fit_into_a_budget_at_once(serve):
+def test_with_a_length_limit_more_concurrent_answers_fit_into_a_budget(serve):
     class Together(StandInModel):
         barrier = asyncio.Barrier(8)
 
         async def stream(self, prompt):
-            await asyncio.wait_for(self.barrier.wait(), ENDED_S)
+            await asyncio.wait_for(self.barrier.wait(), TIMEOUT_S)
             async for chunk in super().stream(prompt):
                 yield chunk
 
@@ -253,7 +253,7 @@ def test_with_a_limit_on_their_length_more_answers_fit_into_a_budget_at_once(ser
 
 
 @pytest.mark.parametrize("way", EVERYWHERE.values(), ids=EVERYWHERE)
-def test_who_asks_one_question_after_the_other_can_spend_all_of_the_budget(serve, way):
+def test_sequential_questions_can_spend_the_whole_budget(serve, way):
     with serve(daily_budget=2.5 * 14 * MAIN_COST / 1000) as service:
         said = [ask(service.client, *way) for _ in range(4)]
         assert ["BudgetExceededError" in text or "budget" in text for text in said] == [False] * 3 + [True]
@@ -261,50 +261,50 @@ def test_who_asks_one_question_after_the_other_can_spend_all_of_the_budget(serve
 
 
 @pytest.mark.parametrize("way", EVERYWHERE.values(), ids=EVERYWHERE)
-def test_an_answer_that_fails_gives_its_reservation_back(serve, way):
+def test_an_answer_that_fails_releases_its_reservation(serve, way):
     with serve(None, main(error=ModelFailedError("the model failed")), daily_budget=0.001) as service:
         said = [ask(service.client, *way) for _ in range(3)]
     assert all("the model failed" in text for text in said)
 
 
-def test_who_leaves_gives_back_what_was_not_used(serve):
+def test_a_client_that_leaves_releases_the_unused_reservation(serve):
     with serve(None, main(endless=True), daily_budget=100.0) as service:
         method, path, options = WHOLE["chat"]
         with leaving(service.client, method, path, **options):
             until(lambda: service.main.generated_tokens, bool)
-        assert service.main.over.wait(ENDED_S)
+        assert service.main.over.wait(TIMEOUT_S)
         service.main.endless = False
         assert until(lambda: ask(service.client, method, path, options), lambda said: "copies" in said)
 
 
-def test_while_all_of_a_budget_is_reserved_the_error_says_so(serve):
+def test_the_error_says_when_the_rest_of_a_budget_is_reserved(serve):
     with serve(None, main(endless=True), daily_budget=0.5) as service:
         method, path, options = STREAMS["lines"]
         with service.client.stream(method, path, **options) as answer:
-            lines = answer.iter_lines()  # without a name it would be closed, and the connection with it
+            lines = answer.iter_lines()  # keep a reference, or it is closed, and the connection with it
             next(lines)
             refused = service.client.post("/v1/generate", json={"model": "main", "prompt": "Why?"})
     assert (refused.status_code, refused.json()["error"]) == (402, "BudgetExceededError")
     assert refused.json()["detail"] == (
-        "0.000000 of 0.500000 dollars for today are spent; the rest is reserved for answers under way"
+        "0.000000 of 0.500000 dollars of today's budget are spent; the rest is reserved for answers in progress"
     )
     assert int(refused.headers["Retry-After"]) > 0
 
 
 def test_a_conversation_that_is_shortened_to_fit_reserves_only_once(serve):
-    """Each try that is too long gives its reservation back before the next."""
+    """Each attempt that is too long releases its reservation before the next."""
     model = Model("main", max_messages=3)
     with serve(None, model, daily_budget=1000.0) as service, connect(socket_url(service.client)) as talk:
-        talk.recv(timeout=ENDED_S)
+        talk.recv(timeout=TIMEOUT_S)
         for number in range(4):
             talk.send(json.dumps({"type": "ask", "id": str(number), "content": "Why?", "model": "main"}))
-            while (said := json.loads(talk.recv(timeout=ENDED_S)))["type"] == "text":
+            while (said := json.loads(talk.recv(timeout=TIMEOUT_S)))["type"] == "text":
                 pass
             assert said["type"] == "done", said
 
 
-def test_the_database_may_be_away_when_a_reserved_answer_ends(serve, monkeypatch):
-    """The answer is not held back for longer than a moment, and is booked when the database is back."""
+def test_the_database_may_be_down_when_a_reserved_answer_ends(serve, monkeypatch):
+    """The answer is hardly delayed, and is charged when the database is back."""
     monkeypatch.setattr(budget, "SETTLE_LIMIT_S", 0.05)
     held = threading.Event()
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document presents the whole service, and the service answers as the document says."""
+"""The OpenAPI document describes the whole service, and the service behaves as documented."""
 
 from collections.abc import Iterator
 from uuid import UUID
@@ -33,7 +33,7 @@ def operations(document) -> list[dict]:
     return [operation for item in document["paths"].values() for operation in item.values()]
 
 
-def test_the_document_presents_the_service_in_groups(document, operations):
+def test_the_document_groups_the_operations(document, operations):
     assert document["info"]["title"] == "Workshop service"
     assert "tumour" not in document["info"]["title"].lower()
     groups = [tag["name"] for tag in document["tags"]]
@@ -42,7 +42,7 @@ def test_the_document_presents_the_service_in_groups(document, operations):
     assert all(tag["description"].endswith(".") for tag in document["tags"])
 
 
-def test_every_operation_says_what_it_does(operations):
+def test_every_operation_is_described(operations):
     for operation in operations:
         [_] = operation["tags"]
         assert operation["summary"] != operation["operationId"].replace("_", " ").title()
@@ -64,7 +64,7 @@ def test_every_operation_says_what_it_does(operations):
         ("POST", "/", "GET, HEAD"),
     ],
 )
-def test_a_405_names_all_methods_of_a_path(tmp_path, prefix, method, path, allowed):
+def test_a_405_lists_all_methods_of_a_path(tmp_path, prefix, method, path, allowed):
     app = application(tmp_path / "service.sqlite", draft(), main())
     with run_app(app, root_path=prefix) as server:
         answer = httpx.request(method, server.url + path)
@@ -83,7 +83,7 @@ OPENAI = {
 
 
 @pytest.mark.parametrize("mistake", OPENAI)
-def test_errors_of_openais_protocol_are_as_the_document_says(client, document, mistake):
+def test_errors_of_openais_protocol_match_the_document(client, document, mistake):
     status, request = OPENAI[mistake]
     answer = client.post("/v1/embeddings", **request)
     assert answer.status_code == status

@@ -37,7 +37,7 @@ def test_the_root_is_the_page(client):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_each_file_has_its_type_and_a_policy_that_allows_only_the_service_itself(client, name):
+def test_each_file_has_its_type_and_a_policy_that_allows_only_this_service(client, name):
     answer = client.get(f"/{name}")
     assert answer.headers["Content-Type"] == TYPES[name.rpartition(".")[2]]
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
@@ -47,7 +47,7 @@ def test_each_file_has_its_type_and_a_policy_that_allows_only_the_service_itself
     assert set(sources.values()) == {"'none'", "'self'"}
 
 
-def test_a_browser_keeps_a_file_and_asks_whether_it_is_the_same(client):
+def test_a_browser_caches_a_file_and_revalidates_it(client):
     first = client.get("/playground.js")
     again = client.get("/playground.js", headers={"If-None-Match": first.headers["ETag"]})
     assert first.headers["Cache-Control"] == "no-cache"
@@ -55,12 +55,12 @@ def test_a_browser_keeps_a_file_and_asks_whether_it_is_the_same(client):
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/nothing.js", "/v1/nothing", "/../app.py", "/%2e%2e/app.py"])
-def test_what_is_not_there_is_a_problem_document_as_everywhere(client, path):
+def test_a_missing_file_is_a_problem_document(client, path):
     answer = client.get(path, headers={"Accept": "text/html"})
     assert (answer.status_code, answer.headers["Content-Type"]) == (404, "application/problem+json")
 
 
-def test_the_page_takes_no_route_of_the_service(client):
+def test_the_page_hides_no_route_of_the_service(client):
     assert client.post("/v1/nothing").status_code == 404
     assert client.put("/v1/predict").status_code == 405
     assert client.get("/v1/cases/").status_code == 307
@@ -68,8 +68,8 @@ def test_the_page_takes_no_route_of_the_service(client):
     assert "/" not in client.get("/openapi.json").json()["paths"]
 
 
-class Addresses(HTMLParser):
-    """What a page points to."""
+class Links(HTMLParser):
+    """Collects the URLs that a page refers to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,8 +79,8 @@ class Addresses(HTMLParser):
         self.found |= {value or "" for name, value in attrs if name in ("href", "src")}
 
 
-def test_every_address_is_relative_so_that_a_proxy_may_add_a_prefix():
-    parser = Addresses()
+def test_every_url_is_relative_so_that_a_proxy_may_add_a_prefix():
+    parser = Links()
     parser.feed((STATIC / "index.html").read_text())
     scripts = "".join(path.read_text() for path in STATIC.glob("*.js"))
     addresses = parser.found | set(re.findall(r'from "(?:\./)?([^"]+)"', scripts))
@@ -89,6 +89,6 @@ def test_every_address_is_relative_so_that_a_proxy_may_add_a_prefix():
     assert not re.findall(r"""["'`](?:/|https?:|wss?:)""", scripts)
 
 
-def test_every_file_that_the_page_names_exists():
+def test_every_file_that_the_page_uses_exists():
     text = "".join(path.read_text() for path in STATIC.iterdir())
     assert set(re.findall(r'"(?:\./)?(\w+\.(?:js|css|svg))"', text)) | {"index.html"} == set(FILES)

@@ -39,7 +39,7 @@ from workshop.contracts.usage import UsageRecord
 from workshop.storage import write_behind
 from workshop.storage.usage import SqlUsageStore
 
-ENDED_S = 10  # generous: what is waited for comes soon or never
+TIMEOUT_S = 10  # generous: success comes quickly
 QUESTION = {"query": "What is a replica?"}
 SECRET = "SECRET-internals"
 KEYS = {"key-of-ada": "ada", "key-of-grace": "grace"}
@@ -83,9 +83,9 @@ def record(principal: str = "anonymous", **values: Any) -> UsageRecord:
 
 
 def until(holds: Callable[[], object]) -> None:
-    end = time.monotonic() + ENDED_S
+    end = time.monotonic() + TIMEOUT_S
     while not holds():
-        assert time.monotonic() < end, "it does not come true"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.01)
 
 
@@ -103,7 +103,7 @@ def test_an_accepted_draft_is_the_answer(serve, way):
 
 
 @pytest.mark.parametrize("way", ["post", "get"])
-def test_a_rejected_draft_gives_way_to_the_main_model(serve, way):
+def test_the_main_model_answers_after_a_rejected_draft(serve, way):
     with serve(draft(UNSURE)) as service:
         answer = ASKS[way](service.client).json()
     assert (answer["content"], answer["model_used"]) == ("One of several copies.", "main")
@@ -121,7 +121,7 @@ def test_both_ways_to_ask_take_the_same_parameters(serve):
     assert not service.draft.prompts
 
 
-def test_no_cache_keeps_the_answer_to_a_url(serve):
+def test_the_answer_to_a_url_is_not_cached(serve):
     with serve() as service:
         assert ASKS["get"](service.client).headers["Cache-Control"] == "no-store"
 
@@ -137,7 +137,7 @@ TEXTS = st.one_of(
 )
 
 
-def test_a_query_is_answered_exactly_where_it_keeps_the_limits(serve):
+def test_a_query_is_answered_exactly_if_it_keeps_the_limits(serve):
     with serve() as service:
 
         @settings(max_examples=60, deadline=None)
@@ -168,7 +168,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("parameters", "wrong"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_named_before_any_model_works(serve, parameters, wrong):
+def test_a_mistake_is_reported_before_any_model_is_asked(serve, parameters, wrong):
     with serve() as service:
         answers = [
             service.client.post("/v1/query", json=parameters),
@@ -195,7 +195,7 @@ def test_a_temperature_in_json_is_a_finite_number(serve, literal):
     assert [detail["field"] for detail in answer.json()["details"]] == ["temperature"]
 
 
-def test_half_a_character_is_bad_input_and_no_failure(serve):
+def test_a_lone_surrogate_is_invalid_input_and_not_a_failure(serve):
     with serve() as service:
         body = rb'{"query": "\ud800"}'
         answer = service.client.post("/v1/query", content=body, headers={"Content-Type": "application/json"})
@@ -247,7 +247,7 @@ def test_an_error_after_the_first_token_is_an_event(serve, error, status, caplog
 # Streams
 
 
-def test_a_stream_shows_the_draft_the_switch_the_answer_and_what_it_took(serve):
+def test_a_stream_has_the_draft_the_switch_the_answer_and_its_cost(serve):
     with serve(draft(UNSURE)) as service:
         events = events_of(service.client)
     kinds = [event.event for event in events]
@@ -262,20 +262,20 @@ def test_a_stream_shows_the_draft_the_switch_the_answer_and_what_it_took(serve):
     assert complete["cost"] == pytest.approx((12 * DRAFT_COST + 14 * MAIN_COST) / 1000)
 
 
-def test_a_stream_completes_with_what_a_query_answers(serve):
+def test_a_stream_ends_with_the_same_answer_as_a_query(serve):
     with serve() as service:
         streamed, asked = events_of(service.client)[-1].json(), ASKS["post"](service.client).json()
     assert streamed | {"latency_ms": 0} == asked | {"latency_ms": 0}
 
 
-def test_a_stream_is_not_to_be_kept_or_held_back(serve):
+def test_a_stream_is_neither_cached_nor_buffered(serve):
     with serve() as service:
         headers = ASKS["stream"](service.client).headers
     assert headers["Content-Type"].startswith("text/event-stream")
     assert (headers["Cache-Control"], headers["X-Accel-Buffering"]) == ("no-cache", "no")
 
 
-def test_a_silent_model_is_bridged_by_comments(serve, monkeypatch):
+def test_comments_keep_the_connection_alive_while_the_model_is_silent(serve, monkeypatch):
     monkeypatch.setattr("fastapi.routing._PING_INTERVAL", 0.01)
     pinged = threading.Event()
 
@@ -283,7 +283,7 @@ def test_a_silent_model_is_bridged_by_comments(serve, monkeypatch):
         async def stream(self, prompt):
             async for chunk in super().stream(prompt):
                 yield chunk
-                await asyncio.to_thread(pinged.wait, ENDED_S)
+                await asyncio.to_thread(pinged.wait, TIMEOUT_S)
 
     with (
         serve(Thoughtful("draft")) as service,
@@ -298,7 +298,7 @@ def test_a_silent_model_is_bridged_by_comments(serve, monkeypatch):
     assert "event: complete" in lines
 
 
-def test_a_reader_who_comes_back_is_told_to_stop_and_charged_nothing(serve):
+def test_a_reader_who_reconnects_is_told_to_stop_and_not_charged(serve):
     with serve() as service:
         last = events_of(service.client)[-1].id
         service.draft.prompts.clear()
@@ -308,20 +308,20 @@ def test_a_reader_who_comes_back_is_told_to_stop_and_charged_nothing(serve):
         assert len(service.records()) == 1
 
 
-def test_a_reader_who_saw_no_event_yet_gets_an_answer(serve):
+def test_a_reader_who_reconnects_before_the_first_event_gets_an_answer(serve):
     with serve() as service:
         assert ASKS["stream"](service.client, headers={"Last-Event-ID": ""}).status_code == 200
 
 
 @pytest.mark.parametrize("direct", [False, True])
-def test_a_reader_who_leaves_stops_the_model_and_is_charged_for_what_was_made(serve, direct):
+def test_a_reader_who_leaves_stops_the_model_and_is_charged_for_the_tokens_so_far(serve, direct):
     with serve(draft(endless=True), main(endless=True)) as service:
         at_work = service.main if direct else service.draft
         parameters = QUESTION | {"force_direct": direct}
         with connect_sse(service.client, "GET", "/v1/query/stream", params=parameters) as source:
             stream = source.iter_sse()
             assert [next(stream).id for _ in range(3)] == ["1", "2", "3"]
-        assert at_work.over.wait(ENDED_S)
+        assert at_work.over.wait(TIMEOUT_S)
         assert (at_work.running, at_work.cancelled, at_work.completed) == (0, 1, 0)
         [charged] = service.records()
     assert (charged["endpoint"], charged["model"]) == ("/v1/query/stream", at_work.name)
@@ -348,14 +348,14 @@ def no_garbage_collector() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_garbage_collector")
 @pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
-def test_a_reader_who_does_not_read_holds_the_model_and_stops_it_by_leaving(serve, stream, caplog):
-    """Whatever waits in ``send`` is cancelled there; no generator may be left to the garbage collector."""
+def test_a_reader_who_does_not_read_pauses_the_model_and_stops_it_by_leaving(serve, stream, caplog):
+    """A stream that waits in ``send`` is cancelled there, and no generator is left to the garbage collector."""
     wordy = StandInModel("draft", ("x" * 100_000,), endless=True)
     with serve(wordy) as service:
         with stream(service.client):
             until(lambda: (seen := wordy.generated_tokens) and not time.sleep(0.2) and seen == wordy.generated_tokens)
             assert not wordy.over.is_set()
-        assert wordy.over.wait(ENDED_S)
+        assert wordy.over.wait(TIMEOUT_S)
         assert len(service.records()) == 1
     assert not caplog.records
 
@@ -382,12 +382,12 @@ def test_a_batch_answers_in_the_order_of_its_questions(serve):
     assert {row["endpoint"] for row in charged} == {"/v1/batch"}
 
 
-def test_the_questions_of_a_batch_are_answered_at_the_same_time(serve):
+def test_the_questions_of_a_batch_are_answered_concurrently(serve):
     class Together(StandInModel):
         barrier = asyncio.Barrier(32)
 
         async def stream(self, prompt):
-            await asyncio.wait_for(self.barrier.wait(), ENDED_S)
+            await asyncio.wait_for(self.barrier.wait(), TIMEOUT_S)
             async for chunk in super().stream(prompt):
                 yield chunk
 
@@ -398,7 +398,7 @@ def test_the_questions_of_a_batch_are_answered_at_the_same_time(serve):
 @pytest.mark.parametrize(
     ("error", "status"), ERRORS, ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value)
 )
-def test_a_question_that_fails_does_not_harm_the_others(serve, error, status):
+def test_a_question_that_fails_does_not_affect_the_others(serve, error, status):
     class Choosy(StandInModel):
         async def stream(self, prompt):
             if prompt.messages[0].content == "bad":
@@ -417,7 +417,7 @@ def test_a_question_that_fails_does_not_harm_the_others(serve, error, status):
         assert len(service.records()) == 2
 
 
-NO_QUESTIONS = {
+INVALID_QUESTIONS = {
     "null": None,
     "text": "What is a replica?",
     "a number": 1e308,
@@ -427,8 +427,8 @@ NO_QUESTIONS = {
 }
 
 
-@pytest.mark.parametrize("mistake", NO_QUESTIONS.values(), ids=NO_QUESTIONS)
-def test_whatever_is_among_the_questions_the_others_are_answered(serve, mistake):
+@pytest.mark.parametrize("mistake", INVALID_QUESTIONS.values(), ids=INVALID_QUESTIONS)
+def test_an_invalid_question_does_not_affect_the_others(serve, mistake):
     with serve() as service:
         body = json.dumps({"queries": [QUESTION, mistake, QUESTION]})
         answer = service.client.post("/v1/batch", content=body, headers={"Content-Type": "application/json"})
@@ -444,13 +444,13 @@ def test_whatever_is_among_the_questions_the_others_are_answered(serve, mistake)
 @pytest.mark.parametrize(
     "body", [None, [], {}, {"queries": None}, {"queries": QUESTION}, {"queries": [QUESTION], "more": 1}], ids=str
 )
-def test_what_is_no_batch_is_a_mistake(serve, body):
+def test_an_invalid_batch_is_rejected(serve, body):
     with serve() as service:
         assert service.client.post("/v1/batch", json=body).status_code == 422
     assert not service.draft.prompts
 
 
-def test_openapi_says_that_a_batch_takes_anything_for_a_question(file):
+def test_openapi_says_that_a_batch_accepts_any_value_as_a_question(file):
     document = application(file, draft(), main()).openapi()
     items = document["components"]["schemas"]["QueryBatch"]["properties"]["queries"]["items"]["anyOf"]
     assert items[0] == {"$ref": "#/components/schemas/QueryBody"}
@@ -468,7 +468,7 @@ def test_a_batch_has_1_to_32_questions(serve, n, rule):
 
 
 @pytest.mark.parametrize("way", ASKS)
-def test_each_answer_leaves_a_record(serve, way):
+def test_each_answer_is_recorded(serve, way):
     with serve(draft(UNSURE), api_keys=KEYS) as service:
         before = now()
         ASKS[way](service.client, headers={"Authorization": "Bearer key-of-ada"}).raise_for_status()
@@ -492,7 +492,7 @@ def test_each_answer_leaves_a_record(serve, way):
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Another process writes to the database: who else wants to, waits."""
+    """Hold a write lock on the database, so that other writers wait."""
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
@@ -523,7 +523,7 @@ def test_a_service_stopped_right_after_a_response_loses_no_record(serve, way):
 def cancelled_at(message_type: str, way: str, app: FastAPI) -> None:
     """Ask, and cancel the request's task when the application has sent its last message of this type.
 
-    So does Ray Serve with a request whose client closes the connection.
+    Ray Serve does this when a client closes its connection.
     """
 
     async def cancelling(scope: Any, receive: Any, send: Any) -> None:
@@ -542,14 +542,14 @@ def cancelled_at(message_type: str, way: str, app: FastAPI) -> None:
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://test") as client,
         ):
-            with suppress(AssertionError):  # the client misses the rest of the response
+            with suppress(AssertionError):  # the client does not get the rest of the response
                 await ASKS[way](client)
 
     asyncio.run(run())
 
 
 @pytest.mark.parametrize("way", ASKS)
-def test_a_request_cancelled_when_its_response_is_out_loses_no_record(file, way):
+def test_a_request_cancelled_after_its_response_loses_no_record(file, way):
     cancelled_at("http.response.body", way, application(file, draft(), main()))
     assert len(records_in(file)) == 1
 
@@ -561,7 +561,7 @@ def test_a_stream_cancelled_before_its_first_event_stops_the_model_and_is_charge
     assert len(records_in(file)) == 1
 
 
-def test_a_record_that_cannot_be_kept_is_logged_and_harms_no_response(serve, caplog, file, monkeypatch):
+def test_a_record_that_cannot_be_stored_is_logged_and_affects_no_response(serve, caplog, file, monkeypatch):
     monkeypatch.setattr(write_behind, "DRAIN_LIMIT_S", 0.1)
     with serve() as service:
         assert ASKS["post"](service.client).status_code == 200
@@ -581,7 +581,7 @@ ADA = {"Authorization": "Bearer key-of-ada"}
 
 
 @pytest.mark.parametrize("way", ASKS)
-def test_who_has_spent_the_budget_is_turned_away_before_any_model_works(serve, way, file):
+def test_a_caller_with_a_spent_budget_is_rejected_before_any_model_is_asked(serve, way, file):
     add_records(file, record("ada", cost=0.6), record("ada", cost=0.4))
     with serve(api_keys=KEYS, daily_budget=1.0) as service:
         answer = ASKS[way](service.client, headers=ADA)
@@ -599,7 +599,7 @@ def test_who_has_spent_the_budget_is_turned_away_before_any_model_works(serve, w
     [record("ada", cost=0.99), record("grace", cost=5.0), record("ada", cost=5.0, at=now() - timedelta(days=1))],
     ids=["less than the budget", "by another", "yesterday"],
 )
-def test_who_has_not_spent_the_budget_is_answered(serve, spent, file):
+def test_a_caller_with_budget_left_is_answered(serve, spent, file):
     add_records(file, spent)
     with serve(api_keys=KEYS, daily_budget=1.0) as service:
         assert ASKS["post"](service.client, headers=ADA).status_code == 200
@@ -615,7 +615,7 @@ def test_answers_use_up_the_budget_one_by_one(serve, file):
 
 
 @pytest.mark.parametrize("way", ASKS)
-def test_where_keys_are_set_an_unknown_one_is_turned_away(serve, way):
+def test_an_unknown_key_is_rejected_if_keys_are_set(serve, way):
     with serve(api_keys=KEYS) as service:
         answer = ASKS[way](service.client, headers={"Authorization": "Bearer guess"})
     assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
@@ -645,7 +645,7 @@ def test_stats_of_a_new_service(serve):
     }
 
 
-def test_stats_are_of_the_whole_service_whichever_replica_answers_and_since_the_first_start(serve, file):
+def test_every_replica_reports_the_stats_of_the_whole_service_since_its_first_start(serve, file):
     add_records(file, *HISTORY)
     with serve() as service, serve() as another:
         for replica in (service, another):
@@ -687,7 +687,7 @@ def test_metrics_count_the_cascades_answers(serve, file):
     assert buckets == [0, 1, 2, 3, 3]
 
 
-def test_a_scraper_gets_the_format_it_asks_for(serve):
+def test_a_scraper_gets_the_format_it_requests(serve):
     with serve() as service:
         answer = service.client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
@@ -695,7 +695,7 @@ def test_a_scraper_gets_the_format_it_asks_for(serve):
 
 
 @pytest.mark.parametrize("path", ["/v1/stats", "/metrics"])
-def test_totals_without_a_database_are_unavailable(serve, path, file):
+def test_totals_are_unavailable_without_a_database(serve, path, file):
     with serve() as service:
         file.unlink()
         file.mkdir()

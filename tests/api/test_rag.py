@@ -34,7 +34,7 @@ UNSURE = RagAnswer("I am not sure.", (), None, Usage(0, 0), sure=False)
 
 @dataclass
 class StandInRag:
-    """Answers every question in the same way, or raises, or never comes to an end (None)."""
+    """Answers every question in the same way, or raises, or never finishes (None)."""
 
     outcome: RagAnswer | Exception | None = SURE
     asked: list[tuple[str, int]] = field(default_factory=list)
@@ -102,7 +102,7 @@ def test_the_answer_comes_with_its_sources(client):
     }
 
 
-def test_who_is_unsure_says_so_and_names_neither_sources_nor_model(client, answerer):
+def test_an_unsure_answer_has_neither_sources_nor_model(client, answerer):
     answerer.outcome = UNSURE
     assert ask(client, query="How long do I boil an egg?").json() == {
         "answer": "I am not sure.",
@@ -117,7 +117,7 @@ def test_who_is_unsure_says_so_and_names_neither_sources_nor_model(client, answe
     [{"query": "x"}, {"query": "x" * 2000}, {"query": "Où?", "k": 1}, {"query": " {x}\n", "k": 10}],
     ids=["one character", "2000 characters", "one source", "ten sources"],
 )
-def test_a_question_arrives_as_it_was_asked(client, answerer, body):
+def test_a_question_is_passed_on_unchanged(client, answerer, body):
     assert ask(client, **body).status_code == 200
     assert answerer.asked == [(body["query"], body.get("k", 1))]
 
@@ -140,7 +140,7 @@ def test_a_question_arrives_as_it_was_asked(client, answerer, body):
     ],
     ids=str,
 )
-def test_a_bad_question_is_named_and_reaches_no_model(client, answerer, body, field):
+def test_an_invalid_question_is_reported_and_reaches_no_model(client, answerer, body, field):
     answer = ask(client, **body)
     assert answer.status_code == 422
     assert [detail["field"] for detail in answer.json()["details"]] == [field]
@@ -152,7 +152,7 @@ def test_a_bad_question_is_named_and_reaches_no_model(client, answerer, body, fi
     [(b'{"query": "x"', "application/json"), (b'{"query": "\\ud800"}', "application/json"), (b"query=x", "text/plain")],
     ids=["malformed", "half a character", "not JSON"],
 )
-def test_a_body_that_is_no_json_is_a_problem_document(client, answerer, content, content_type):
+def test_a_body_that_is_not_json_is_a_problem_document(client, answerer, content, content_type):
     answer = client.post("/v1/rag/query", content=content, headers={"Content-Type": content_type})
     assert (answer.status_code, answer.headers["Content-Type"]) == (422, "application/problem+json")
     assert answerer.asked == []
@@ -174,7 +174,7 @@ def records(file: Path) -> list[tuple]:
         return connection.execute(f"SELECT {columns} FROM usage").fetchall()
 
 
-def test_who_leaves_stops_the_model_and_pays_for_what_was_made(answerer, tmp_path):
+def test_a_client_that_leaves_stops_the_model_and_pays_for_the_tokens_so_far(answerer, tmp_path):
     answerer.outcome = None
     file = tmp_path / "service.sqlite"
     with run_app(application(answerer, file)) as server, httpx.Client(base_url=server.url) as client:
@@ -184,7 +184,7 @@ def test_who_leaves_stops_the_model_and_pays_for_what_was_made(answerer, tmp_pat
     assert records(file) == [("/v1/rag/query", "anonymous", "main", 20, 2, pytest.approx(22 * 0.001 / 1000))]
 
 
-def test_only_what_a_model_has_answered_is_charged(answerer, tmp_path):
+def test_only_answers_from_a_model_are_charged(answerer, tmp_path):
     file = tmp_path / "service.sqlite"
     with run_app(application(answerer, file)) as server:
         for outcome, status in ((SURE, 200), (UNSURE, 200), (ModelFailedError("the model failed"), 500)):

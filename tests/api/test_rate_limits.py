@@ -1,4 +1,4 @@
-"""How often a principal may ask, over HTTP and on the WebSocket, counted here and in a real Redis."""
+"""Rate limits over HTTP and on the WebSocket, counted in the process and in a real Redis."""
 
 import json
 from contextlib import ExitStack
@@ -23,19 +23,19 @@ def ask(client: httpx.Client, **options: object) -> int:
     return client.post("/v1/query", json=QUESTION, **options).status_code
 
 
-def test_one_request_too_many_is_told_when_to_come_back(serve):
+def test_one_request_too_many_is_told_when_to_retry(serve):
     with serve(rate_limits=TWICE) as service:
         assert [ask(service.client, headers=ADA) for _ in range(2)] == [200, 200]
         answer = service.client.post("/v1/query", json=QUESTION, headers=ADA)
         assert answer.status_code == 429
         assert answer.headers["Content-Type"] == "application/problem+json"
         assert answer.json()["error"] == "RateLimitedError"
-        assert answer.json()["detail"] == "at most 2 per 1 minute for /v1/query"
+        assert answer.json()["detail"] == "rate limit exceeded: 2 per 1 minute for /v1/query"
         assert 1 <= int(answer.headers["Retry-After"]) <= 60
         assert len(service.draft.prompts) == 2
 
 
-def test_each_principal_and_each_route_has_a_count_of_its_own(serve):
+def test_each_principal_and_each_route_is_counted_separately(serve):
     with serve(rate_limits=TWICE | {"/v1/stats": "1/minute"}) as service:
         assert [ask(service.client, headers=ADA) for _ in range(3)] == [200, 200, 429]
         assert ask(service.client, headers=GRACE) == 200
@@ -43,7 +43,7 @@ def test_each_principal_and_each_route_has_a_count_of_its_own(serve):
         assert service.client.get("/v1/activity", headers=ADA).status_code == 200
 
 
-def test_a_rule_holds_below_its_path_unless_a_longer_one_does(serve):
+def test_a_rule_applies_below_its_path_unless_a_longer_rule_does(serve):
     with serve(rate_limits={"/v1": "1/minute", "/v1/query/stream": "3/minute"}) as service:
         assert ask(service.client) == 200
         assert service.client.get("/v1/activity").status_code == 429
@@ -88,7 +88,7 @@ def test_replicas_with_a_redis_count_together(serve, redis):
         assert [ask(each.client, headers=ADA) for each in (one, two, one, two)] == [200, 200, 429, 429]
 
 
-def test_without_an_answer_of_redis_nobody_is_turned_away(serve, redis, caplog):
+def test_nobody_is_rejected_while_redis_is_down(serve, redis, caplog):
     url, process = redis
     with serve(rate_limits=TWICE, redis_url=url) as service:
         assert ask(service.client) == 200
@@ -99,15 +99,15 @@ def test_without_an_answer_of_redis_nobody_is_turned_away(serve, redis, caplog):
 
 
 @pytest.mark.parametrize("path", ["/v1/qery", "/health", "/metrics", "/docs", "v1", "/v1/cases/{case_id}", "/v1\n/x"])
-def test_a_rule_that_would_limit_nothing_stops_the_start(file, path):
-    with pytest.raises(StartError, match="rate_limits: there is no route at or below") as caught:
+def test_the_service_does_not_start_with_a_rule_that_limits_nothing(file, path):
+    with pytest.raises(StartError, match="rate_limits: there is no rate-limited route at or below") as caught:
         application(file, draft(), main(), rate_limits={path: "1/minute"})
     [line] = str(caught.value).splitlines()
     assert repr(path) in line
     assert "/v1/chat/ws, /v1/embeddings" in line
 
 
-def test_a_rule_for_language_models_that_are_off_stops_the_start():
+def test_the_service_does_not_start_with_a_rule_for_disabled_language_models():
     rules = {"/v1/query": "1/minute"}
     check_rate_limits(Settings(rate_limits=rules))
     with pytest.raises(StartError, match="/v1/query"):
@@ -118,6 +118,6 @@ def test_a_rule_for_language_models_that_are_off_stops_the_start():
     "rule",
     ["often", "10/fortnight", "", "0/minute", "-1/minute", f"{10**30}/minute", "1/9999 years", "1/s; 2/s", "1e9/s"],
 )
-def test_a_rule_that_cannot_be_read_is_a_setting_that_is_wrong(rule):
+def test_a_rule_that_cannot_be_parsed_is_an_invalid_setting(rule):
     with pytest.raises(ValidationError, match="rate_limits"):
         Settings(rate_limits={"/v1": rule})

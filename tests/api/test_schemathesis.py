@@ -1,6 +1,6 @@
-"""Requests that Schemathesis makes of the OpenAPI document: no 5xx, no answer that the document does not describe.
+"""Requests that Schemathesis generates from the OpenAPI document: no 5xx, and no response that it does not describe.
 
-Few for each operation, the same in each run. CONTRIBUTING.md has the command for many, against the real models.
+A few for each operation, the same in every run. CONTRIBUTING.md has the command for many, with the real models.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def api(tmp_path_factory) -> Iterator[object]:
 
 
 @pytest.mark.parametrize("mode", ["positive", "negative"])
-def test_an_answer_is_as_the_document_says(api, mode):
+def test_responses_match_the_openapi_document(api, mode):
     for found in api.get_all_operations():
         cases = found.ok().as_strategy(generation_mode=schemathesis.GenerationMode(mode))
 
@@ -44,5 +44,5 @@ def test_an_answer_is_as_the_document_says(api, mode):
         def answers(case) -> None:
             case.call_and_validate(headers={"Authorization": f"Bearer {KEY}"})
 
-        with suppress(Unsatisfiable):  # what takes nothing can be sent nothing wrong
+        with suppress(Unsatisfiable):  # an operation without parameters cannot get invalid ones
             answers()

@@ -1,4 +1,4 @@
-"""How many WebSockets are open at a time, and for whose pages."""
+"""Limits on open WebSockets, allowed origins, and addresses behind proxies."""
 
 from contextlib import ExitStack
 from socket import SHUT_RDWR
@@ -8,7 +8,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from tests.service import until
-from workshop.api.sockets import Places
+from workshop.api.sockets import ConnectionSlots
 from workshop.contracts.errors import OverloadedError, RateLimitedError
 
 ADA, GRACE = ({"Authorization": f"Bearer {name}"} for name in ("ada", "grace"))
@@ -18,7 +18,7 @@ def address(service) -> str:
     return f"ws{service.server.url.removeprefix('http')}/v1/chat/ws"
 
 
-def first_word(service, headers) -> tuple[int | None, str]:
+def first_message(service, headers) -> tuple[int | None, str]:
     """The type of the service's first message, or the code and reason with which it closes instead."""
     with connect(address(service), additional_headers=headers) as socket:
         try:
@@ -27,19 +27,21 @@ def first_word(service, headers) -> tuple[int | None, str]:
             return socket.close_code, socket.close_reason
 
 
-def test_there_is_room_for_so_many_of_a_caller_and_so_many_in_all(serve):
+def test_open_connections_are_limited_per_caller_and_in_total(serve):
     with serve(max_websockets=3, max_websockets_per_principal=2) as service, ExitStack() as stack:
         for headers in (ADA, ADA, GRACE):
             socket = stack.enter_context(connect(address(service), additional_headers=headers))
             assert '"ready"' in socket.recv(timeout=10)
-        assert first_word(service, GRACE) == (1013, "too many WebSockets are open; try again later")
+        assert first_message(service, GRACE) == (1013, "too many WebSockets are open; try again later")
         socket.close()
-        assert until(lambda: first_word(service, ADA), lambda found: found[0] == 1008)[1].endswith("2 WebSockets open")
-        assert first_word(service, GRACE)[0] is None
+        assert until(lambda: first_message(service, ADA), lambda found: found[0] == 1008)[1].endswith(
+            "2 WebSockets open"
+        )
+        assert first_message(service, GRACE)[0] is None
 
 
 def opened(service, stack: ExitStack) -> ClientConnection | None:
-    """A connection that the service has greeted, or None if it has no place for it."""
+    """A connection that the service has accepted, or None if no slot is free."""
     socket = stack.enter_context(connect(address(service)))
     try:
         socket.recv(timeout=10)
@@ -49,7 +51,7 @@ def opened(service, stack: ExitStack) -> ClientConnection | None:
 
 
 @pytest.mark.parametrize("way", ["closed", "cut off", "broken by a mistake"])
-def test_a_place_is_given_back_however_a_connection_ends(serve, way):
+def test_a_slot_is_released_however_a_connection_ends(serve, way):
     with serve(max_websockets=1) as service, ExitStack() as stack:
         for _ in range(3):
             socket = until(lambda: opened(service, stack), bool)
@@ -64,19 +66,19 @@ def test_a_place_is_given_back_however_a_connection_ends(serve, way):
                     socket.send("x" * 2**19)
 
 
-def test_places_forget_callers_who_have_left():
-    places = Places(2, 1)
-    with places.taken_by("a"), places.taken_by("b"), pytest.raises(OverloadedError), places.taken_by("c"):
+def test_slots_forget_callers_who_have_left():
+    slots = ConnectionSlots(2, 1)
+    with slots.reserve("a"), slots.reserve("b"), pytest.raises(OverloadedError), slots.reserve("c"):
         pass
-    with places.taken_by("a"):
-        with pytest.raises(RateLimitedError), places.taken_by("a"):
+    with slots.reserve("a"):
+        with pytest.raises(RateLimitedError), slots.reserve("a"):
             pass
-        with places.taken_by("c"):
+        with slots.reserve("c"):
             pass
-    assert not places._taken
+    assert not slots._taken
 
 
-def test_an_address_is_believed_of_a_trusted_proxy_only(serve):
+def test_only_a_trusted_proxy_may_forward_an_address(serve):
     limits = {"rate_limits": {"/v1/stats": "2/minute"}}
     headers = [{"X-Forwarded-For": f"203.0.113.{n}"} for n in range(4)]
     with serve(**limits) as service:
@@ -94,9 +96,9 @@ def test_wrong_keys_cannot_be_tried_from_forged_addresses(serve):
 
 
 @pytest.mark.parametrize(
-    "origin", ["https://foe.example", "null", "", "http://", "http://[", "https://friend.example:1"]
+    "origin", ["https://attacker.example", "null", "", "http://", "http://[", "https://friend.example:1"]
 )
-def test_pages_of_other_origins_are_refused(serve, origin):
+def test_pages_of_other_origins_are_rejected(serve, origin):
     with serve(allowed_origins=["https://Friend.example"]) as service:
         if origin:
             with pytest.raises(InvalidStatus), connect(address(service), origin=origin):

@@ -19,7 +19,7 @@ def test_a_pickled_error_is_the_same_error(error):
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_an_error_reads_as_its_message(error):
+def test_the_text_of_an_error_is_its_message(error):
     assert str(error) == error.message == "some text"
 
 

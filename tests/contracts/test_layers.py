@@ -14,7 +14,7 @@ WEB = {"fastapi", "starlette", "uvicorn"}
 SKLEARN = {"sklearn"}
 PYTORCH = {"torch", "transformers", "langchain_core"}
 
-# What importing layers must not bring along, directly or through anything else. Each line takes a process, and seconds.
+# The frameworks that importing layers must not load, even indirectly. Each line takes a process, and seconds.
 STRANGERS = {
     "settings contracts.services models.rag storage.cases storage.usage": RAY | WEB | SKLEARN,
     "models.cascade": RAY | WEB | SKLEARN | PYTORCH,
@@ -37,7 +37,7 @@ def test_the_import_contracts_hold():
 
 
 @pytest.mark.parametrize("modules", STRANGERS)
-def test_layers_bring_no_other_teams_framework(modules):
+def test_layers_do_not_import_other_teams_frameworks(modules):
     names = [f"workshop.{name}" for name in modules.split()]
     imported = run(sys.executable, "-c", f"import sys, {', '.join(names)}; print(*sys.modules)").split()
     assert set(names) <= set(imported)

@@ -80,5 +80,5 @@ def test_a_stream_whose_reader_is_behind_is_told_too(replica, stream, caplog):
         pieces = response.iter_text()
         next(pieces)
         end()
-        assert "the service stops" in "".join(pieces)
+        assert "the service is shutting down" in "".join(pieces)
     assert not caplog.records

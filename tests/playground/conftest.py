@@ -1,4 +1,4 @@
-"""The playground in Chromium, on services of the kinds that its tests need."""
+"""Fixtures for the playground in Chromium."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from workshop.storage.cases import SqlCaseStore
 
 
 class Classifier:
-    """The real model: it is small, and its examples have to come out right."""
+    """The real model: it is small, and the examples need correct predictions."""
 
     def __init__(self, model: TumourClassifier) -> None:
         self._model = model
@@ -53,7 +53,7 @@ def classifier() -> Classifier:
 
 @pytest.fixture
 def serve(classifier, tmp_path) -> Iterator[Callable[..., Service]]:
-    """Starts a service; its models can be told what to do even while it runs. All stop after the test."""
+    """A function that starts a service. Tests may change its models while it runs. All services stop after the test."""
     started = []
     database = tmp_path / "service.sqlite"
 
@@ -73,7 +73,7 @@ def serve(classifier, tmp_path) -> Iterator[Callable[..., Service]]:
 
 @pytest.fixture(params=["direct", "behind a proxy"])
 def page_url(request, serve) -> Iterator[str]:
-    """Where the playground is, with whatever models: the tests that take this one know nothing of their words."""
+    """The URL of the playground. Tests that use this fixture must not rely on the words of the models."""
     url = serve().url
     if request.param == "direct":
         yield url

@@ -11,34 +11,34 @@ PREFIX = "/behind/a/proxy"
 
 @contextmanager
 def prefix_proxy(url: str) -> Iterator[str]:
-    """Where the service at ``url`` is found behind a reverse proxy, which removes ``PREFIX``.
+    """The URL of the service at ``url`` behind a reverse proxy that removes ``PREFIX``.
 
-    It passes everything on as it comes, WebSockets too. At the end of the block, its connections break.
+    The proxy forwards all data immediately, WebSockets too. Its connections break at the end of the block.
     """
     host, port = url.removeprefix("http://").split(":")
 
-    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with closing(writer):
             head = await reader.readuntil(b"\r\n\r\n")
             method, path, rest = head.split(b" ", 2)
             assert path.startswith(PREFIX.encode())
-            if b"\r\nupgrade:" not in rest.lower():  # one request for each connection: only the first is rewritten
+            if b"\r\nupgrade:" not in rest.lower():  # one request per connection, since only the first is rewritten
                 rest = rest.replace(b"keep-alive", b"close")
             up_reader, up_writer = await asyncio.open_connection(host, port)
             with closing(up_writer):
                 up_writer.write(b" ".join((method, path.removeprefix(PREFIX.encode()), rest)))
-                there = asyncio.create_task(_pass_on(reader, up_writer))
-                await _pass_on(up_reader, writer)
-                there.cancel()
+                forwarding = asyncio.create_task(_forward(reader, up_writer))
+                await _forward(up_reader, writer)
+                forwarding.cancel()
 
-    # In a thread of its own: Playwright keeps a loop running in this one.
+    # In a separate thread, because Playwright runs an event loop in this one.
     with start_blocking_portal() as portal:
-        server = portal.call(asyncio.start_server, serve_one, "127.0.0.1")
+        server = portal.call(asyncio.start_server, handle_connection, "127.0.0.1")
         yield "http://{}:{}{}/".format(*server.sockets[0].getsockname(), PREFIX)
         portal.call(server.close)
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while piece := await reader.read(2**16):
         writer.write(piece)
         await writer.drain()

@@ -1,4 +1,4 @@
-"""Each panel, used as it is meant to be, on any service with language models: see ``page_url``."""
+"""Normal use of each panel, on any service with language models: see ``page_url``."""
 
 import re
 
@@ -9,14 +9,14 @@ TOKENS = re.compile(r"\d+ tokens")
 
 
 def ask(page: Page, panel: str, question: str) -> None:
-    """Ask in the panel of this name."""
+    """Ask a question in the panel with this name."""
     region = page.get_by_role("region", name=panel, exact=True)
     region.get_by_role("textbox").fill(question)
     region.get_by_role("button", name="Ask").click()
 
 
-def say(page: Page, message: str) -> None:
-    """Say in the chat, once it is connected and nobody else speaks. Enter sends."""
+def send_message(page: Page, message: str) -> None:
+    """Send a chat message, once the chat is connected and no answer is in progress."""
     page.get_by_label("Message").fill(message)
     expect(page.get_by_role("button", name="Send")).to_be_enabled()
     page.keyboard.press("Enter")
@@ -31,7 +31,7 @@ def test_an_example_gets_its_label(page, page_url, label):
     expect(verdict.get_by_role("definition")).to_have_text([re.compile(r"\d %")] * 2)
 
 
-def test_a_changed_value_makes_the_verdict_void(page, page_url):
+def test_changing_a_value_clears_the_prediction(page, page_url):
     page.goto(page_url)
     page.get_by_role("button", name="benign example").click()
     expect(page.locator("#predict .verdict")).to_contain_text("sure")
@@ -44,7 +44,7 @@ def test_a_changed_value_makes_the_verdict_void(page, page_url):
     ("value", "mistake"),
     [("", "Input should be a valid number"), ("-1", "greater than or equal to 0"), ("1", "must not be smaller than")],
 )
-def test_a_mistake_is_explained_at_its_field(page, page_url, value, mistake):
+def test_a_mistake_is_explained_next_to_its_field(page, page_url, value, mistake):
     page.goto(page_url)
     field = page.get_by_label("worst radius, in pixel")
     field.fill(value)
@@ -75,7 +75,7 @@ def test_a_model_is_chosen_and_its_answer_is_timed(page, page_url):
     ).to_be_enabled()
 
 
-def test_the_cascade_says_who_answered_and_at_what_price(page, page_url):
+def test_the_cascade_shows_which_model_answered_and_the_cost(page, page_url):
     page.goto(page_url)
     ask(page, "Ask the cascade", "What is a replica?")
     outcome = page.locator("#cascade .outcome")
@@ -93,7 +93,7 @@ def test_the_larger_model_can_be_asked_at_once(page, page_url):
 
 
 @pytest.mark.parametrize("panel", ["Ask one model", "Ask the cascade"])
-def test_a_question_that_is_refused_says_why(page, page_url, panel):
+def test_a_rejected_question_shows_the_reason(page, page_url, panel):
     page.goto(page_url)
     ask(page, panel, "   ")
     region = page.get_by_role("region", name=panel, exact=True)
@@ -103,28 +103,28 @@ def test_a_question_that_is_refused_says_why(page, page_url, panel):
     expect(region.get_by_role("region")).to_have_text(re.compile(r"\w"))
 
 
-def test_a_chat_has_several_turns_and_begins_anew(page, page_url):
+def test_a_chat_has_several_turns_and_can_be_restarted(page, page_url):
     page.goto(page_url)
     expect(page.locator("#chat .state")).to_have_text("Connected")
     answers = page.locator("#chat .bubble:not(.mine)")
     for n_turns, message in enumerate(("What is a replica?", "And a deployment?"), start=1):
-        say(page, message)
+        send_message(page, message)
         expect(answers).to_have_count(n_turns)
         expect(answers.last.locator("small")).to_have_text(TOKENS)
     page.get_by_role("button", name="New conversation").click()
     expect(page.locator("#chat .divider")).to_have_text("a new conversation")
 
 
-def test_a_message_that_is_refused_leaves_the_chat_usable(page, page_url):
+def test_a_rejected_message_leaves_the_chat_usable(page, page_url):
     page.goto(page_url)
-    say(page, "   ")
+    send_message(page, "   ")
     expect(page.locator("#chat").get_by_role("alert")).to_contain_text("blank")
-    say(page, "What is a replica?")
+    send_message(page, "What is a replica?")
     expect(page.locator("#chat .bubble small").last).to_have_text(TOKENS)
     expect(page.locator("#chat .state")).to_have_text("Connected")
 
 
-def test_the_numbers_are_live(page, page_url):
+def test_the_statistics_are_live(page, page_url):
     page.goto(page_url)
     expect(page.locator("#stats .state")).to_have_text("Live")
     answers = page.locator("[data-stat=total_queries]")
@@ -136,7 +136,7 @@ def test_the_numbers_are_live(page, page_url):
     expect(page.locator("[data-stat=average_cost]")).to_contain_text("$")
 
 
-def test_every_link_leads_somewhere(page, page_url):
+def test_every_link_works(page, page_url):
     page.goto(page_url)
     expect(page.get_by_role("link", name="Metrics")).to_be_visible()
     for link in page.get_by_role("link").all():
@@ -164,7 +164,7 @@ def _lightness(color: str) -> float:
     return sum(map(int, re.findall(r"\d+", color)[:3])) / 765
 
 
-def test_everything_that_can_be_used_has_a_name_and_can_be_reached_by_keyboard(page, page_url):
+def test_every_control_has_a_name_and_can_be_reached_by_keyboard(page, page_url):
     page.goto(page_url)
     expect(page.locator("#chat .state")).to_have_text("Connected")
     expect(page.get_by_role("button", name="Predict")).to_be_enabled()
@@ -173,7 +173,7 @@ def test_everything_that_can_be_used_has_a_name_and_can_be_reached_by_keyboard(p
         expect(control).to_have_accessible_name(re.compile(r"\w"))
     n_enabled = page.locator(":is(input, select, textarea, button, a):enabled:visible, a:visible").count()
     reached = set()
-    for _ in range(n_enabled + 3):  # the answers and the conversation can be scrolled by keyboard
+    for _ in range(n_enabled + 3):  # plus the two answers and the conversation, which can be scrolled by keyboard
         page.keyboard.press("Tab")
         reached.add(page.evaluate("[...document.querySelectorAll('*')].indexOf(document.activeElement)"))
     assert len(reached) == n_enabled + 3

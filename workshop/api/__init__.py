@@ -1,1 +1,1 @@
-"""The FastAPI side. Knows the contracts and nothing behind them."""
+"""The FastAPI layer. It knows the contracts, and nothing of what implements them."""

@@ -9,57 +9,57 @@ from fastapi_offline import FastAPIOffline
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from workshop import __version__
-from workshop.api.authentication import ApiKeys, Names
+from workshop.api.authentication import ApiKeys, UnverifiedNames
 from workshop.api.clock import Clock
 from workshop.api.dependencies import get_principal
 from workshop.api.errors import add_error_handlers, error_responses
 from workshop.api.health import HealthCheck, wait_until_ready
 from workshop.api.middleware.body_limit import BodyLimitMiddleware
 from workshop.api.middleware.disconnect import DisconnectMiddleware
-from workshop.api.middleware.ending import EndingMiddleware
 from workshop.api.middleware.header_limit import HeaderLimitMiddleware
 from workshop.api.middleware.request_id import RequestIdMiddleware
+from workshop.api.middleware.shutdown import ShutdownMiddleware
 from workshop.api.middleware.timing import TimingMiddleware
-from workshop.api.rate_limits import RateLimits, is_below
+from workshop.api.rate_limits import RateLimits, is_at_or_below
 from workshop.api.routers import metrics, playground, service, v1
-from workshop.api.sockets import Places
+from workshop.api.sockets import ConnectionSlots
 from workshop.contracts.errors import StartError
 from workshop.contracts.services import Services
 from workshop.settings import Settings
 
 DESCRIPTION = """
-Everything below `/v1`, and `/metrics`, requires a key as a bearer token where the service has keys. Where it has none,
-any token will do and is the name of who asks.
+If the service has API keys, everything under `/v1`, and `/metrics`, requires one as a bearer token. Otherwise any token
+is accepted, and taken as the caller's name.
 
-An error is a problem document (RFC 9457), `application/problem+json`. Only the routes of OpenAI's protocol have errors
-of OpenAI's form. Each response has an `X-Request-ID`, which the log has too.
+Errors are problem documents (RFC 9457), `application/problem+json`. Only the routes of OpenAI's protocol report errors
+in OpenAI's format. Each response has an `X-Request-ID`, which also appears in the log.
 
-The [playground](./) shows every part of the service, to try by hand.
+In the [playground](./) you can try every part of the service.
 """
 
 TAGS = [
     {
         "name": "predictions",
-        "description": "Tell benign from malignant tumours by the measurements of their cell nuclei.",
+        "description": "Classify tumours as benign or malignant from measurements of their cell nuclei.",
     },
-    {"name": "model", "description": "The classifier that predicts, and what it takes."},
-    {"name": "cases", "description": "Measurements that are kept, predicted later, corrected, and erased on request."},
+    {"name": "model", "description": "The classifier behind the predictions, and its input features."},
+    {"name": "cases", "description": "Stored measurements: predict them later, correct them, erase them on request."},
     {
         "name": "cascade",
-        "description": "Questions to two language models: a cheap one, and a better one when it is unsure.",
+        "description": "Questions to two language models: first a cheap one, then a better one if the first is unsure.",
     },
-    {"name": "rag", "description": "Questions that are answered from sources."},
+    {"name": "rag", "description": "Questions answered from sources."},
     {
         "name": "generation",
-        "description": "One language model. A conversation with several turns has a WebSocket, `/v1/chat/ws`, "
-        "whose messages are described in `workshop/api/routers/chat.py`.",
+        "description": "A single language model. For conversations with several turns there is a WebSocket, "
+        "`/v1/chat/ws`; its messages are described in `workshop/api/routers/chat.py`.",
     },
-    {"name": "openai", "description": "The same models for OpenAI's clients: set `base_url` to the address of `/v1`."},
+    {"name": "openai", "description": "The same models for OpenAI clients: set `base_url` to the URL of `/v1`."},
     {"name": "service", "description": "Whether the service is alive and ready, and what it is doing."},
 ]
 
 PROTECTED = (400, 401, 402, 404, 408, 413, 422, 429, 503, 504)
-"""What routes that require a key may answer instead."""
+"""Error statuses of routes that require a key."""
 
 
 def create_app(services: Services, settings: Settings) -> FastAPI:
@@ -67,10 +67,10 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
 
     Args:
         services: the ports that endpoints call. The application closes them when it stops.
-        settings: limits and the like.
+        settings: limits, keys and other options.
 
     Raises:
-        StartError: a setting names a route that is not there.
+        StartError: a setting names a route that does not exist.
     """
 
     check_rate_limits(settings)
@@ -83,8 +83,8 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
         app.state.clock = Clock()
         app.state.context_lengths = {}
         app.state.rate_limits = RateLimits(settings.rate_limits, settings.wrong_keys_limit, settings.redis_url)
-        app.state.authenticator = ApiKeys(settings.api_keys) if settings.api_keys else Names()
-        app.state.places = Places(settings.max_websockets, settings.max_websockets_per_principal)
+        app.state.authenticator = ApiKeys(settings.api_keys) if settings.api_keys else UnverifiedNames()
+        app.state.connection_slots = ConnectionSlots(settings.max_websockets, settings.max_websockets_per_principal)
         app.state.health = HealthCheck()
         await wait_until_ready(services)
         yield
@@ -100,17 +100,17 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
         responses=error_responses(431, 500),
         generate_unique_id_function=_operation_id,
     )
-    # The last one added is the outermost: the request id is known to all that follows.
+    # The last one added is the outermost. All middleware below RequestIdMiddleware knows the request id.
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     app.add_middleware(HeaderLimitMiddleware)
     app.add_middleware(DisconnectMiddleware)
     app.add_middleware(TimingMiddleware)
-    app.add_middleware(EndingMiddleware)
+    app.add_middleware(ShutdownMiddleware)
     app.add_middleware(RequestIdMiddleware)
-    # uvicorn has it too, but by default it believes every caller on this machine. Ours works behind Serve as well.
+    # uvicorn includes it too, but trusts every caller on the same machine by default. This one also works behind Serve.
     app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=[str(network) for network in settings.trusted_proxies])
     add_error_handlers(app)
-    # Public: these, and FastAPI's documentation. All others ask for a key where keys are set.
+    # Public: these routes and FastAPI's documentation. All others require a key if keys are set.
     app.include_router(service.router)
     app.include_router(playground.router)
     for router in (v1.router, *([v1.language_router, metrics.router] if services.language is not None else [])):
@@ -119,21 +119,21 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
 
 
 def check_rate_limits(settings: Settings) -> None:
-    """Look whether each rule limits something: a misspelt one would limit nothing, and nobody would notice.
+    """Check that each rule limits a route: a misspelt path would limit nothing, and nobody would notice.
 
     Raises:
-        StartError: there is no limited route at a rule's path, nor below it.
+        StartError: there is no rate-limited route at or below a rule's path.
     """
     routers = (v1.router, v1.language_router) if settings.language_models else (v1.router,)
     limited = {str(route.path) for router in routers for route in iter_route_contexts(router.routes)}
-    for ruled in settings.rate_limits:
-        if "{" in ruled or not any(is_below(path, ruled) for path in limited):
+    for rule_path in settings.rate_limits:
+        if "{" in rule_path or not any(is_at_or_below(path, rule_path) for path in limited):
             names = ", ".join(sorted(path for path in limited if "{" not in path))
             raise StartError(
-                f"setting rate_limits: there is no route at or below {ruled!r} that is limited; limited are {names}"
+                f"setting rate_limits: there is no rate-limited route at or below {rule_path!r}; these exist: {names}"
             )
 
 
 def _operation_id(route: APIRoute) -> str:
-    """Short, stable names for the methods of generated clients."""
+    """The function's name: short and stable, so that generated clients get readable methods."""
     return route.name

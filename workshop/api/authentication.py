@@ -1,4 +1,4 @@
-"""Where a caller's credential comes from, and whose it is."""
+"""Reads a caller's credential, and finds the principal it belongs to."""
 
 import hashlib
 from collections.abc import Mapping
@@ -18,12 +18,13 @@ KEY_PREFIX = "bearer."
 
 
 class ApiKeys:
-    """Knows principals by their keys.
+    """Authenticates principals by API key.
 
-    Only digests are kept. Looking one up takes no time that depends on a key: nobody can choose a digest.
+    Only digests of the keys are stored. The time of a lookup reveals nothing about a key, since nobody can choose a
+    digest.
 
     Args:
-        principals: by their keys.
+        principals: the principal's id for each key.
     """
 
     def __init__(self, principals: Mapping[SecretStr, str]) -> None:
@@ -37,8 +38,8 @@ class ApiKeys:
         return principal
 
 
-class Names:
-    """Takes everybody's word: a key is a name. For a service without keys."""
+class UnverifiedNames:
+    """Accepts any credential as the caller's name. For a service without keys."""
 
     async def authenticate(self, credential: str) -> Principal:
         """See ``Authenticator.authenticate``."""
@@ -46,14 +47,16 @@ class Names:
 
 
 class BearerToken(SecurityBase):
-    """The bearer token of a request, or "". Calling it with a connection returns it; OpenAPI describes it.
+    """Reads the bearer token of a request, or "" if there is none, and describes it in OpenAPI.
 
-    Browsers cannot set headers on a WebSocket: they offer the token as a subprotocol, with ``KEY_PREFIX`` before it.
+    Browsers cannot set headers on a WebSocket, so they send the token as a subprotocol, prefixed with ``KEY_PREFIX``.
     """
 
     def __init__(self) -> None:
         self.scheme_name = "key"
-        self.model = HTTPBearer(description="A key of `WORKSHOP_API_KEYS`. Without that setting, any name will do.")
+        self.model = HTTPBearer(
+            description="One of the keys in `WORKSHOP_API_KEYS`. Without that setting, any name is accepted."
+        )
 
     async def __call__(self, connection: HTTPConnection) -> str:
         scheme, token = get_authorization_scheme_param(connection.headers.get("Authorization"))
@@ -64,7 +67,7 @@ class BearerToken(SecurityBase):
 
 
 async def accept(websocket: WebSocket) -> None:
-    """Accept a WebSocket, with our subprotocol where it was offered."""
+    """Accept a WebSocket, with our subprotocol if the client offered it."""
     await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None)
 
 

@@ -1,21 +1,21 @@
-"""The time, and how long the service has been up."""
+"""The current time, and the uptime of the service."""
 
 import time
 from datetime import UTC, datetime
 
 
 def now() -> datetime:
-    """The time in UTC, with its zone."""
+    """The current time in UTC, with its time zone."""
     return datetime.now(UTC)
 
 
 class Clock:
-    """Measures the time since it was made."""
+    """Measures the time since it was created."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
 
     @property
     def uptime_s(self) -> float:
-        """Seconds."""
+        """Seconds since the clock was created."""
         return time.monotonic() - self._started

@@ -1,4 +1,4 @@
-"""What endpoints ask for, as annotated types, so that their signatures read like sentences.
+"""Dependencies of the endpoints, as annotated types, so that signatures read like sentences.
 
 All are ``async def``, even those that await nothing: FastAPI runs a plain ``def`` dependency in a thread, which costs
 more than the rest of the request.
@@ -16,7 +16,7 @@ from workshop.api.clock import Clock
 from workshop.api.errors import explain
 from workshop.api.health import HealthCheck
 from workshop.api.rate_limits import RateLimits
-from workshop.api.sockets import Places, is_foreign
+from workshop.api.sockets import ConnectionSlots, is_cross_origin
 from workshop.contracts.cases import CaseStore
 from workshop.contracts.classifier import Classifier, ModelCard
 from workshop.contracts.errors import NotFoundError, UnauthenticatedError, UnavailableError
@@ -27,14 +27,14 @@ from workshop.contracts.usage import UsageStore
 from workshop.settings import Settings
 
 
-def path_of(connection: HTTPConnection) -> str:
-    """The path, without the prefix that a proxy has removed."""
+def request_path(connection: HTTPConnection) -> str:
+    """The path below the prefix under which a proxy serves the application."""
     path: str = connection.scope["path"]
     return path.removeprefix(connection.scope.get("root_path", ""))
 
 
 async def get_services(connection: HTTPConnection) -> Services:
-    """The ports. Tests override this one to replace what is behind them."""
+    """The services behind the API. Tests override this dependency to replace them."""
     return cast(Services, connection.app.state.services)
 
 
@@ -60,7 +60,7 @@ async def get_health(request: Request, services: Annotated[Services, Depends(get
 
 
 async def require_ready(health: Annotated[Health, Depends(get_health)]) -> None:
-    """Raises UnavailableError where a required part is missing."""
+    """Raise UnavailableError if a required part is missing."""
     if health.missing:
         pauses = [error.retry_after_s for error in health.missing.values() if isinstance(error, UnavailableError)]
         reasons = (f"{name}: {explain(error).message}" for name, error in health.missing.items())
@@ -72,7 +72,7 @@ async def get_cases(services: Annotated[Services, Depends(get_services)]) -> Cas
 
 
 async def get_authenticator(connection: HTTPConnection) -> Authenticator:
-    """Who tells whose key it is. Tests override this one."""
+    """The authenticator. Tests override this dependency."""
     return cast(Authenticator, connection.app.state.authenticator)
 
 
@@ -89,58 +89,58 @@ async def get_principal(
     authenticator: Annotated[Authenticator, Depends(get_authenticator)],
     rate_limits: RateLimitsDep,
 ) -> Principal:
-    """Who asks, by the bearer token. The router of all protected routes depends on it: asked once for each request.
+    """The principal of the request's bearer token. All protected routes depend on it; it runs once per request.
 
-    Wrong keys are counted by address. A right key is let in however many wrong ones came from there: people who share
-    an address cannot lock each other out.
+    Wrong keys are counted by address. A valid key is accepted however many wrong ones came from its address, so callers
+    who share an address cannot lock each other out.
 
     Raises:
-        UnauthenticatedError: nobody, as far as the service can tell.
-        RateLimitedError: this address has tried too many wrong keys.
+        UnauthenticatedError: the token is missing or not valid.
+        RateLimitedError: this address has sent too many wrong keys.
     """
     try:
         return await authenticator.authenticate(token)
     except UnauthenticatedError:
         if token:
-            await rate_limits.count_wrong_key(address_of(connection))
+            await rate_limits.count_wrong_key(client_address(connection))
         raise
 
 
 PrincipalDep = Annotated[Principal, Depends(get_principal)]
 
 
-def address_of(connection: HTTPConnection) -> str:
-    """Where a caller is, or "" for a server that cannot tell."""
+def client_address(connection: HTTPConnection) -> str:
+    """The caller's address, or "" if the server does not know it."""
     return connection.client.host if connection.client else ""
 
 
-def caller_of(connection: HTTPConnection, principal: Principal) -> str:
-    """What a caller's requests are counted by: the principal, or the address of who has no name."""
-    return address_of(connection) if principal.id == ANONYMOUS else f"principal {principal.id}"
+def rate_limit_key(connection: HTTPConnection, principal: Principal) -> str:
+    """What a caller's requests are counted by: its principal, or its address if it is anonymous."""
+    return client_address(connection) if principal.id == ANONYMOUS else f"principal {principal.id}"
 
 
 async def limit_rate(connection: HTTPConnection, principal: PrincipalDep, rate_limits: RateLimitsDep) -> None:
-    """Turn away who asks a route too often."""
-    await rate_limits.check(path_of(connection), caller_of(connection, principal))
+    """Raise RateLimitedError for a caller who sends too many requests to a route."""
+    await rate_limits.check(request_path(connection), rate_limit_key(connection, principal))
 
 
 async def accept_socket(
     websocket: WebSocket, principal: PrincipalDep, settings: Annotated[Settings, Depends(get_settings)]
 ) -> AsyncIterator[Principal]:
-    """Who asks, as ``get_principal`` says, on a WebSocket that is open and has its place until it ends.
+    """Accept a WebSocket, and hold one of the connection slots until it ends. Yields the principal.
 
-    A browser opens WebSockets to any service for any page, and tells whose page it is: a foreign one gets a 403.
+    A browser lets any page open a WebSocket to any service, and sends the page's origin. Other origins get a 403.
     """
-    if is_foreign(websocket, settings.allowed_origins):
-        raise WebSocketException(status.WS_1008_POLICY_VIOLATION)  # not accepted yet: the server makes it a 403
-    places: Places = websocket.app.state.places
-    with places.taken_by(caller_of(websocket, principal)):
+    if is_cross_origin(websocket, settings.allowed_origins):
+        raise WebSocketException(status.WS_1008_POLICY_VIOLATION)  # not accepted yet, so the server responds with a 403
+    slots: ConnectionSlots = websocket.app.state.connection_slots
+    with slots.reserve(rate_limit_key(websocket, principal)):
         await accept(websocket)
         yield principal
 
 
 async def get_language(services: Annotated[Services, Depends(get_services)]) -> LanguageServices:
-    return cast(LanguageServices, services.language)  # its routes exist only where it does
+    return cast(LanguageServices, services.language)  # without it, these routes do not exist
 
 
 LanguageDep = Annotated[LanguageServices, Depends(get_language)]
@@ -151,9 +151,9 @@ async def get_generators(language: LanguageDep) -> Mapping[str, TextGenerator]:
 
 
 def find_generator(generators: Mapping[str, TextGenerator], model: str) -> TextGenerator:
-    """The model of that name. Raises NotFoundError."""
+    """The model with this name. Raises NotFoundError."""
     if model not in generators:
-        raise NotFoundError(f"there is no model {model}; there are {', '.join(generators)}")
+        raise NotFoundError(f"there is no model {model}; available models: {', '.join(generators)}")
     return generators[model]
 
 
@@ -162,7 +162,7 @@ async def get_usage(language: LanguageDep) -> UsageStore:
 
 
 async def require_json(request: Request) -> None:
-    """Turn away a body that does not say it is JSON, with an error that says so."""
+    """Raise RequestValidationError unless the content type of the request is JSON."""
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):

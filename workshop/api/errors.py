@@ -1,4 +1,4 @@
-"""Every error as a problem document (RFC 9457), from one table."""
+"""Turns every error into a problem document (RFC 9457), from one table."""
 
 import logging
 import math
@@ -37,12 +37,12 @@ from workshop.contracts.errors import (
 logger = logging.getLogger(__name__)
 
 MAX_DETAILS = 100
-"""A problem document names no more than this many mistakes, however many a batch has."""
+"""The most mistakes that a problem document lists, however many a batch contains."""
 
 MAX_INSTANCE = 1000
-"""Characters of a path that are sent back; a real one is shorter."""
+"""The most characters of a path that are sent back. Real paths are shorter."""
 
-# The most specific class of an error decides.
+# The most specific class of an error determines its status.
 _STATUS: dict[type[ServiceError], HTTPStatus] = {
     InvalidInputError: HTTPStatus.BAD_REQUEST,
     PromptTooLongError: HTTPStatus.BAD_REQUEST,
@@ -57,7 +57,7 @@ _STATUS: dict[type[ServiceError], HTTPStatus] = {
     ServiceError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 
-# On a WebSocket that has not begun. Whatever else is wrong is the client's fault: 1008.
+# For an error before a WebSocket is in use. All others are the client's fault: 1008.
 _CLOSE_CODES = {
     HTTPStatus.SERVICE_UNAVAILABLE: status.WS_1013_TRY_AGAIN_LATER,
     HTTPStatus.INTERNAL_SERVER_ERROR: status.WS_1011_INTERNAL_ERROR,
@@ -87,7 +87,7 @@ class Problem(BaseModel):
 
 
 PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
-"""A problem document as OpenAPI describes it."""
+"""A problem document in OpenAPI."""
 
 _HEADERS = {
     HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": {"schema": {"const": "Bearer"}}},
@@ -98,17 +98,17 @@ _HEADERS = {
 
 
 def error_responses(*codes: int, answer: Mapping[str, Any] = PROBLEM) -> dict[int | str, dict[str, Any]]:
-    """Errors for OpenAPI: their descriptions and headers, and the answer that all of them share."""
+    """OpenAPI descriptions of error responses: the phrase and headers of each status, and their common body."""
     statuses = map(HTTPStatus, codes)
     return {code.value: {"description": code.phrase, "headers": _HEADERS.get(code, {}), **answer} for code in statuses}
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Make every error of the application a problem document, in its OpenAPI schema too."""
+    """Make every error of the application a problem document, and describe it in the OpenAPI document."""
     openapi_without_problems = app.openapi
 
     def openapi() -> dict[str, Any]:
-        # A response's "model" would be declared as application/json, so PROBLEM only refers to the schema.
+        # A response's "model" would be declared as application/json. So PROBLEM refers to the schema, added here.
         document = openapi_without_problems()
         _, problem = models_json_schema([(Problem, "serialization")], ref_template="#/components/schemas/{model}")
         document["components"]["schemas"] |= problem["$defs"]
@@ -117,12 +117,12 @@ def add_error_handlers(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
     for kind in (ServiceError, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, _on_error)  # type: ignore[arg-type]  # of requests and of WebSockets
+        app.add_exception_handler(kind, _handle_error)  # type: ignore[arg-type]  # for requests and WebSockets
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What a caller is told of an error, in whatever form."""
+    """What a caller learns about an error, in any format."""
 
     status: HTTPStatus
     error: str
@@ -132,14 +132,14 @@ class Explanation:
 
 
 def explain(error: Exception) -> Explanation:
-    """The caller's side of an error. Nothing of the inside of the service is in it."""
+    """Explain an error to a caller. Reveals no internals of the service."""
     if isinstance(error, ServiceError):
         return _explain_service_error(error)
     if isinstance(error, RequestValidationError):
         mistakes = error.errors()
-        details = [_detail(item) for item in mistakes[:MAX_DETAILS]]
-        shown = "see details" if len(details) == len(mistakes) else f"details names the first {len(details)}"
-        summary = f"{len(mistakes)} of the request's values break a rule; {shown}"
+        details = [_problem_detail(item) for item in mistakes[:MAX_DETAILS]]
+        shown = "see details" if len(details) == len(mistakes) else f"details lists the first {len(details)}"
+        summary = f"invalid values in the request: {len(mistakes)}; {shown}"
         return Explanation(HTTPStatus.UNPROCESSABLE_ENTITY, "ValidationError", summary, details)
     if isinstance(error, HTTPException):
         code = HTTPStatus(error.status_code)
@@ -165,13 +165,13 @@ def _explain_service_error(error: ServiceError) -> Explanation:
 
 
 def log_failure(request: Request, error: Exception) -> None:
-    """Keep what the caller is not told."""
+    """Log an error whose cause the caller does not learn."""
     if explain(error).status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
 
 
-def problem_of(request: Request, error: Exception) -> Problem:
-    """What a caller is told of an error, as the body of a response or a part of one."""
+def problem_document(request: Request, error: Exception) -> Problem:
+    """An error as a problem document: the body of a response, or a part of one."""
     explanation = explain(error)
     return Problem(
         title=explanation.status.phrase,
@@ -186,37 +186,37 @@ def problem_of(request: Request, error: Exception) -> Problem:
 
 
 def problem_response(request: Request, error: Exception) -> JSONResponse:
-    """What a caller is told of an error, as a response."""
+    """An error as a response with a problem document."""
     explanation = explain(error)
     if explanation.status == HTTPStatus.METHOD_NOT_ALLOWED:
-        explanation = replace(explanation, headers={"Allow": ", ".join(_methods_at(request))})
-    # The handler of unknown errors runs outside the middleware that adds this header to every other response.
+        explanation = replace(explanation, headers={"Allow": ", ".join(_allowed_methods(request))})
+    # The handler for unexpected errors runs outside the middleware that adds this header to every other response.
     headers = {request_id.HEADER: request.state.request_id, **(explanation.headers or {})}
-    content = problem_of(request, error).model_dump(mode="json")
+    content = problem_document(request, error).model_dump(mode="json")
     return JSONResponse(content, explanation.status, headers, media_type="application/problem+json")
 
 
-async def _on_error(request: Request | WebSocket, error: Exception) -> JSONResponse | None:
+async def _handle_error(request: Request | WebSocket, error: Exception) -> JSONResponse | None:
     if isinstance(request, WebSocket):
-        await _refuse(request, error)
+        await _close_websocket(request, error)
         return None
-    if isinstance(error, ServiceError):  # Starlette logs all others
+    if isinstance(error, ServiceError):  # Starlette logs all other errors
         log_failure(request, error)
     return problem_response(request, error)
 
 
-def _methods_at(request: Request) -> list[str]:
-    """What may be done with a path. Starlette would name the methods of the first of its routes alone."""
+def _allowed_methods(request: Request) -> list[str]:
+    """The methods that a path allows. Starlette would list only those of the first matching route."""
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     routes = [route for route in iter_route_contexts(request.app.routes) if route.methods]
     found = {method for route in routes if route.path_regex.match(path) for method in route.methods or ()}
-    return sorted(found or {"GET", "HEAD"})  # the files of the playground
+    return sorted(found or {"GET", "HEAD"})  # a file of the playground
 
 
-async def _refuse(websocket: WebSocket, error: Exception) -> None:
+async def _close_websocket(websocket: WebSocket, error: Exception) -> None:
     """Close a WebSocket, with the error as the reason.
 
-    It is accepted before, if it is not yet: a close before that is a 403, and a browser tells its page nothing of it.
+    It is accepted first if necessary: closing it before that is a 403, of which a browser tells its page nothing.
     """
     explanation = explain(error)
     if websocket.application_state is WebSocketState.CONNECTING:
@@ -224,8 +224,8 @@ async def _refuse(websocket: WebSocket, error: Exception) -> None:
     await websocket.close(_CLOSE_CODES.get(explanation.status, status.WS_1008_POLICY_VIOLATION), explanation.message)
 
 
-def _detail(item: Mapping[str, Any]) -> ProblemDetail:
-    """One of Pydantic's errors. ``("body", "records", 3, "mean_area")`` becomes ``records.3.mean_area``."""
+def _problem_detail(item: Mapping[str, Any]) -> ProblemDetail:
+    """Convert one of Pydantic's errors. ``("body", "records", 3, "mean_area")`` becomes ``records.3.mean_area``."""
     location, rule, message = item["loc"], item["type"], item["msg"]
     if rule == "json_invalid":
         return ProblemDetail(field="body", rule=rule, message=f"{message}: {item['ctx']['error']}")

@@ -1,4 +1,4 @@
-"""How the service is: asked at its start, and by whoever watches it."""
+"""Health checks, at the start and for monitoring."""
 
 import asyncio
 import logging
@@ -9,33 +9,33 @@ from workshop.contracts.services import Health, Services
 
 logger = logging.getLogger(__name__)
 
-FRESH_S = 2.0
-"""So long is an answer good for all who ask: the parts, some of them others' servers, are asked no more often."""
+CACHE_S = 2.0
+"""How long a result is reused. Some parts are servers of others, which must not be asked for every probe."""
 
 
 class HealthCheck:
-    """Asks all parts of a service at once. However many want to know, there is one check at a time."""
+    """Checks all parts of a service. Runs one check at a time, however many callers wait for it."""
 
     def __init__(self) -> None:
         self._check: asyncio.Task[Health] | None = None
         self._stale_at = 0.0
 
     async def __call__(self, services: Services) -> Health:
-        """How the service is, or was a moment ago."""
+        """The health of the service, at most ``CACHE_S`` old."""
         if self._check is None or (self._check.done() and asyncio.get_running_loop().time() >= self._stale_at):
-            # It belongs to no request: others wait for the same check, and the end of one request is not theirs.
-            self._check = asyncio.create_task(self._ask(services), context=Context())
+            # The task belongs to no request: several wait for the same check, and the end of one must not end it.
+            self._check = asyncio.create_task(self._run(services), context=Context())
         return await asyncio.shield(self._check)
 
-    async def _ask(self, services: Services) -> Health:
+    async def _run(self, services: Services) -> Health:
         health = await services.health()
         _log_bugs(health)
-        self._stale_at = asyncio.get_running_loop().time() + FRESH_S
+        self._stale_at = asyncio.get_running_loop().time() + CACHE_S
         return health
 
 
 async def wait_until_ready(services: Services) -> None:
-    """Until every required part answers. One that says nothing is waited for: it may still be loading its model.
+    """Wait until every required part answers. A silent part may still be loading its model.
 
     Raises what a required part raises.
     """

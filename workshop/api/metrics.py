@@ -1,4 +1,4 @@
-"""What the service has done, in Prometheus' terms."""
+"""Prometheus metrics of the service."""
 
 import math
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from workshop.contracts.usage import UsageTotals
 
 
 class CascadeCollector(Collector):
-    """The cascade's answers, as the usage store counts them.
+    """Exports the totals of the cascade's answers from the usage store.
 
-    Counters in the memory of a process start anew with it, and each replica has its own: whichever answers a scrape
-    would show its own share. The store knows them all.
+    Counters in the memory of a process are lost when it restarts, and each replica would count only its own requests.
+    The store has the totals of all replicas.
 
     Args:
-        totals: of cascades only.
+        totals: the totals of answers from the cascade.
     """
 
     def __init__(self, totals: UsageTotals) -> None:
@@ -25,19 +25,19 @@ class CascadeCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The metrics."""
         totals = self._totals
-        queries = CounterMetricFamily("cascade_queries", "Queries by the model that answered.", labels=["model"])
+        queries = CounterMetricFamily("cascade_queries", "Queries, by the model that answered.", labels=["model"])
         for model, answers in totals.answers_by_model.items():
             queries.add_metric([model], answers)
         yield queries
         yield HistogramMetricFamily(
             "cascade_query_duration_seconds",
-            "From the query to the end of its answer.",
+            "Time from the query to the end of its answer.",
             buckets=[(_seconds(limit), count) for limit, count in totals.latency_counts.items()],
             sum_value=totals.latency_sum_ms / 1000,
         )
         yield SummaryMetricFamily(
             "cascade_query_cost_dollars",
-            "Cost of a query, of all models that worked on it.",
+            "Cost of a query, over all models that worked on it.",
             count_value=totals.answers,
             sum_value=totals.cost,
         )

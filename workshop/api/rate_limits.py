@@ -1,4 +1,4 @@
-"""How often a caller may ask each route, and try wrong keys: see ``Settings.rate_limits``."""
+"""Limits on requests per route and on wrong keys: see ``Settings.rate_limits``."""
 
 import logging
 import time
@@ -15,11 +15,12 @@ logger = logging.getLogger(__name__)
 
 
 class RateLimits:
-    """Counts requests in a moving window, in this process or in a Redis that all replicas share.
+    """Counts requests in a moving window, in this process or in a Redis server that all replicas share.
 
     Args:
-        rules: such as ``{"/v1/query": "10/minute"}``. A rule holds for its path and all below it, the longest first.
-        wrong_keys: how many wrong keys may come from an address, such as ``30/minute``.
+        rules: limits by path, such as ``{"/v1/query": "10/minute"}``. A rule applies to its path and everything below
+            it; the rule with the longest path wins.
+        wrong_keys: how many wrong keys an address may send, such as ``30/minute``.
         redis_url: None to count in this process.
     """
 
@@ -35,17 +36,17 @@ class RateLimits:
         """Count a request, or a question on a WebSocket.
 
         Raises:
-            RateLimitedError: it is one too many.
+            RateLimitedError: the limit is exceeded.
         """
-        ruled = next((ruled for ruled in self._rules if is_below(path, ruled)), None)
-        if ruled is not None:
-            await self._count(self._rules[ruled], ruled, caller)
+        rule_path = next((rule_path for rule_path in self._rules if is_at_or_below(path, rule_path)), None)
+        if rule_path is not None:
+            await self._count(self._rules[rule_path], rule_path, caller)
 
     async def count_wrong_key(self, address: str) -> None:
         """Count a wrong key.
 
         Raises:
-            RateLimitedError: it is one too many.
+            RateLimitedError: the limit is exceeded.
         """
         await self._count(self._wrong_keys, "wrong keys", address)
 
@@ -55,11 +56,11 @@ class RateLimits:
                 return
             window = await self._limiter.get_window_stats(rule, what, caller)
         except StorageError:
-            logger.exception("requests are not counted")  # better too many answers than none
+            logger.exception("requests are not counted")  # answering too many is better than answering none
             return
-        raise RateLimitedError(f"at most {rule} for {what}", max(1.0, window.reset_time - time.time()))
+        raise RateLimitedError(f"rate limit exceeded: {rule} for {what}", max(1.0, window.reset_time - time.time()))
 
 
-def is_below(path: str, ruled: str) -> bool:
-    """Whether a rule for one path holds for the other."""
-    return f"{path}/".startswith(f"{ruled.rstrip('/')}/")
+def is_at_or_below(path: str, rule_path: str) -> bool:
+    """Whether a rule for ``rule_path`` applies to ``path``."""
+    return f"{path}/".startswith(f"{rule_path.rstrip('/')}/")

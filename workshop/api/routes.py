@@ -1,4 +1,4 @@
-"""How requests with JSON are read."""
+"""Routes that read JSON bodies with Pydantic."""
 
 import json
 import re
@@ -11,28 +11,28 @@ from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
 MAX_NAMES = 50_000
-"""Of members of objects in a body: the largest batch has 31 000. Python needs a second for 4 MB of names."""
+"""The most member names in a body. The largest batch has 31 000. Python needs a second for 4 MB of names."""
 
 _NAME = re.compile(rb'"\s*:')
 
 
 class JsonRequest(Request):
-    """A request whose JSON is read by Pydantic: faster than Python's own, and without lone surrogates.
+    """A request whose JSON is parsed by Pydantic, which is faster than Python's parser and rejects lone surrogates.
 
-    A surrogate alone is text that no encoding has: it could be neither stored nor sent back.
+    A lone surrogate cannot be encoded, so it could be neither stored nor sent back.
     """
 
     async def json(self) -> Any:
-        """The body.
+        """The parsed body.
 
         Raises:
-            HTTPException: 413, it has too many names.
-            JSONDecodeError: it is not JSON.
+            HTTPException: 413, the body has too many names.
+            JSONDecodeError: the body is not JSON.
         """
         if not hasattr(self, "_json"):
             body = await self.body()
             if next(islice(_NAME.finditer(body), MAX_NAMES, None), None):
-                detail = f"the body may have {MAX_NAMES} names at most"
+                detail = f"the body may contain at most {MAX_NAMES} names"
                 raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, detail)
             try:
                 self._json = from_json(body)
@@ -42,13 +42,13 @@ class JsonRequest(Request):
 
 
 class JsonRoute(APIRoute):
-    """A route for ``JsonRequest``."""
+    """A route that gets a ``JsonRequest``."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, for such a request."""
+        """FastAPI's handler, called with a ``JsonRequest``."""
         handler = super().get_route_handler()
 
-        async def answer(request: Request) -> Response:
+        async def handle_request(request: Request) -> Response:
             return await handler(JsonRequest(request.scope, request.receive))
 
-        return answer
+        return handle_request

@@ -1,8 +1,8 @@
-"""What keeps a WebSocket healthy, whatever is said on it.
+"""Keeps WebSockets healthy: heartbeats, flow control and limits on connections.
 
-uvicorn and Serve's proxy send pings of the protocol, which find dead peers, but the application sees nothing of them.
-And Serve takes all that an application sends, however slow its reader is, and keeps it in memory. So we send pings of
-our own, as messages: a ``pong`` says that the peer is there, and that it has read all that was sent before the ping.
+uvicorn and Serve's proxy send protocol-level pings, which detect dead peers, but the application does not see them. And
+Serve accepts everything an application sends, however slow the reader is, and buffers it in memory. So we send our own
+pings, as messages: a ``pong`` confirms that the peer is alive and has read everything sent before the ping.
 """
 
 import asyncio
@@ -23,21 +23,21 @@ from workshop.contracts.errors import OverloadedError, RateLimitedError
 logger = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 2**18
-"""The longest text fits, whatever JSON makes of its characters. Above 16 MiB, the server itself says 1009."""
+"""Fits the longest text, even with every character escaped. Above 16 MiB, the server itself closes with 1009."""
 HEARTBEAT_S = 20.0
-"""From ping to ping. Many proxies cut a connection that is silent for a minute."""
+"""Interval between pings. Many proxies drop a connection that is silent for a minute."""
 PONG_TIMEOUT_S = 20.0
-"""Whoever needs longer to read ``WINDOW`` characters is taken for dead."""
+"""A peer that takes longer to read ``WINDOW`` characters is considered dead."""
 WINDOW = 2**14
-"""Characters that may be unread before answers wait. At 100 ms to the peer and back: 160 000 a second."""
+"""Unread characters before answers wait. At a round trip of 100 ms, this allows 160 000 characters per second."""
 MAX_UNREAD = 2**18
-"""Characters that may be unread at all: errors and pongs, which cannot wait, come on top of the window."""
+"""The limit on unread characters. Errors and pongs, which cannot wait, may exceed the window up to this limit."""
 CLOSE_TIMEOUT_S = 1.0
-"""Who does not read does not read why we close either."""
+"""How long to wait for a closing handshake. A peer that has stopped reading does not answer it."""
 
 
 class Peer:
-    """The other side of an accepted WebSocket. Its methods raise WebSocketDisconnect once it has left."""
+    """The other side of an accepted WebSocket. Methods raise WebSocketDisconnect once the peer has left."""
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
@@ -45,14 +45,14 @@ class Peer:
         self._has_room = asyncio.Event()
         self._is_full = asyncio.Event()
         self._ping = Ping()
-        self._ponged = asyncio.Event()
+        self._pong_received = asyncio.Event()
         self._count(0)
 
     async def receive(self) -> str | bytes:
-        """The next message.
+        """Wait for the next message.
 
         Raises:
-            WebSocketException: 1009, it is too large.
+            WebSocketException: 1009, the message is too large.
         """
         event = await self._websocket.receive()
         if event["type"] == "websocket.disconnect":
@@ -60,61 +60,61 @@ class Peer:
         message: str | bytes = event["text"] if event.get("text") is not None else event["bytes"]
         n_bytes = len(message.encode() if isinstance(message, str) else message)
         if n_bytes > MAX_MESSAGE_BYTES:
-            reason = f"a message may have {MAX_MESSAGE_BYTES} bytes"
+            reason = f"a message may have at most {MAX_MESSAGE_BYTES} bytes"
             raise WebSocketException(status.WS_1009_MESSAGE_TOO_BIG, reason)
         return message
 
     async def send(self, message: BaseModel) -> None:
-        """Send a message. Who has much to say asks for ``room`` before.
+        """Send a message. Callers that send much call ``drain`` in between.
 
         Raises:
             WebSocketException: 1008, the peer has left too much unread.
         """
         if self._unread > MAX_UNREAD:
-            raise WebSocketException(status.WS_1008_POLICY_VIOLATION, "read before you send more")
+            raise WebSocketException(status.WS_1008_POLICY_VIOLATION, "too many unread messages")
         text = message.model_dump_json(exclude_none=True)
         self._count(len(text))
         try:
             await self._websocket.send_text(text)
-        except RuntimeError:  # the server has closed it, and we have not read yet that it has
+        except RuntimeError:  # the server has closed the connection, but we have not received that event yet
             raise WebSocketDisconnect(status.WS_1006_ABNORMAL_CLOSURE) from None
 
-    async def room(self) -> None:
-        """Wait until the peer has read what it was sent, but for a window."""
+    async def drain(self) -> None:
+        """Wait until at most ``WINDOW`` characters are unread."""
         await self._has_room.wait()
 
     def pong(self, pong: Pong) -> None:
-        """The peer has read all that was sent before our ping."""
+        """Note that the peer has read everything sent before our ping."""
         if pong.id == self._ping.id:
-            self._ponged.set()
+            self._pong_received.set()
 
     async def heartbeat(self) -> None:
-        """Ask, from time to time and whenever the window is full, how far the peer is.
+        """Ping the peer regularly, and whenever the window is full.
 
         Raises:
-            WebSocketException: 1011, it does not say.
+            WebSocketException: 1011, the peer does not answer.
         """
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._is_full.wait(), HEARTBEAT_S)
             try:
                 async with asyncio.timeout(PONG_TIMEOUT_S):
-                    await self._ask_whether_it_reads()
+                    await self._ping_and_wait()
             except TimeoutError:
-                raise WebSocketException(status.WS_1011_INTERNAL_ERROR, "no pong came") from None
+                raise WebSocketException(status.WS_1011_INTERNAL_ERROR, "no pong received") from None
 
     async def close(self, code: int, reason: str) -> None:
-        """Close the connection, if it is still open."""
+        """Close the connection if it is still open."""
         with suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._websocket.close(code, reason)
 
-    async def _ask_whether_it_reads(self) -> None:
-        self._ping = Ping(id=token_hex(4))  # nobody can answer it who has not read it
-        self._ponged.clear()
+    async def _ping_and_wait(self) -> None:
+        self._ping = Ping(id=token_hex(4))  # random, so that only a peer that has read the ping can answer it
+        self._pong_received.clear()
         sent_before = self._unread
         await self.send(self._ping)
-        await self._ponged.wait()
+        await self._pong_received.wait()
         self._count(-sent_before)
 
     def _count(self, characters: int) -> None:
@@ -127,12 +127,12 @@ class Peer:
             self._has_room.set()
 
 
-class Places:
-    """How many WebSockets are open in this process.
+class ConnectionSlots:
+    """Limits the number of open WebSockets in this process.
 
     Args:
-        total: how many there may be.
-        per_caller: how many of them may be of one caller.
+        total: the limit for all callers together.
+        per_caller: the limit for each caller.
     """
 
     def __init__(self, total: int, per_caller: int) -> None:
@@ -141,40 +141,40 @@ class Places:
         self._taken: Counter[str] = Counter()
 
     @contextmanager
-    def taken_by(self, caller: str) -> Iterator[None]:
-        """Take a place for the length of the block.
+    def reserve(self, caller: str) -> Iterator[None]:
+        """Hold a slot during the block.
 
         Raises:
-            OverloadedError: there is none left.
-            RateLimitedError: this caller has as many as it may have.
+            OverloadedError: no slot is left.
+            RateLimitedError: this caller has reached its limit.
         """
         if self._taken.total() >= self._total:
             raise OverloadedError("too many WebSockets are open; try again later")
         if self._taken[caller] >= self._per_caller:
-            raise RateLimitedError(f"a caller may have {self._per_caller} WebSockets open", 1.0)
+            raise RateLimitedError(f"a caller may have at most {self._per_caller} WebSockets open", 1.0)
         self._taken[caller] += 1
         try:
             yield
         finally:
             self._taken[caller] -= 1
-            self._taken += Counter()  # forgets callers who have none left
+            self._taken += Counter()  # drops callers whose count is zero
 
 
-def is_foreign(websocket: WebSocket, allowed: Collection[str]) -> bool:
-    """Whether a page of another origin asks, which is not among the allowed. A program sends no origin.
+def is_cross_origin(websocket: WebSocket, allowed: Collection[str]) -> bool:
+    """Whether the request comes from a page of another origin that is not allowed. Programs send no origin.
 
-    Only the host is compared: behind a proxy that speaks TLS, the service does not learn the scheme.
+    Only the host is compared: behind a proxy that terminates TLS, the service does not know the scheme.
     """
     origin = websocket.headers.get("Origin", "").lower()
     _, _, host = origin.partition("://")
     return bool(origin) and host != websocket.headers.get("Host", "").lower() and origin not in allowed
 
 
-async def end_at(expires: datetime | None) -> None:
-    """Wait until a credential ends, if it does.
+async def close_at_expiry(expires: datetime | None) -> None:
+    """Wait until a credential expires. Returns at once if it never does.
 
     Raises:
-        WebSocketException: 1008, it has ended.
+        WebSocketException: 1008, the credential has expired.
     """
     if expires is not None:
         await asyncio.sleep((expires - now()).total_seconds())
@@ -183,9 +183,9 @@ async def end_at(expires: datetime | None) -> None:
 
 @asynccontextmanager
 async def connection(websocket: WebSocket) -> AsyncIterator[tuple[Peer, asyncio.TaskGroup]]:
-    """The peer, and a group for tasks that end with the connection.
+    """Yield the peer, and a group for tasks that end with the connection.
 
-    The block ends with an error, whatever happens: WebSocketDisconnect, or WebSocketException to close the connection.
+    The block must end with an exception: WebSocketDisconnect, or WebSocketException to close the connection.
     """
     peer = Peer(websocket)
     try:

@@ -1,4 +1,4 @@
-"""What all answers share, streamed or not."""
+"""Helpers for streams of answers."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -8,10 +8,11 @@ Item = TypeVar("Item")
 
 
 @asynccontextmanager
-async def started(stream: AsyncGenerator[Item, None]) -> AsyncIterator[AsyncIterator[Item]]:
-    """The same stream, once its first item is there: what fails before it can still be answered with a status.
+async def open_stream(stream: AsyncGenerator[Item, None]) -> AsyncIterator[AsyncIterator[Item]]:
+    """Yield the same stream once its first item has arrived. An error before that can still be reported by a status.
 
-    The block closes the stream. Use it in a dependency: a response whose reader has gone leaves its generator as it is.
+    The stream is closed at the end of the block. Use this in a dependency: when the reader of a response leaves, its
+    generator is not closed.
     """
     async with aclosing(stream):
         first = await anext(stream)
@@ -24,8 +25,8 @@ async def started(stream: AsyncGenerator[Item, None]) -> AsyncIterator[AsyncIter
         yield all_items()
 
 
-async def last(stream: AsyncGenerator[Item, None]) -> Item:
-    """The last item of a stream that has one."""
+async def last_item(stream: AsyncGenerator[Item, None]) -> Item:
+    """The last item of a stream, which must not be empty."""
     async with aclosing(stream):
         *_, item = [item async for item in stream]
     return item

@@ -1,4 +1,4 @@
-"""What the teams agree on: a Protocol per model or store, the values that cross, and the error tree.
+"""What the teams agree on: a Protocol per model or store, the types that are exchanged, and the errors.
 
-Nothing here knows FastAPI, Ray or scikit-learn: any team can import it, and none has to import another's framework.
+Nothing here knows FastAPI, Ray or scikit-learn, so any team can import it without another team's framework.
 """

@@ -1,4 +1,4 @@
-"""A cascade: a cheap draft model answers first, and a larger one only where the draft is not good enough."""
+"""A cascade: a cheap draft model answers first, and a larger one only if the draft is not good enough."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from workshop.contracts.generator import Usage
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A question, and how it shall be answered.
+    """A question, and how to answer it.
 
     Attributes:
         text: the question.
-        max_tokens: length limit of the answer; None for as much as fits.
+        max_tokens: length limit of the answer; None for as long as the context allows.
         temperature: see ``Prompt.temperature``.
-        force_direct: ask the larger model at once.
+        force_direct: ask the larger model without a draft.
     """
 
     text: str
@@ -26,17 +26,17 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was answered, by whom, and what it took.
+    """An answer, and what it took.
 
     Attributes:
         content: the text.
-        model_used: name of the model whose answer it is.
+        model_used: name of the model that gave the answer.
         quality: the draft's score, 0 to 1, or None when no draft was made.
         cascaded: whether the larger model was asked after a draft.
         draft_accepted: whether the draft is the answer.
         usage: tokens of all models that worked on it.
-        cost: dollars, of all models that worked on it.
-        latency_ms: from the question to the end of the answer.
+        cost: dollars, for all models that worked on it.
+        latency_ms: time from the question to the end of the answer.
     """
 
     content: str
@@ -51,9 +51,9 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """The next piece of the answer that ``model`` is giving.
+    """The next piece of the answer from ``model``.
 
-    ``so_far`` is the answer if it ended here: what a reader who leaves is charged for.
+    ``so_far`` is the answer up to here: what a reader who leaves now is charged for.
     """
 
     model: str
@@ -63,7 +63,7 @@ class TextPiece:
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """The draft was not good enough: what came so far is void, and ``to_model`` answers from the start.
+    """The draft was not good enough: the text so far is discarded, and ``to_model`` answers from the start.
 
     ``so_far``: see ``TextPiece``.
     """
@@ -76,12 +76,12 @@ class Switch:
 
 
 CascadeEvent: TypeAlias = TextPiece | Switch | Answer
-"""A stream of them ends with an ``Answer``."""
+"""A stream of these events ends with an ``Answer``."""
 
 
 class Cascade(Protocol):
     """Answers questions at the lowest price that is good enough."""
 
     def stream(self, query: Query) -> AsyncGenerator[CascadeEvent, None]:
-        """The answer while it comes. Closing the stream stops the models. Raises as ``TextGenerator.complete`` does."""
+        """Stream the answer. Closing the stream stops the models. Raises what ``TextGenerator.complete`` raises."""
         ...

@@ -1,4 +1,4 @@
-"""Cases: measurements kept under an id, with the diagnosis once pathology has confirmed it."""
+"""Cases: measurements stored under an id, with the diagnosis once pathology has confirmed it."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,10 +21,10 @@ class Case:
 
 
 class CaseStore(Protocol):
-    """Keeps cases. All replicas of a service share what a store holds.
+    """Stores cases. All replicas of a service share one store.
 
-    Each method is a transaction of its own, done when it returns: nobody can hold one open while a model predicts. What
-    must happen together, all or nothing, is one method. All raise UnavailableError.
+    Each method is a transaction, finished when it returns, so that none stays open while a model predicts. Changes that
+    must succeed or fail together are one method. All methods raise UnavailableError.
     """
 
     async def add(self, measurements: tuple[float, ...], diagnosis: str | None) -> Case: ...
@@ -44,9 +44,9 @@ class CaseStore(Protocol):
         ...
 
     async def ready(self) -> None:
-        """Raises UnavailableError unless cases can be read and written. Cheap enough for a probe."""
+        """Raise UnavailableError unless cases can be read and written. Cheap enough for a probe."""
         ...
 
     async def aclose(self) -> None:
-        """Give back what the store holds open."""
+        """Release the store's resources."""
         ...

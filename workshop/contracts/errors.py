@@ -1,21 +1,21 @@
 """The errors that cross a contract.
 
-Every adapter raises these and nothing else; every caller handles these and nothing else.
+Adapters raise only these errors, and callers handle only these.
 
     ServiceError
     ├── InvalidInputError        the input has the right form but makes no sense
     ├── PromptTooLongError       the prompt does not fit into the model's context
     ├── UnauthenticatedError     the credential is missing, wrong or expired
-    ├── NotFoundError            there is no such thing
-    ├── BudgetExceededError      the caller has spent what it may spend
-    ├── RateLimitedError         the caller asks too often
+    ├── NotFoundError            the resource does not exist
+    ├── BudgetExceededError      the caller has spent its budget
+    ├── RateLimitedError         the caller sends too many requests
     ├── UnavailableError         not ready, or gone for a moment: try again
-    │   └── OverloadedError      too much is waiting already: try again later
+    │   └── OverloadedError      too many requests are waiting: try again later
     ├── DeadlineExceededError    no answer in time
-    └── ModelFailedError         the model broke: a fault of the service, not of the caller
+    └── ModelFailedError         the model failed: a fault of the service, not of the caller
 
-An exception is pickled as its class and its ``args``. So every constructor passes all of its arguments to
-``super().__init__``: one that does not cannot be rebuilt on the other side of a process boundary.
+An exception is pickled as its class and its ``args``. So every constructor must pass all of its arguments to
+``super().__init__``, or the error cannot be rebuilt on the other side of a process boundary.
 """
 
 from typing import Self
@@ -26,7 +26,7 @@ class StartError(Exception):
 
     @classmethod
     def because(cls, what: str, reason: BaseException) -> Self:
-        """``what`` cannot be done, and the first line of the reason."""
+        """An error that says what failed, with the first line of the reason."""
         first_line, *_ = str(reason).strip().splitlines() or [type(reason).__name__]
         return cls(f"{what}: {first_line}")
 
@@ -47,12 +47,12 @@ class ServiceError(Exception):
 
 
 class InvalidInputError(ServiceError):
-    """The input is well formed but impossible.
+    """The input is well formed, but makes no sense.
 
     Args:
         message: what is wrong.
-        row: index of the offending row, from 0.
-        field: name of the offending feature.
+        row: index of the invalid row, from 0.
+        field: name of the invalid feature.
     """
 
     def __init__(self, message: str, row: int, field: str) -> None:
@@ -66,8 +66,8 @@ class PromptTooLongError(ServiceError):
 
     Args:
         message: how long it is and how long it may be.
-        prompt_tokens: its length, or the least that it can be; None when only another server knows.
-        context_length: what prompt and answer may take together, in tokens; None likewise.
+        prompt_tokens: its length, or a lower bound of it; None if only an upstream server knows.
+        context_length: the limit for prompt and answer together, in tokens; None likewise.
     """
 
     def __init__(self, message: str, prompt_tokens: int | None, context_length: int | None) -> None:
@@ -77,11 +77,11 @@ class PromptTooLongError(ServiceError):
 
 
 class BudgetExceededError(ServiceError):
-    """The caller's budget is used up until ``resets`` (a date and time in ISO 8601).
+    """The caller's budget is used up.
 
     Args:
-        message: how much was spent of how much.
-        resets: when the budget starts anew.
+        message: how much of the budget was spent.
+        resets: when the budget is renewed (date and time in ISO 8601).
     """
 
     def __init__(self, message: str, resets: str) -> None:
@@ -90,11 +90,11 @@ class BudgetExceededError(ServiceError):
 
 
 class RateLimitedError(ServiceError):
-    """The caller has asked as often as it may for now.
+    """The caller has sent too many requests.
 
     Args:
-        message: how often it may.
-        retry_after_s: when it may ask again, in seconds.
+        message: the limit.
+        retry_after_s: when to try again, in seconds.
     """
 
     def __init__(self, message: str, retry_after_s: float) -> None:
@@ -107,7 +107,7 @@ class UnauthenticatedError(ServiceError):
 
 
 class NotFoundError(ServiceError):
-    """There is no resource of that name."""
+    """The resource does not exist."""
 
 
 class UnavailableError(ServiceError):
@@ -124,7 +124,7 @@ class UnavailableError(ServiceError):
 
 
 class OverloadedError(UnavailableError):
-    """More work waits than the service accepts."""
+    """More requests are waiting than the service accepts."""
 
 
 class DeadlineExceededError(ServiceError):
@@ -141,4 +141,4 @@ class DeadlineExceededError(ServiceError):
 
 
 class ModelFailedError(ServiceError):
-    """The model raised something that is no fault of the input."""
+    """The model raised an error that was not caused by the input."""

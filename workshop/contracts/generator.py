@@ -21,13 +21,13 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a model is asked, and how it shall answer.
+    """A conversation for a model to answer, and how to answer it.
 
     Attributes:
         messages: the conversation so far, at least one turn.
-        max_tokens: length limit of the answer; None for as much as fits into the model's context.
-        temperature: 0 takes the most probable token each time; above it, tokens are drawn, the more freely the higher.
-        top_p: tokens are drawn from the most probable ones that hold this share of the probability, 0 < top_p <= 1.
+        max_tokens: length limit of the answer; None for as long as the model's context allows.
+        temperature: 0 always takes the most probable token; higher values sample more freely.
+        top_p: sample from the most probable tokens that together have this probability, 0 < top_p <= 1.
         stop: texts that end the answer and do not appear in it.
     """
 
@@ -40,7 +40,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token, and the natural logarithm of the probability that it was chosen with."""
+    """One generated token, and the natural logarithm of the probability with which it was chosen."""
 
     text: str
     logprob: float
@@ -48,7 +48,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What an answer took, in tokens."""
+    """The size of a prompt and its answer, in tokens."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -65,10 +65,10 @@ class Chunk:
 
     Attributes:
         text: continues the text so far; may be empty.
-        tokens: the tokens behind it; several, when the reader is slower than the model.
-        finish_reason: in the last chunk, why the answer ends; None before.
-        usage: what the answer has taken so far, its whole prompt included: the price of an answer that ends here. Only
-            in the last chunk is it more than an estimate, if the model runs on a server that tells it no earlier.
+        tokens: the tokens of the text; several if the reader is slower than the model.
+        finish_reason: why the answer ends, in the last chunk; None before.
+        usage: tokens of the whole prompt and of the answer so far: what an answer that ends here is charged for. If the
+            model runs on a server that reports the usage only at the end, it is an estimate until the last chunk.
     """
 
     text: str
@@ -79,7 +79,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer."""
+    """A complete answer."""
 
     text: str
     tokens: tuple[Token, ...]
@@ -89,7 +89,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class GeneratorCard:
-    """What a language model says of itself: ``context_length`` is of prompt and answer together, in tokens."""
+    """A language model. ``context_length`` is the limit for prompt and answer together, in tokens."""
 
     name: str
     context_length: int
@@ -97,13 +97,13 @@ class GeneratorCard:
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What one replica of a model has done since it started.
+    """Counters of one replica of a model since it started.
 
     Attributes:
-        running: answers under way.
-        completed: answers that reached their end.
-        cancelled: answers that were given up because nobody wanted the rest.
-        generated_tokens: tokens that the model made, those of cancelled answers included.
+        running: answers in progress.
+        completed: complete answers.
+        cancelled: answers that were stopped because the reader left or cancelled.
+        generated_tokens: tokens generated, including those of cancelled answers.
         process: id of the replica's process, which tells replicas apart.
     """
 
@@ -118,38 +118,38 @@ class TextGenerator(Protocol):
     """Answers prompts."""
 
     async def complete(self, prompt: Prompt) -> Completion:
-        """The whole answer. Cancelling the call stops the model.
+        """Return the whole answer. Cancelling the call stops the model.
 
         Raises:
             PromptTooLongError: prompt and answer do not fit into the model's context.
-            InvalidInputError: the model cannot take such a conversation, for instance one with a system message.
+            InvalidInputError: the model does not support the conversation, for instance a system message.
             UnavailableError, DeadlineExceededError, ModelFailedError: see their docstrings.
         """
         ...
 
     def stream(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
-        """The answer while it comes. Closing the stream stops the model. Raises as ``complete`` does."""
+        """Stream the answer. Closing the stream stops the model. Raises what ``complete`` raises."""
         ...
 
     async def card(self) -> GeneratorCard:
-        """The card of the model. Doubles as the readiness probe."""
+        """The model's card. Also serves as the readiness probe."""
         ...
 
     async def activity(self) -> Activity:
-        """The counters of the replica that answers the call."""
+        """The counters of the replica that handles the call."""
         ...
 
     async def aclose(self) -> None:
-        """Give back what the generator holds open."""
+        """Release the generator's resources."""
         ...
 
 
 async def collect(stream: AsyncGenerator[Chunk, None]) -> Completion:
-    """A stream's chunks as one completion."""
+    """Collect a stream into one completion."""
     texts, tokens = [], list[Token]()
     async for chunk in stream:
         texts.append(chunk.text)
         tokens += chunk.tokens
         if chunk.finish_reason:
             return Completion("".join(texts), tuple(tokens), chunk.finish_reason, chunk.usage)
-    raise ModelFailedError("the model's answer has no end")
+    raise ModelFailedError("the model's answer ended unexpectedly")

@@ -1,11 +1,11 @@
-"""Who asks, and how the service finds out."""
+"""Callers, and how the service authenticates them."""
 
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 ANONYMOUS = "anonymous"
-"""The id of a caller without a credential, where none is required."""
+"""The id of a caller without a credential, if none is required."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,9 +13,9 @@ class Principal:
     """A caller whose credential was checked.
 
     Attributes:
-        id: what budgets, rate limits and usage records are kept by.
-        scopes: what it may do.
-        expires: when its credential ends, with a time zone; None for never.
+        id: identifies the caller in budgets, rate limits and usage records.
+        scopes: what the caller may do.
+        expires: when the credential expires, with a time zone; None for never.
     """
 
     id: str
@@ -24,12 +24,12 @@ class Principal:
 
 
 class Authenticator(Protocol):
-    """Tells whose credential it is."""
+    """Finds the principal of a credential."""
 
     async def authenticate(self, credential: str) -> Principal:
-        """The principal of a bearer token; "" stands for none.
+        """The principal of a bearer token; "" if the request has none.
 
         Raises:
-            UnauthenticatedError: nobody's.
+            UnauthenticatedError: the token is not valid.
         """
         ...

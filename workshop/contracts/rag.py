@@ -1,4 +1,4 @@
-"""Answers that stand on sources: retrieval-augmented generation."""
+"""Answers from sources: retrieval-augmented generation."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from workshop.contracts.retriever import Hit
 
 @dataclass(frozen=True, slots=True)
 class RagAnswer:
-    """What was answered, and from what.
+    """An answer and its sources.
 
     Attributes:
         text: the answer, or why there is none.
-        sources: what the model was given to answer from, the best first; none without ``sure``.
-        model: name of the model whose answer it is; None without ``sure``, since no model was asked.
+        sources: the passages that the model was given, best first; empty if not ``sure``.
+        model: name of the model that gave the answer; None if not ``sure``, since no model was asked.
         usage: its tokens.
         sure: whether anything relevant was found.
     """
@@ -29,22 +29,22 @@ class RagAnswer:
 
 @dataclass(frozen=True, slots=True)
 class RagProgress:
-    """An answer is under way: ``model`` is giving it, ``usage`` is what it has taken so far."""
+    """An answer from ``model`` is in progress. ``usage`` is what it has taken so far."""
 
     model: str
     usage: Usage
 
 
 RagEvent: TypeAlias = RagProgress | RagAnswer
-"""A stream of them ends with a ``RagAnswer``."""
+"""A stream of these events ends with a ``RagAnswer``."""
 
 
 class QuestionAnswerer(Protocol):
     """Answers questions from sources, and says so when it has none."""
 
     def stream(self, question: str, k: int) -> AsyncGenerator[RagEvent, None]:
-        """The answer from at most ``k`` sources, while it comes. Closing the stream stops the model.
+        """Stream the answer from at most ``k`` sources. Closing the stream stops the model.
 
-        Raises as ``Retriever.search`` and ``TextGenerator.stream`` do.
+        Raises what ``Retriever.search`` and ``TextGenerator.stream`` raise.
         """
         ...

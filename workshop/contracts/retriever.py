@@ -1,4 +1,4 @@
-"""Texts as vectors, and the search for the passages that answer a question."""
+"""Text embeddings, and the search for passages that answer a question."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Protocol
 from workshop.contracts.classifier import FloatMatrix
 
 DEFAULT_EMBEDDING = "tfidf-svd"
-"""The embedding that needs no other model than our own."""
+"""The embedding that needs no external model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of text that can be cited. ``source`` says where it stands, such as ``ray_serve`` or ``lesson 01``."""
+    """A piece of text that can be cited. ``source`` is where it comes from, such as ``ray_serve`` or ``lesson 01``."""
 
     id: str
     source: str
@@ -21,7 +21,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage and its cosine similarity with what was searched for, -1 to 1."""
+    """A passage and its cosine similarity to the query, -1 to 1."""
 
     passage: Passage
     score: float
@@ -29,13 +29,13 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class RetrieverCard:
-    """What a retriever says of itself.
+    """A retriever.
 
     Attributes:
-        embedding: its name.
-        dimensions: of a vector.
-        passages: how many it searches.
-        version: another one as soon as a text's vector may be another one.
+        embedding: name of the embedding.
+        dimensions: length of a vector.
+        passages: how many passages it searches.
+        version: changes whenever the vectors of texts may change.
     """
 
     embedding: str
@@ -48,7 +48,7 @@ class Retriever(Protocol):
     """Embeds texts, and finds the passages nearest to one."""
 
     async def embed(self, texts: Sequence[str]) -> FloatMatrix:
-        """Vectors of shape (n, dimensions) and length 1; all zeros for a text without a known word.
+        """Vectors of shape (n, dimensions) and norm 1; all zeros for a text without a known word.
 
         Raises:
             UnavailableError, DeadlineExceededError, ModelFailedError: see their docstrings.
@@ -56,13 +56,13 @@ class Retriever(Protocol):
         ...
 
     async def search(self, text: str, k: int) -> list[Hit]:
-        """The ``k`` nearest passages, the best first. Raises as ``embed`` does."""
+        """The ``k`` nearest passages, best first. Raises what ``embed`` raises."""
         ...
 
     async def card(self) -> RetrieverCard:
-        """The card. Doubles as the readiness probe."""
+        """The retriever's card. Also serves as the readiness probe."""
         ...
 
     async def aclose(self) -> None:
-        """Give back what the retriever holds open."""
+        """Release the retriever's resources."""
         ...

@@ -1,4 +1,4 @@
-"""Who has used what: the record of every answer, and what they add up to."""
+"""Usage: a record of every answer, and their totals."""
 
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ class UsageRecord:
     """One answer.
 
     Attributes:
-        endpoint: path of the route that gave it.
-        principal: who asked.
-        model: name of the model whose answer it is.
-        prompt_tokens, completion_tokens: of all models that worked on it.
+        endpoint: path of the route.
+        principal: id of the caller.
+        model: name of the model that gave the answer.
+        prompt_tokens, completion_tokens: tokens of all models that worked on it.
         cost: dollars.
-        latency_ms: from the request to the end of the answer.
-        cascaded, draft_accepted: see ``Answer``; None when no cascade was involved.
-        at: when, with its time zone.
+        latency_ms: time from the request to the end of the answer.
+        cascaded, draft_accepted: see ``Answer``; None if no cascade was involved.
+        at: time of the answer, with its time zone.
     """
 
     endpoint: str
@@ -36,16 +36,16 @@ class UsageRecord:
 
 @dataclass(frozen=True, slots=True)
 class UsageTotals:
-    """What all records add up to.
+    """The totals of all records.
 
     Attributes:
-        answers: how many.
+        answers: number of answers.
         cost: dollars.
-        answers_by_model: how many by the name of the model.
+        answers_by_model: number of answers by model.
         drafts: answers for which a draft was made.
         drafts_accepted: how many of these drafts became the answer.
-        latency_counts: answers that took at most so many milliseconds, by that limit; cumulative, ends with infinity.
-        latency_sum_ms: milliseconds of all answers together.
+        latency_counts: for each limit in milliseconds, the number of answers within it; the last limit is infinity.
+        latency_sum_ms: total latency of all answers in milliseconds.
     """
 
     answers: int
@@ -59,53 +59,53 @@ class UsageTotals:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A part of a principal's budget, set aside for an answer under way."""
+    """A part of a principal's budget, reserved for an answer in progress."""
 
     id: UUID
 
 
 class UsageStore(Protocol):
-    """Keeps records. All replicas of a service share what a store holds."""
+    """Stores usage records. All replicas of a service share one store."""
 
     def check_room(self) -> None:
-        """Ask this before a model is asked: whatever is answered can then be recorded.
+        """Check that another record can be queued. Call this before a model is asked.
 
         Raises:
-            OverloadedError: too many records wait to be written.
+            OverloadedError: too many records are waiting to be written.
         """
         ...
 
     def add(self, *records: UsageRecord, settles: Reservation | None = None) -> Awaitable[None]:
-        """Keep records, and release a reservation with them; all or nothing.
+        """Store records and release a reservation, in one transaction.
 
-        Returns at once, and whoever cancels the caller changes nothing. The records are durable when the result has
-        been awaited, or when the store is closed. While the database is away, they wait for it.
+        Returns at once, and cancelling the caller does not stop it. The records are durable once the result has been
+        awaited or the store is closed. While the database is down, they wait for it.
         """
         ...
 
     async def totals(self, *, cascades_only: bool = False) -> UsageTotals:
-        """What all records add up to, or those of answers for which a cascade was asked. Raises UnavailableError."""
+        """The totals of all records, or only of answers from the cascade. Raises UnavailableError."""
         ...
 
     async def spent(self, principal: str, since: datetime) -> float:
-        """Dollars that a principal has used since. Raises UnavailableError."""
+        """Dollars that a principal has spent since a time. Raises UnavailableError."""
         ...
 
     async def reserve(self, principal: str, cost: float, budget: float, since: datetime) -> Reservation | None:
-        """Set aside what an answer may cost, as far as the budget has it.
+        """Reserve what an answer may cost, or what is left of the budget if that is less.
 
-        An answer that is still affordable is never refused for its highest possible price: the last one before the
-        budget ends reserves what is left. So all answers together exceed a budget by less than the price of one.
+        So a principal with money left is never refused because of an answer's highest possible price, and all answers
+        together exceed a budget by less than the price of one.
 
         Args:
-            principal: who pays.
-            cost: dollars that the answer may cost at most.
+            principal: id of the caller.
+            cost: the most dollars that the answer may cost.
             budget: dollars that the principal may spend.
-            since: from when on.
+            since: the start of the budget's period.
 
         Returns:
-            What ``add`` settles, or None when all of the budget is spent or reserved. The reservation of a process that
-            dies expires by itself.
+            A reservation for ``add`` to settle, or None if all of the budget is spent or reserved. The reservation of a
+            process that dies expires by itself.
 
         Raises:
             UnavailableError: the database does not answer.
@@ -113,9 +113,9 @@ class UsageStore(Protocol):
         ...
 
     async def ready(self) -> None:
-        """Raises UnavailableError unless records can be read and written. Cheap enough for a probe."""
+        """Raise UnavailableError unless records can be read and written. Cheap enough for a probe."""
         ...
 
     async def aclose(self) -> None:
-        """Write what waits, for a while, and give back what the store holds open. What cannot be written is logged."""
+        """Write the waiting records, within a time limit, and release the store's resources. Logs unwritten records."""
         ...

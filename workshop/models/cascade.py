@@ -104,4 +104,4 @@ class _Run:
                     yield TextPiece(model.name, chunk.text, self.answer)
                 if chunk.finish_reason:
                     return
-        raise ModelFailedError("the model's answer has no end")
+        raise ModelFailedError("the model's answer ended unexpectedly")

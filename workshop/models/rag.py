@@ -139,7 +139,7 @@ class Rag:
                     continue
                 raise
             if "finish_reason" not in reply.response_metadata:
-                raise ModelFailedError("the model's answer has no end")
+                raise ModelFailedError("the model's answer ended unexpectedly")
             before = _usage_of(before, reply)
             if not _is_cut_short(reply):
                 break

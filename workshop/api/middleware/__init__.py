@@ -1,1 +1,1 @@
-"""Pure ASGI middleware, one concern per file: nothing here buffers a body or breaks a stream."""
+"""Pure ASGI middleware, one concern per file. None of it buffers a body or interrupts a stream."""

@@ -1,7 +1,7 @@
-"""Limits on the size of request bodies, and on the time that they take to arrive.
+"""Limits the size of request bodies, and the time they take to arrive.
 
-Starlette has such a middleware, and ``FastAPI(max_body_size=)`` uses it, but it answers in plain text, whatever the
-application's error handlers say. This one raises, so that a 413 is a problem document like every other error.
+Starlette has such a middleware, and ``FastAPI(max_body_size=)`` uses it, but it responds in plain text and bypasses the
+application's error handlers. This one raises, so that a 413 is a problem document like every other error.
 """
 
 import asyncio
@@ -12,9 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class BodyLimitMiddleware:
-    """Turns away bodies of more than ``max_bytes`` bytes, by their declared length or while they arrive, with a 413.
+    """Rejects bodies of more than ``max_bytes`` bytes with a 413, by their declared length or while they arrive.
 
-    A body that has not arrived ``timeout_s`` seconds after the headers is a 408. However long an answer takes, it does
+    A body that has not arrived ``timeout_s`` seconds after the headers is rejected with a 408. The time to answer does
     not count.
     """
 
@@ -31,8 +31,8 @@ class BodyLimitMiddleware:
         too_long = declared.isdigit() and int(declared) > self.max_bytes
         arrived = 0
         deadline: float | None = asyncio.get_running_loop().time() + self.timeout_s
-        error = HTTPException(413, f"the body may have {self.max_bytes} bytes at most")
-        too_slow = HTTPException(408, f"the body may take {self.timeout_s:g} s to arrive", {"Connection": "close"})
+        error = HTTPException(413, f"the body may have at most {self.max_bytes} bytes")
+        too_slow = HTTPException(408, f"the body must arrive within {self.timeout_s:g} s", {"Connection": "close"})
 
         async def receive_within_limits() -> Message:
             nonlocal arrived, deadline

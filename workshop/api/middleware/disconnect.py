@@ -1,7 +1,7 @@
-"""Nobody works for a client that has left.
+"""Stops the work for a client that has left.
 
-Ray Serve cancels a request whose client closes the connection. uvicorn only says so, to whoever asks; endpoints that
-wait for a model do not. With this middleware, a request ends in the same way in both.
+Ray Serve cancels a request when its client closes the connection. uvicorn only sends a message, which an endpoint that
+waits for a model does not receive. With this middleware, both behave the same.
 """
 
 import asyncio
@@ -19,25 +19,25 @@ class DisconnectMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        arrived: asyncio.Queue[Message] = asyncio.Queue(1)  # a body is read no faster than the application takes it
+        arrived: asyncio.Queue[Message] = asyncio.Queue(1)  # reads a body no faster than the application takes it
 
         async def watch(connected: asyncio.Timeout) -> None:
             while (message := await receive())["type"] != "http.disconnect":
                 await arrived.put(message)
             connected.reschedule(0)
 
-        async def send_and_note_the_end(message: Message) -> None:
+        async def send_and_stop_watching(message: Message) -> None:
             if message["type"] == "http.response.body" and not message.get("more_body"):
-                watching.cancel()  # from here on, servers say that the client has left, whether or not it has
+                watching.cancel()  # from here on, servers report a disconnect even if the client is still there
             await send(message)
 
         try:
             async with asyncio.timeout(None) as connected:
                 watching = asyncio.create_task(watch(connected))
                 try:
-                    await self.app(scope, arrived.get, send_and_note_the_end)
+                    await self.app(scope, arrived.get, send_and_stop_watching)
                 finally:
                     watching.cancel()
-        except (TimeoutError, ExceptionGroup):  # a group: server-sent events may end with one when they are cancelled
+        except (TimeoutError, ExceptionGroup):  # FastAPI's server-sent events may raise a group when cancelled
             if not connected.expired():
                 raise

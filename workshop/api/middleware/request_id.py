@@ -1,4 +1,4 @@
-"""One id per request, taken from the caller or made here, and sent back."""
+"""Gives each request an id, taken from the caller or generated, and sends it back."""
 
 import re
 from uuid import uuid4
@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADER = "X-Request-ID"
 ALLOWED = re.compile(r"[A-Za-z0-9._-]{1,128}")
-"""Whatever else a caller sends is never sent back, kept or logged: a new id takes its place."""
+"""Any other value is replaced by a new id, and never sent back, stored or logged."""
 
 
 class RequestIdMiddleware:

@@ -1,4 +1,4 @@
-"""How long the application took."""
+"""Reports how long the application took."""
 
 import time
 

@@ -1,1 +1,1 @@
-"""One file per resource; ``v1`` puts them together."""
+"""Routes, one file per resource. ``v1`` assembles them."""

@@ -10,5 +10,5 @@ router = APIRouter(tags=["service"])
 
 @router.get("/activity", summary="Show what the language models are doing")
 async def activity(generators: GeneratorsDep) -> dict[str, ModelActivity]:
-    """Counters of each model in the replica that happens to answer. `/v1/stats` counts for the whole service."""
+    """Counters of each model, for the replica that answers this request. `/v1/stats` covers the whole service."""
     return {name: ModelActivity.model_validate(await generator.activity()) for name, generator in generators.items()}

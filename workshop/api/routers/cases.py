@@ -1,4 +1,4 @@
-"""Cases: measurements that are kept, predicted later, corrected, and erased on request."""
+"""Cases: stored measurements that can be predicted, corrected and erased."""
 
 from typing import Annotated
 from uuid import UUID
@@ -13,9 +13,9 @@ from workshop.contracts.cases import Case
 router = APIRouter(prefix="/cases", tags=["cases"], route_class=JsonRoute)
 
 
-@router.post("", summary="Keep a case", status_code=status.HTTP_201_CREATED, dependencies=[Depends(require_json)])
+@router.post("", summary="Store a case", status_code=status.HTTP_201_CREATED, dependencies=[Depends(require_json)])
 async def create_case(content: CaseContent, cases: CasesDep, request: Request, response: Response) -> StoredCase:
-    """Keep the measurements of a tumour. The header `Location` says where the case is found."""
+    """Store the measurements of a tumour. The `Location` header is the path of the new case."""
     case = await cases.add(content.measurements.values(), content.diagnosis)
     response.headers["Location"] = request.url_for("get_case", case_id=str(case.id)).path
     return StoredCase.of(case)
@@ -23,13 +23,13 @@ async def create_case(content: CaseContent, cases: CasesDep, request: Request, r
 
 @router.get("", summary="List the newest cases")
 async def list_cases(cases: CasesDep, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> list[StoredCase]:
-    """The newest first, 100 at most."""
+    """The newest cases first, at most 100."""
     return [StoredCase.of(case) for case in await cases.newest(limit)]
 
 
 @router.get("/{case_id}", summary="Get a case")
 async def get_case(case_id: UUID, cases: CasesDep) -> StoredCase:
-    """Its measurements, and the diagnosis if it is confirmed."""
+    """The measurements, and the diagnosis once it is confirmed."""
     return StoredCase.of(await cases.get(case_id))
 
 
@@ -43,12 +43,12 @@ async def replace_case(case_id: UUID, content: CaseContent, cases: CasesDep) -> 
 
 @router.delete("/{case_id}", summary="Erase a case", status_code=status.HTTP_204_NO_CONTENT)
 async def delete_case(case_id: UUID, cases: CasesDep) -> None:
-    """Erase it for good."""
+    """Erase a case permanently."""
     await cases.delete(case_id)
 
 
 @router.get("/{case_id}/prediction", summary="Predict a case")
 async def predict_case(case_id: UUID, cases: CasesDep, classifier: ClassifierDep) -> Prediction:
-    """What the present model says of a case that is kept."""
+    """The current model's prediction for a stored case."""
     case = StoredCase.of(await cases.get(case_id))
     return Prediction.of_one(await classifier.predict(to_rows([case.measurements])))

@@ -1,20 +1,21 @@
 """A conversation over a WebSocket.
 
-The messages are those of ``workshop.api.schemas.chat``. The service says ``ready`` first. Each question (``ask``) is
-answered with ``text`` messages and one ``done``, or with an ``error``; one question at a time. A mistake is answered
-with an ``error`` and changes nothing. Whoever gets a ``ping`` sends a ``pong`` with the same ``id``.
+The messages are defined in ``workshop.api.schemas.chat``. The service first sends ``ready``. It answers each question
+(``ask``) with ``text`` messages and one ``done``, or with an ``error``, one question at a time. It answers an invalid
+message with an ``error``, which does not affect the conversation. Either side answers a ``ping`` with a ``pong`` of
+the same ``id``.
 
-How a connection ends, unless the client wants it to:
+Close codes sent by the service:
 
-| Code | Why                                                                            |
+| Code | Reason                                                                         |
 |------|--------------------------------------------------------------------------------|
-| 1000 | nothing was asked for a while                                                  |
+| 1000 | no question was asked for a while                                              |
 | 1008 | the key is wrong or has expired, the caller has too many connections, or it    |
 |      | keeps sending without reading                                                  |
 | 1009 | a message is too large                                                         |
 | 1011 | the client does not answer pings, or something went wrong in the service       |
-| 1012 | the service stops                                                              |
-| 1013 | no model answers, or too many connections are open; try again later            |
+| 1012 | the service is shutting down                                                   |
+| 1013 | no model is available, or too many connections are open; try again later       |
 """
 
 import asyncio
@@ -30,15 +31,15 @@ from fastapi import APIRouter, HTTPException, WebSocket, WebSocketException, sta
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
-from workshop.api.budget import Account, account_of
+from workshop.api.budget import Account, create_account
 from workshop.api.dependencies import (
     LanguageDep,
     RateLimitsDep,
     SettingsDep,
     SocketPrincipalDep,
-    caller_of,
     find_generator,
-    path_of,
+    rate_limit_key,
+    request_path,
 )
 from workshop.api.errors import MAX_DETAILS, explain
 from workshop.api.schemas.chat import (
@@ -48,7 +49,7 @@ from workshop.api.schemas.chat import (
     ClientMessage,
     Done,
     Error,
-    Identified,
+    IdOnly,
     Limits,
     Model,
     Ping,
@@ -57,8 +58,8 @@ from workshop.api.schemas.chat import (
     Reset,
     Text,
 )
-from workshop.api.sockets import MAX_MESSAGE_BYTES, Peer, connection, end_at
-from workshop.api.streams import started
+from workshop.api.sockets import MAX_MESSAGE_BYTES, Peer, close_at_expiry, connection
+from workshop.api.streams import open_stream
 from workshop.contracts.errors import NotFoundError, PromptTooLongError, ServiceError, UnavailableError
 from workshop.contracts.generator import Chunk, FinishReason, Message, Prompt, TextGenerator, Usage
 from workshop.contracts.services import cards
@@ -67,10 +68,9 @@ logger = logging.getLogger(__name__)
 router = APIRouter()
 
 MAX_TURNS = 16
-"""How many questions and answers are remembered; fewer, where they do not fit into the model's context."""
+"""How many turns are remembered. Fewer are kept if they do not fit into the model's context."""
 IDLE_LIMIT_S = 600.0
-"""A connection takes one of the places that a replica has for requests: without a question, it is given back."""
-"""A model that is being replaced may take minutes."""
+"""When a connection without questions is closed. It occupies one of a replica's slots for requests."""
 
 
 @router.websocket("/chat/ws")
@@ -81,21 +81,21 @@ async def chat(
     settings: SettingsDep,
     rate_limits: RateLimitsDep,
 ) -> None:
-    """Answer questions, until the client leaves or has to."""
-    account = account_of(websocket, principal.id, language, settings)
+    """Answer questions until the connection ends."""
+    account = create_account(websocket, principal.id, language, settings)
 
-    async def admit() -> None:  # each question: a connection lasts
-        await rate_limits.check(path_of(websocket), caller_of(websocket, principal))
+    async def admit() -> None:  # checked for each question, since a connection may last long
+        await rate_limits.check(request_path(websocket), rate_limit_key(websocket, principal))
         await account.admit()
 
     async with connection(websocket) as (peer, tasks):
-        tasks.create_task(end_at(principal.expires))
+        tasks.create_task(close_at_expiry(principal.expires))
         await Chat(peer, tasks, account, language.generators, admit).run()
 
 
 @dataclass(slots=True)
 class Answer:
-    """What there is of an answer."""
+    """What has been generated of an answer."""
 
     ask: Ask
     model: str
@@ -104,25 +104,25 @@ class Answer:
     usage: Usage = field(default_factory=lambda: Usage(0, 0))
 
     def add(self, chunk: Chunk) -> None:
-        """The next piece of it."""
+        """Append a chunk."""
         self.text.append(chunk.text)
         self.finish_reason = chunk.finish_reason
         self.usage = chunk.usage
 
     def turn(self) -> tuple[Message, Message]:
-        """Question and answer."""
+        """The question and the answer as messages."""
         return Message("user", self.ask.content), Message("assistant", "".join(self.text))
 
 
 class Chat:
-    """One conversation. While an answer is given, in a task of its own, messages are received.
+    """One conversation. Each answer runs in a task of its own, so that messages can be received meanwhile.
 
     Args:
-        peer: who asks.
-        tasks: a group that ends with the connection.
-        account: where its answers come from.
+        peer: the client.
+        tasks: a task group that ends with the connection.
+        account: provides the answers.
         generators: the models by name.
-        admit: called before each answer; raises for who may not ask.
+        admit: called before each answer; raises if the caller may not ask now.
     """
 
     def __init__(
@@ -144,39 +144,39 @@ class Chat:
         self._idle = asyncio.timeout(IDLE_LIMIT_S)
 
     async def run(self) -> None:
-        """Converse. Ends with WebSocketDisconnect or WebSocketException."""
+        """Handle messages until the connection ends. Always raises WebSocketDisconnect or WebSocketException."""
         await self._greet()
         try:
             async with self._idle:
                 while True:
-                    await self._react(await self._peer.receive())
+                    await self._handle_frame(await self._peer.receive())
         except TimeoutError:
-            raise WebSocketException(status.WS_1000_NORMAL_CLOSURE, "nothing was asked for a while") from None
+            raise WebSocketException(status.WS_1000_NORMAL_CLOSURE, "no question was asked for a while") from None
 
     async def _greet(self) -> None:
-        """Offer the models that answer now."""
+        """Send ``ready`` with the available models."""
         found = await cards(self._generators)
         if not found:
-            raise WebSocketException(status.WS_1013_TRY_AGAIN_LATER, "no model answers")
+            raise WebSocketException(status.WS_1013_TRY_AGAIN_LATER, "no model is available")
         self._context_lengths = {name: card.context_length for name, card in found.items()}
         models = [Model(name=name, context_length=length) for name, length in self._context_lengths.items()]
         limits = Limits(max_message_bytes=MAX_MESSAGE_BYTES, max_turns=MAX_TURNS, idle_s=IDLE_LIMIT_S)
         await self._peer.send(Ready(principal=self._account.principal, models=models, limits=limits))
 
-    async def _react(self, frame: str | bytes) -> None:
+    async def _handle_frame(self, frame: str | bytes) -> None:
         try:
-            await self._obey(_parsed(frame))
+            await self._handle(_parse(frame))
         except (ServiceError, RequestValidationError, HTTPException) as error:
-            await self._refuse(error, _id_of(frame))
+            await self._send_error(error, _message_id(frame))
 
-    async def _obey(self, message: ClientMessage) -> None:
+    async def _handle(self, message: ClientMessage) -> None:
         match message:
             case Ask():
                 self._start(message)
             case Cancel():
                 await self._cancel(message)
             case Reset():
-                self._must_be_free()
+                self._require_idle()
                 self._turns = []
                 await self._greet()
             case Ping():
@@ -184,51 +184,53 @@ class Chat:
             case Pong():
                 self._peer.pong(message)
 
-    async def _refuse(self, error: Exception, id: str | None) -> None:
+    async def _send_error(self, error: Exception, id: str | None) -> None:
         explanation = explain(error)
         if explanation.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             logger.error("chat: %s", error, exc_info=error)
         await self._peer.send(Error.of(explanation, id))
 
-    def _must_be_free(self) -> None:
+    def _require_idle(self) -> None:
         if self._running is not None:
-            raise HTTPException(status.HTTP_409_CONFLICT, "an answer is under way: wait for its end, or cancel it")
+            raise HTTPException(
+                status.HTTP_409_CONFLICT, "an answer is in progress: wait for it to finish, or cancel it"
+            )
 
     def _start(self, ask: Ask) -> None:
-        self._must_be_free()
+        self._require_idle()
         model = ask.model or list(self._generators)[-1]
         find_generator(self._generators, model)
         if model not in self._context_lengths:
-            raise UnavailableError(f"{model} did not answer when this chat was greeted: reset it to try again")
+            raise UnavailableError(f"{model} was not available when the conversation began: send a reset to try again")
         self._idle.reschedule(None)
         answer = Answer(ask, model)
-        self._running = answer, self._tasks.create_task(self._give(answer))
+        self._running = answer, self._tasks.create_task(self._run_answer(answer))
 
-    async def _give(self, answer: Answer) -> None:
+    async def _run_answer(self, answer: Answer) -> None:
         try:
             await self._admit()
-            async with self._begun(answer) as chunks:
+            async with self._open_answer(answer) as chunks:
                 async for chunk in chunks:
                     answer.add(chunk)
                     if chunk.text:
                         await self._peer.send(Text(id=answer.ask.id, text=chunk.text))
-                        await self._peer.room()  # the model waits too: nothing takes its tokens
+                        await self._peer.drain()  # the model waits too, since nobody consumes its tokens
         except ServiceError as error:
-            self._rest()
-            await self._refuse(error, answer.ask.id)
+            self._mark_idle()
+            await self._send_error(error, answer.ask.id)
         else:
             await self._finish(answer)
 
     @asynccontextmanager
-    async def _begun(self, answer: Answer) -> AsyncIterator[AsyncIterator[Chunk]]:
-        """The answer's chunks. The oldest turns are forgotten, as many as it takes for the prompt to fit."""
+    async def _open_answer(self, answer: Answer) -> AsyncIterator[AsyncIterator[Chunk]]:
+        """The answer's chunks. Forgets the oldest turns until the prompt fits."""
         ask = answer.ask
         async with AsyncExitStack() as stack:
             for turns in (self._turns[n_forgotten:] for n_forgotten in range(len(self._turns) + 1)):
                 messages = (*chain.from_iterable(turns), Message("user", ask.content))
                 prompt = Prompt(messages, max_tokens=ask.max_tokens, temperature=ask.temperature)
                 try:
-                    chunks = await stack.enter_async_context(started(self._account.chat(answer.model, prompt)))
+                    chunks = await stack.enter_async_context(open_stream(self._account.chat(answer.model, prompt)))
                 except PromptTooLongError:
                     if not turns:
                         raise
@@ -239,48 +241,48 @@ class Chat:
 
     async def _cancel(self, cancel: Cancel) -> None:
         if self._running is None or self._running[0].ask.id != cancel.id:
-            raise NotFoundError(f"no answer to {cancel.id} is under way")
+            raise NotFoundError(f"no answer to {cancel.id} is in progress")
         answer, task = self._running
         task.cancel()
         await asyncio.wait([task])
-        if task.cancelled():  # it may have come to its end, or to an error, all the same
+        if task.cancelled():  # it may have finished or failed instead
             await self._finish(answer)
 
     async def _finish(self, answer: Answer) -> None:
-        self._rest()
+        self._mark_idle()
         self._remember(answer)
         await self._peer.send(Done.of(answer.ask.id, answer.finish_reason, answer.usage))
 
     def _remember(self, answer: Answer) -> None:
-        """Keep the turn. Beyond half of the context, the oldest goes, so that there is room for answers."""
+        """Store the turn. If the conversation takes more than half of the context, forget its oldest turn."""
         if any(answer.text):
             self._turns = [*self._turns, answer.turn()][-MAX_TURNS:]
         if answer.usage.total_tokens > self._context_lengths[answer.model] / 2:
             self._turns = self._turns[1:] or self._turns
 
-    def _rest(self) -> None:
+    def _mark_idle(self) -> None:
         self._running = None
         self._idle.reschedule(asyncio.get_running_loop().time() + IDLE_LIMIT_S)
 
 
-def _parsed(frame: str | bytes) -> ClientMessage:
-    """A client's message. What is wrong with it is said in the words that it has over HTTP.
+def _parse(frame: str | bytes) -> ClientMessage:
+    """Parse a client's message. Mistakes are worded as they are over HTTP.
 
     Raises:
-        RequestValidationError: it is none.
+        RequestValidationError: the message is invalid.
     """
     if isinstance(frame, bytes):
         raise RequestValidationError([{"loc": (), "type": "binary_frame", "msg": "Input should be text, not binary"}])
     try:
         return CLIENT_MESSAGE.validate_json(frame)
     except ValidationError as error:
-        if (n_mistakes := error.error_count()) > MAX_DETAILS:  # each takes time to explain
-            message = f"{n_mistakes} values break a rule"
+        if (n_mistakes := error.error_count()) > MAX_DETAILS:  # explaining each would take long
+            message = f"{n_mistakes} invalid values"
             raise RequestValidationError([{"loc": (), "type": "too_many_mistakes", "msg": message}]) from None
-        raise RequestValidationError([_mistake(item) for item in error.errors(include_url=False)]) from None
+        raise RequestValidationError([_fastapi_error(item) for item in error.errors(include_url=False)]) from None
 
 
-def _mistake(item: Mapping[str, Any]) -> dict[str, Any]:
+def _fastapi_error(item: Mapping[str, Any]) -> dict[str, Any]:
     if item["type"] == "json_invalid":
         return {**item, "msg": "JSON decode error"}
     if item["type"].startswith("union_tag"):
@@ -288,9 +290,9 @@ def _mistake(item: Mapping[str, Any]) -> dict[str, Any]:
     return dict(item)
 
 
-def _id_of(frame: str | bytes) -> str | None:
-    """The id of a message that may be wrong otherwise."""
+def _message_id(frame: str | bytes) -> str | None:
+    """The id of a message that may be invalid in other respects, or None."""
     try:
-        return Identified.model_validate_json(frame).id
+        return IdOnly.model_validate_json(frame).id
     except ValidationError:
         return None

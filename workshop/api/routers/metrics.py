@@ -18,6 +18,6 @@ _FORMATS: dict[int | str, dict[str, Any]] = {
 
 @router.get("/metrics", summary="Export metrics for Prometheus", response_class=Response, responses=_FORMATS)
 async def metrics(usage: UsageDep, accept: Annotated[str, Header()] = "") -> Response:
-    """Counts of the whole service, in the format that the scraper asks for."""
+    """Metrics of the whole service, in the format that the scraper requests."""
     encode, content_type = choose_encoder(accept)
     return Response(encode(CascadeCollector(await usage.totals(cascades_only=True))), media_type=content_type)

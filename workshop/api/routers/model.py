@@ -1,4 +1,4 @@
-"""What the model is and what it takes."""
+"""The classifier and its features."""
 
 from fastapi import APIRouter
 
@@ -10,7 +10,7 @@ router = APIRouter(prefix="/model", tags=["model"])
 
 @router.get("/metadata", summary="Describe the classifier")
 async def metadata(card: ModelCardDep) -> ModelMetadata:
-    """Name, version, classes, and the quality on rows that it was not trained on."""
+    """Name, version and classes of the model, and its quality on rows that it was not trained on."""
     return ModelMetadata(
         name=card.name,
         version=card.version,
@@ -23,5 +23,5 @@ async def metadata(card: ModelCardDep) -> ModelMetadata:
 
 @router.get("/features", summary="List the features")
 async def features(card: ModelCardDep) -> list[Feature]:
-    """Names, units, and the ranges seen in training, in the order of the model's columns."""
+    """Names, units and training ranges of the features, in the order of the model's columns."""
     return [Feature.model_validate(feature) for feature in card.features]

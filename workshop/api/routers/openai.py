@@ -1,4 +1,4 @@
-"""Chat completions, models and embeddings as OpenAI's clients expect them, errors included."""
+"""Chat completions, models and embeddings in OpenAI's protocol, including its error format."""
 
 import base64
 import json
@@ -30,7 +30,7 @@ from workshop.api.schemas.openai import (
     ModelEntry,
     ModelList,
 )
-from workshop.api.streams import started
+from workshop.api.streams import open_stream
 from workshop.contracts.errors import NotFoundError, ServiceError
 from workshop.contracts.generator import Chunk, collect
 from workshop.contracts.services import cards
@@ -39,28 +39,28 @@ _CODES = {"PromptTooLongError": "context_length_exceeded", "NotFoundError": "mod
 
 
 class OpenAIRoute(JsonRoute):
-    """A route whose errors have OpenAI's form: its clients raise the right exception, and show the message."""
+    """A route that reports errors in OpenAI's format, so that its clients raise the right exception and message."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, with errors turned into answers."""
+        """FastAPI's handler, with errors turned into responses."""
         handler = super().get_route_handler()
 
-        async def answer(request: Request) -> Response:
+        async def handle_request(request: Request) -> Response:
             try:
                 return await handler(request)
             except (ServiceError, RequestValidationError, HTTPException) as error:
                 log_failure(request, error)
                 explanation = explain(error)
                 status = explanation.status
-                if status == HTTPStatus.UNPROCESSABLE_ENTITY:  # OpenAI knows none
+                if status == HTTPStatus.UNPROCESSABLE_ENTITY:  # OpenAI's protocol has no 422
                     status = HTTPStatus.BAD_REQUEST
                 return JSONResponse(openai_error(explanation), status, dict(explanation.headers or {}))
 
-        return answer
+        return handle_request
 
 
 def openai_error(explanation: Explanation) -> dict[str, Any]:
-    """The body of an error."""
+    """The body of an error response."""
     message, param = explanation.message, None
     if explanation.details:
         param = explanation.details[0].field
@@ -83,11 +83,11 @@ router = APIRouter(
 
 
 async def open_chat(body: ChatRequest, account: AccountDep) -> AsyncIterator[AsyncIterator[Chunk] | None]:
-    """The answer's chunks, if they are wanted one by one."""
+    """The answer's chunks for a streaming request, else None."""
     if not body.stream:
         yield None
         return
-    async with started(account.chat(body.model, body.to_prompt())) as chunks:
+    async with open_stream(account.chat(body.model, body.to_prompt())) as chunks:
         yield chunks
 
 
@@ -104,7 +104,7 @@ async def create_chat_completion(
     account: AccountDep,
     request: Request,
 ) -> ChatCompletion | StreamingResponse:
-    """The answer as a whole or, with `stream`, as server-sent events that end with `[DONE]`."""
+    """The answer as one JSON object or, with `stream`, as server-sent events that end with `[DONE]`."""
     if chunks is not None:
         request.state.error_chunk = _error_event
         return EventSourceResponse(_chat_events(chunks, body, request))
@@ -120,7 +120,7 @@ async def _chat_events(chunks: AsyncIterator[Chunk], body: ChatRequest, request:
             if chunk.finish_reason and body.stream_options and body.stream_options.include_usage:
                 yield _event(answer.closing(chunk.usage))
     except Exception as error:
-        # The status is long sent: OpenAI's clients raise what comes as an error event.
+        # The status has already been sent. OpenAI's clients raise an exception for an error event.
         log_failure(request, error)
         yield _error_event(error)
         return
@@ -137,7 +137,7 @@ def _event(chunk: ChatChunk) -> bytes:
 
 @router.get("/models", summary="List the models")
 async def list_models(language: LanguageDep) -> ModelList:
-    """All that can be asked, the embedding among them. One that does not answer now has no context length."""
+    """All available models, including the embedding. A model that does not answer now has no context length."""
     found = await cards(language.generators)
     lengths = {name: found[name].context_length if name in found else None for name in language.generators}
     entries = [ModelEntry(id=name, context_length=length) for name, length in lengths.items()]
@@ -146,7 +146,7 @@ async def list_models(language: LanguageDep) -> ModelList:
 
 @router.get("/models/{model:path}", summary="Describe a model")
 async def retrieve_model(model: str, language: LanguageDep) -> ModelEntry:
-    """Its name and the length of its context."""
+    """The model's name and context length."""
     for entry in (await list_models(language)).data:
         if entry.id == model:
             return entry
@@ -157,7 +157,7 @@ async def retrieve_model(model: str, language: LanguageDep) -> ModelEntry:
 async def create_embeddings(body: EmbeddingRequest, language: LanguageDep) -> EmbeddingList:
     """Up to 256 texts as vectors of length 1."""
     if body.model != language.embedding:
-        raise NotFoundError(f"there is no embedding {body.model}; there is {language.embedding}")
+        raise NotFoundError(f"there is no embedding {body.model}; available: {language.embedding}")
     vectors = (await language.retriever.embed(body.texts)).astype("<f4")
     n_words = sum(len(text.split()) for text in body.texts)
     return EmbeddingList(

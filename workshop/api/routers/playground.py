@@ -1,4 +1,4 @@
-"""The page that `/` shows: every part of the service, to try by hand. Plain files, as they are in ``static/``."""
+"""The playground at `/`: a page to try every part of the service. Serves the files in ``static/`` as they are."""
 
 import mimetypes
 from pathlib import Path
@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Response
 STATIC = Path(__file__).parents[1] / "static"
 
 _POLICY = {
-    # The page runs its own files and talks to its own service, and never makes markup of a string.
+    # The page loads only its own files, calls only its own service, and never turns a string into markup.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'self'; "
@@ -16,19 +16,19 @@ _POLICY = {
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # Kept, but asked for again each time (with its ETag): no file of one version meets another version's.
+    # Browsers revalidate each file by its ETag, so that files of different versions are never mixed.
     "Cache-Control": "no-cache",
 }
 
-# The system's own table may know another type, and a browser runs no module of a type that it does not know.
+# The system may map .js to another type, and browsers refuse modules with an unknown type.
 mimetypes.add_type("text/javascript", ".js")
 
 
 async def add_policy(response: Response) -> None:
-    """What a browser may do with these files."""
+    """Set the headers that restrict what a browser may do with these files."""
     response.headers.update(_POLICY)
 
 
 router = APIRouter(dependencies=[Depends(add_policy)])
-# Asked last, when no other route matches. No fallback: what is not there is a 404, like everywhere.
+# Matches after all other routes. No fallback: a missing file is a 404, as everywhere else.
 router.frontend("/", directory=STATIC, fallback=None, check_dir=True)

@@ -1,4 +1,4 @@
-"""Predictions for measurements in the request."""
+"""Predictions for measurements sent with the request."""
 
 from fastapi import APIRouter, Depends
 
@@ -11,11 +11,11 @@ router = APIRouter(tags=["predictions"], route_class=JsonRoute, dependencies=[De
 
 @router.post("/predict", summary="Predict one tumour")
 async def predict(measurements: Measurements, classifier: ClassifierDep) -> Prediction:
-    """Tell whether a tumour is malignant or benign, by the 30 measurements of its cell nuclei."""
+    """Classify a tumour as malignant or benign from the 30 measurements of its cell nuclei."""
     return Prediction.of_one(await classifier.predict(to_rows([measurements])))
 
 
-@router.post("/batch-predict", summary="Predict many tumours")
+@router.post("/batch-predict", summary="Predict several tumours")
 async def batch_predict(batch: Batch, classifier: ClassifierDep) -> BatchPrediction:
-    """Tell for 1 to 1000 tumours at once. One impossible row fails the whole batch, and the error names it."""
+    """Classify 1 to 1000 tumours at once. One impossible row fails the whole batch; the error names the row."""
     return BatchPrediction.of(await classifier.predict(to_rows(batch.records)))

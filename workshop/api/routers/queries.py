@@ -1,4 +1,4 @@
-"""Questions to the cascade: one, a stream, a batch, and what all of them cost."""
+"""Questions to the cascade: one answer, a stream or a batch, and the total cost."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from workshop.api.budget import Account, AccountDep
 from workshop.api.dependencies import ClockDep, UsageDep, require_json
-from workshop.api.errors import log_failure, problem_of
+from workshop.api.errors import log_failure, problem_document
 from workshop.api.routes import JsonRoute
 from workshop.api.schemas.queries import (
     AnswerChunk,
@@ -24,7 +24,7 @@ from workshop.api.schemas.queries import (
     QueryParameters,
     Stats,
 )
-from workshop.api.streams import last, started
+from workshop.api.streams import last_item, open_stream
 from workshop.contracts.cascade import Answer, CascadeEvent, Switch, TextPiece
 
 router = APIRouter(tags=["cascade"], route_class=JsonRoute)
@@ -40,7 +40,7 @@ async def ask(body: QueryBody, account: AccountDep) -> QueryAnswer:
 async def ask_by_get(
     parameters: Annotated[QueryParameters, Query()], account: AccountDep, response: Response
 ) -> QueryAnswer:
-    """The same with the question in the URL. Each call is answered and charged anew."""
+    """The same, with the question in the URL. Each call is answered and charged again."""
     response.headers["Cache-Control"] = "no-store"
     return await _answer(account, parameters)
 
@@ -51,51 +51,51 @@ async def open_answer(
     response: Response,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[AsyncIterator[CascadeEvent] | None]:
-    """The events of an answer of which the first is there: what fails before it is an ordinary error response.
+    """The events of an answer, once the first has arrived. An error before that is an ordinary error response.
 
-    A reader who comes back gets none: see ``stream_answer``.
+    None for a reader who reconnects: see ``stream_answer``.
     """
     if last_event_id:
         response.status_code = status.HTTP_204_NO_CONTENT
         yield None
         return
-    async with started(account.ask(parameters.to_query())) as events:
+    async with open_stream(account.ask(parameters.to_query())) as events:
         yield events
 
 
 @router.get(
     "/query/stream",
-    summary="Ask a question, and read the answer as events",
+    summary="Ask a question and stream the answer as events",
     response_class=EventSourceResponse,
-    responses={204: {"description": "The reader comes back (`Last-Event-ID`): there is nothing more to read"}},
+    responses={204: {"description": "The reader has reconnected (`Last-Event-ID`): there are no more events"}},
 )
 async def stream_answer(
     request: Request, events: Annotated[AsyncIterator[CascadeEvent] | None, Depends(open_answer)]
 ) -> AsyncIterator[ServerSentEvent]:
-    """Server-sent events: `chunk` by `chunk`, perhaps a `switch`, and `complete` or `error`.
+    """Server-sent events: several `chunk` events, possibly a `switch`, then `complete` or `error`.
 
-    An answer cannot be resumed: nobody keeps it. A browser whose connection breaks, or that does not close it after
-    `complete`, comes back with the `Last-Event-ID`; a second answer would differ and be charged again. So the
-    service says 204, on which an `EventSource` closes for good. An answer without `complete` is not whole.
+    An answer cannot be resumed, because it is not stored. A browser whose connection breaks, or that does not close it
+    after `complete`, reconnects with `Last-Event-ID`. A second answer would differ and be charged again, so the service
+    responds with 204, and the `EventSource` stops reconnecting. An answer without `complete` is incomplete.
     """
     if events is None:
         return
     request.state.error_chunk = lambda error: format_sse_event(
-        event="error", data_str=problem_of(request, error).model_dump_json()
+        event="error", data_str=problem_document(request, error).model_dump_json()
     )
     number = 0
     try:
         async for event in events:
             number += 1
             yield _sse(event, number)
-    except Exception as error:  # the status is sent long since
+    except Exception as error:  # the status has already been sent
         log_failure(request, error)
-        yield ServerSentEvent(id=str(number + 1), event="error", data=problem_of(request, error))
+        yield ServerSentEvent(id=str(number + 1), event="error", data=problem_document(request, error))
 
 
 @router.post("/batch", summary="Ask several questions", dependencies=[Depends(require_json)])
 async def ask_many(batch: QueryBatch, account: AccountDep, request: Request) -> QueryBatchAnswer:
-    """Up to 32 at the same time. What is wrong with one, or fails, does not harm the others."""
+    """Up to 32 questions, answered concurrently. An invalid or failing question does not affect the others."""
 
     async def answer_or_error(question: QueryBody | ValidationError) -> BatchItem:
         try:
@@ -106,19 +106,19 @@ async def ask_many(batch: QueryBatch, account: AccountDep, request: Request) -> 
             return BatchItem(answer=await _answer(account, question))
         except Exception as error:
             log_failure(request, error)
-            return BatchItem(error=problem_of(request, error))
+            return BatchItem(error=problem_document(request, error))
 
     return QueryBatchAnswer.of(await asyncio.gather(*map(answer_or_error, batch.queries)))
 
 
-@router.get("/stats", summary="Count the answers and their cost")
+@router.get("/stats", summary="Show the number of answers and their cost")
 async def stats(usage: UsageDep, clock: ClockDep) -> Stats:
-    """How many answers, by which models, at what price: of the whole service, across restarts."""
+    """Number and cost of the answers, and the models that gave them, for the whole service and across restarts."""
     return Stats.of(await usage.totals(), clock.uptime_s)
 
 
 async def _answer(account: Account, question: QueryParameters) -> QueryAnswer:
-    return QueryAnswer.model_validate(await last(account.ask(question.to_query())))
+    return QueryAnswer.model_validate(await last_item(account.ask(question.to_query())))
 
 
 def _sse(event: CascadeEvent, number: int) -> ServerSentEvent:

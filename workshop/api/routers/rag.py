@@ -6,15 +6,15 @@ from workshop.api.budget import AccountDep
 from workshop.api.dependencies import require_json
 from workshop.api.routes import JsonRoute
 from workshop.api.schemas.rag import RagQuestion, RagReply
-from workshop.api.streams import last
+from workshop.api.streams import last_item
 from workshop.contracts.rag import RagAnswer
 
 router = APIRouter(prefix="/rag", tags=["rag"], route_class=JsonRoute)
 
 
-@router.post("/query", summary="Ask the sources", dependencies=[Depends(require_json)])
+@router.post("/query", summary="Ask a question about the sources", dependencies=[Depends(require_json)])
 async def query_sources(question: RagQuestion, account: AccountDep) -> RagReply:
-    """A model answers from the passages that are nearest to the question, unless none is near enough."""
-    answer = await last(account.ask_sources(question.query, question.k))
+    """A model answers from the passages nearest to the question. If none is near enough, no model is asked."""
+    answer = await last_item(account.ask_sources(question.query, question.k))
     assert isinstance(answer, RagAnswer)
     return RagReply.of(answer)

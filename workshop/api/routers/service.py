@@ -1,4 +1,4 @@
-"""Unversioned: is it up, is it ready, what is it."""
+"""Unversioned routes: health, probes and version."""
 
 from fastapi import APIRouter, Depends, Response, status
 from fastapi.responses import PlainTextResponse
@@ -12,9 +12,9 @@ from workshop.api.schemas.service import HealthReport, Readiness
 router = APIRouter(tags=["service"], responses=error_responses(503))
 
 
-@router.get("/health", summary="Tell the state of the service", responses={503: {"model": HealthReport}})
+@router.get("/health", summary="Show the health of the service", responses={503: {"model": HealthReport}})
 async def health(state: HealthDep, clock: ClockDep, response: Response) -> HealthReport:
-    """The state of the service and of its parts. The status is 503 when a part is missing that the service needs."""
+    """The health of the service and its parts. The status is 503 if a required part is missing."""
     if state.missing:
         response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     return HealthReport(
@@ -28,30 +28,30 @@ async def health(state: HealthDep, clock: ClockDep, response: Response) -> Healt
     )
 
 
-@router.get("/liveness", summary="Tell whether the process is alive")
+@router.get("/liveness", summary="Check whether the process is alive")
 async def liveness() -> dict[str, str]:
-    """Asks no model. If there is no answer, restart the process."""
+    """Asks no model. If there is no response, restart the process."""
     return {"status": "alive"}
 
 
-@router.get("/readiness", summary="Tell whether requests may be sent", dependencies=[Depends(require_ready)])
+@router.get("/readiness", summary="Check whether the service is ready", dependencies=[Depends(require_ready)])
 async def readiness(state: HealthDep) -> Readiness:
-    """The parts answer that the service needs. If they do not, the status is 503: send no requests."""
+    """The status is 503 if a required part does not answer. Do not send requests then."""
     return Readiness(status="degraded" if state.degraded else "ready", degraded=list(state.degraded))
 
 
 @router.get(
     "/ping",
-    summary="Tell whether requests may be sent, for MLflow",
+    summary="Check whether the service is ready, for MLflow",
     response_class=PlainTextResponse,
     dependencies=[Depends(require_ready)],
 )
 async def ping() -> str:
-    """The same as `/readiness`, under the name that MLflow uses."""
+    """The same as `/readiness`, at the path that MLflow uses."""
     return "\n"
 
 
-@router.get("/version", summary="Tell the version of the service", response_class=PlainTextResponse)
+@router.get("/version", summary="Show the version of the service", response_class=PlainTextResponse)
 async def version() -> str:
-    """As text, without anything else."""
+    """The version as plain text."""
     return __version__

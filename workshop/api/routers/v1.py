@@ -19,4 +19,4 @@ language_router.include_router(generation.router, dependencies=LIMITED)
 language_router.include_router(queries.router, dependencies=LIMITED)
 language_router.include_router(rag.router, dependencies=LIMITED)
 language_router.include_router(activity.router, dependencies=LIMITED)
-language_router.include_router(chat.router)  # counts its questions itself
+language_router.include_router(chat.router)  # applies the rate limit to each question

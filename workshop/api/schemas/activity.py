@@ -1,10 +1,10 @@
-"""What the language models are doing."""
+"""Counters of the language models."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class ModelActivity(BaseModel):
-    """What one replica of a model has done since it started."""
+    """Counters of one replica of a model since it started."""
 
     model_config = ConfigDict(from_attributes=True)
 

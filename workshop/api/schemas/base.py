@@ -1,39 +1,40 @@
-"""What all schemas of requests share."""
+"""Base classes and types for the schemas of requests."""
 
 from itertools import islice
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
-MAX_UNKNOWN = 10
-"""An unknown name is an error of its own, and each takes time to explain: of very many, so many are named."""
+MAX_UNKNOWN_NAMES = 10
+"""How many unknown names are reported. Each is an error of its own, and thousands would take long to explain."""
 
 
-def _whole(value: Any) -> Any:
+def _integral_float_to_int(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = BeforeValidator(_whole)
-"""Makes an integer of ``10.0``: it is one, as JSON Schema defines it."""
+AcceptIntegralFloat = BeforeValidator(_integral_float_to_int)
+"""Converts ``10.0`` to an integer, since JSON Schema counts it as one."""
 
-Integer = Annotated[int, Whole]
+Integer = Annotated[int, AcceptIntegralFloat]
 
 
 class ClosedModel(BaseModel):
-    """JSON in which a misspelt name is a mistake."""
+    """A JSON object in which unknown names are errors."""
 
     model_config = ConfigDict(extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
-    def _leave_out_most_unknown(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or len(data) <= len(cls.model_fields) + MAX_UNKNOWN:
+    def _limit_unknown_names(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or len(data) <= len(cls.model_fields) + MAX_UNKNOWN_NAMES:
             return data
         known = {name: data[name] for name in cls.model_fields if name in data}
-        return known | {name: data[name] for name in islice((name for name in data if name not in known), MAX_UNKNOWN)}
+        unknown = (name for name in data if name not in known)
+        return known | {name: data[name] for name in islice(unknown, MAX_UNKNOWN_NAMES)}
 
 
 class StrictModel(ClosedModel):
-    """The same, and "12" is text and not a number."""
+    """The same, without type conversion: "12" is a string, not a number."""
 
     model_config = ConfigDict(strict=True)

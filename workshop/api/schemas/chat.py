@@ -1,4 +1,4 @@
-"""The messages of the WebSocket chat: JSON objects, whose ``type`` says which of these each one is."""
+"""The messages of the WebSocket chat: JSON objects with a ``type``."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self, TypeAlias
@@ -24,8 +24,8 @@ class _Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Identified(BaseModel):
-    """What of a message says which one it is, though all else be wrong."""
+class IdOnly(BaseModel):
+    """Reads the ``id`` of a message that may be invalid in other respects."""
 
     model_config = ConfigDict(strict=True)
 
@@ -33,7 +33,7 @@ class Identified(BaseModel):
 
 
 class Ask(_Message):
-    """The next question of the conversation. ``id`` is the client's choice; all that answers it bears it."""
+    """The next question of the conversation. The client chooses the ``id``; all messages of the answer have it too."""
 
     type: Literal["ask"] = "ask"
     id: Id
@@ -44,7 +44,7 @@ class Ask(_Message):
 
 
 class Cancel(_Message):
-    """Stop the answer to a question. It ends with ``done``, like every other."""
+    """Stop the answer to a question. The answer ends with ``done``, as usual."""
 
     type: Literal["cancel"] = "cancel"
     id: Id
@@ -57,14 +57,14 @@ class Reset(_Message):
 
 
 class Ping(_Message):
-    """Are you there? Either side may ask."""
+    """Check that the other side is alive. Both sides may send it."""
 
     type: Literal["ping"] = "ping"
     id: Id | None = None
 
 
 class Pong(_Message):
-    """I am, and I have read all that came before your ping, whose ``id`` this is."""
+    """Reply to the ping with this ``id``, sent after reading everything that came before it."""
 
     type: Literal["pong"] = "pong"
     id: Id | None = None
@@ -74,14 +74,14 @@ ClientMessage: TypeAlias = Annotated[Ask | Cancel | Reset | Ping | Pong, Field(d
 
 
 class Model(_Message):
-    """A model that may be asked. ``context_length`` is of conversation and answer together, in tokens."""
+    """An available model. ``context_length`` is the limit for conversation and answer together, in tokens."""
 
     name: str
     context_length: int
 
 
 class Limits(_Message):
-    """``max_message_bytes`` of one message, ``max_turns`` that are remembered, ``idle_s`` without a question."""
+    """``max_message_bytes`` per message, ``max_turns`` remembered, and ``idle_s`` seconds without a question."""
 
     max_message_bytes: int
     max_turns: int
@@ -89,7 +89,7 @@ class Limits(_Message):
 
 
 class Ready(_Message):
-    """The conversation is empty. Of the models, the last one answers who names none."""
+    """The conversation is empty and can begin. The last of ``models`` is the default."""
 
     type: Literal["ready"] = "ready"
     principal: str
@@ -106,9 +106,9 @@ class Text(_Message):
 
 
 class Done(_Message):
-    """An answer is complete, or was cancelled.
+    """An answer is complete or was cancelled.
 
-    ``usage`` of a cancelled one counts its own tokens only: a model tells the length of its prompt at the end.
+    ``usage`` of a cancelled answer covers the prompt and the tokens received so far, or is 0 before the first token.
     """
 
     type: Literal["done"] = "done"
@@ -118,14 +118,14 @@ class Done(_Message):
 
     @classmethod
     def of(cls, id: str, finish_reason: FinishReason | None, usage: Usage) -> Self:
-        """Of an answer; one without a reason to end was cancelled."""
+        """The end of an answer. Without a finish reason, it was cancelled."""
         return cls(id=id, finish_reason=finish_reason or "cancelled", usage=TokenCounts.of(usage))
 
 
 class Error(_Message):
-    """What a client did wrong, or what went wrong. With the ``id`` of a question, the question has no answer.
+    """A mistake of the client or a failure of the service. With the ``id`` of a question, that question has no answer.
 
-    ``error``, ``message`` and ``details`` are a problem document's ``error``, ``detail`` and ``details``.
+    ``error``, ``message`` and ``details`` correspond to ``error``, ``detail`` and ``details`` of a problem document.
     """
 
     type: Literal["error"] = "error"
@@ -136,7 +136,7 @@ class Error(_Message):
 
     @classmethod
     def of(cls, explanation: Explanation, id: str | None) -> Self:
-        """Of an error that is explained."""
+        """From an explained error."""
         return cls(id=id, error=explanation.error, message=explanation.message, details=explanation.details)
 
 

@@ -24,21 +24,21 @@ class TextPart(StrictModel):
 
 
 class ChatMessage(StrictModel):
-    """One turn. ``developer`` is today's name of ``system``."""
+    """One message of a conversation. ``developer`` is the newer name of ``system``."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=64, fail_fast=True)]
     name: str | None = None
 
     def to_message(self) -> Message:
-        """The contract's value."""
+        """Convert to the contract's type."""
         role: Role = "system" if self.role == "developer" else self.role
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return Message(role, text)
 
 
 class _Generation(StrictModel):
-    """How a model shall answer."""
+    """How a model should answer."""
 
     model: str
     max_tokens: Annotated[Integer, Field(ge=1)] | None = None
@@ -70,7 +70,7 @@ class Conversation(_Generation):
         return self
 
     def to_prompt(self) -> Prompt:
-        """The contract's value."""
+        """Convert to the contract's type."""
         return self._prompt(*(message.to_message() for message in self.messages))
 
 
@@ -80,7 +80,7 @@ class Question(_Generation):
     prompt: Annotated[Text, Field(min_length=1, pattern=r"\S")]
 
     def to_prompt(self) -> Prompt:
-        """The contract's value."""
+        """Convert to the contract's type."""
         return self._prompt(Message("user", self.prompt))
 
 
@@ -93,7 +93,7 @@ class TokenCounts(BaseModel):
 
     @classmethod
     def of(cls, usage: Usage) -> Self:
-        """From the contract's value."""
+        """From the contract's type."""
         return cls(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
@@ -102,7 +102,7 @@ class TokenCounts(BaseModel):
 
 
 class Generated(BaseModel):
-    """A whole answer."""
+    """A complete answer."""
 
     text: str
     model: str
@@ -111,7 +111,7 @@ class Generated(BaseModel):
 
     @classmethod
     def of(cls, completion: Completion, model: str) -> Self:
-        """From the contract's value."""
+        """From the contract's type."""
         return cls(
             text=completion.text,
             model=model,
@@ -121,7 +121,7 @@ class Generated(BaseModel):
 
 
 class AnswerLine(BaseModel):
-    """A line of an answer that is streamed: its next piece. The last line has ``finish_reason`` or ``error``."""
+    """One line of a streamed answer, with its next piece. The last line has ``finish_reason`` or ``error``."""
 
     text: str = ""
     finish_reason: FinishReason | None = None
@@ -130,6 +130,6 @@ class AnswerLine(BaseModel):
 
     @classmethod
     def of(cls, chunk: Chunk) -> Self:
-        """From the contract's value."""
+        """From the contract's type."""
         usage = TokenCounts.of(chunk.usage) if chunk.finish_reason else None
         return cls(text=chunk.text, finish_reason=chunk.finish_reason, usage=usage)

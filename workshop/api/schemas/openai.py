@@ -1,6 +1,6 @@
-"""OpenAI's protocol: what its clients send and expect, as far as this service goes.
+"""The part of OpenAI's protocol that this service supports.
 
-What it does not do (tools, images, several choices) is refused by name rather than ignored. Source: the OpenAI API
+Unsupported parameters (tools, images, several choices) are rejected by name rather than ignored. Source: the OpenAI API
 reference, chat completions, models and embeddings.
 """
 
@@ -11,7 +11,7 @@ from uuid import uuid4
 from annotated_types import Len
 from pydantic import BaseModel, Field, model_validator
 
-from workshop.api.schemas.base import Integer, StrictModel, Whole
+from workshop.api.schemas.base import AcceptIntegralFloat, Integer, StrictModel
 from workshop.api.schemas.generation import Conversation, Text, TokenCounts
 from workshop.contracts.generator import Chunk, Completion, FinishReason, Token, Usage
 
@@ -19,7 +19,7 @@ MAX_EMBEDDINGS = 256
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong. ``param`` names the first field that is wrong."""
+    """What went wrong. ``param`` names the first invalid field."""
 
     message: str
     type: Literal["invalid_request_error", "server_error"]
@@ -28,34 +28,34 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """An error as OpenAI's clients read it."""
+    """An error in OpenAI's format."""
 
     error: ErrorDetail
 
 
 class StreamOptions(StrictModel):
-    """``include_usage``: one more chunk at the end, with the usage and no choice."""
+    """``include_usage``: send one more chunk at the end, with the usage and no choices."""
 
     include_usage: bool = False
 
 
 class ChatRequest(Conversation):
-    """A conversation to continue. Unlike OpenAI's, the default temperature is 0: the same answer every time."""
+    """A conversation to continue. Unlike OpenAI's, the default temperature is 0, so answers are reproducible."""
 
     max_completion_tokens: Annotated[Integer, Field(ge=1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
-    # Clients send these; of the last three, only the one value that is served.
+    # Clients send these. Of the last three, only one value is supported.
     user: str | None = None
-    n: Annotated[Literal[1], Whole] | None = None
-    presence_penalty: Annotated[Literal[0], Whole] | None = None
-    frequency_penalty: Annotated[Literal[0], Whole] | None = None
+    n: Annotated[Literal[1], AcceptIntegralFloat] | None = None
+    presence_penalty: Annotated[Literal[0], AcceptIntegralFloat] | None = None
+    frequency_penalty: Annotated[Literal[0], AcceptIntegralFloat] | None = None
 
     @model_validator(mode="after")
     def _check_options(self) -> Self:
         if self.stream_options and not self.stream:
-            raise ValueError("stream_options goes with stream: true")
+            raise ValueError("stream_options requires stream: true")
         self.max_tokens = self.max_completion_tokens or self.max_tokens
         return self
 
@@ -77,7 +77,7 @@ class Logprobs(BaseModel):
 
     @classmethod
     def of(cls, tokens: tuple[Token, ...]) -> Self:
-        """From the contract's values."""
+        """From the contract's type."""
         return cls(
             content=[
                 TokenLogprob(token=token.text, logprob=token.logprob, bytes=list(token.text.encode()))
@@ -110,7 +110,7 @@ class _Answer(BaseModel):
 
 
 class ChatCompletion(_Answer):
-    """A whole answer."""
+    """A complete answer."""
 
     object: Literal["chat.completion"] = "chat.completion"
     choices: list[Choice]
@@ -118,7 +118,7 @@ class ChatCompletion(_Answer):
 
     @classmethod
     def of(cls, completion: Completion, request: ChatRequest) -> Self:
-        """From the contract's value."""
+        """From the contract's type."""
         choice = Choice(
             message=AssistantMessage(content=completion.text),
             logprobs=Logprobs.of(completion.tokens) if request.logprobs else None,
@@ -144,14 +144,14 @@ class ChunkChoice(BaseModel):
 
 
 class ChatChunk(_Answer):
-    """A piece of an answer that is streamed. All pieces of one answer have the same ``id`` and ``created``."""
+    """A piece of a streamed answer. All pieces of one answer have the same ``id`` and ``created``."""
 
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     choices: list[ChunkChoice] = []
     usage: TokenCounts | None = None
 
     def opening(self) -> "ChatChunk":
-        """The first chunk: who speaks."""
+        """The first chunk, with the role."""
         return self.model_copy(update={"choices": [ChunkChoice(delta=Delta(role="assistant", content=""))]})
 
     def text(self, chunk: Chunk, *, logprobs: bool) -> "ChatChunk":
@@ -164,13 +164,15 @@ class ChatChunk(_Answer):
         return self.model_copy(update={"choices": [choice]})
 
     def closing(self, usage: Usage) -> "ChatChunk":
-        """The last chunk, for who asked for the usage."""
+        """The last chunk, with the usage."""
         return self.model_copy(update={"usage": TokenCounts.of(usage)})
 
 
 class ModelEntry(BaseModel):
-    """One model. ``context_length`` is of prompt and answer together, in tokens; None for an embedding,
-    and while the model does not answer.
+    """One model.
+
+    ``context_length`` is the limit for prompt and answer together, in tokens. It is null for an embedding, and while
+    the model does not answer.
     """
 
     id: str
@@ -181,7 +183,7 @@ class ModelEntry(BaseModel):
 
 
 class ModelList(BaseModel):
-    """Every model that may be asked for."""
+    """All available models."""
 
     object: Literal["list"] = "list"
     data: list[ModelEntry]
@@ -209,7 +211,7 @@ class EmbeddingRequest(StrictModel):
 
 
 class Embedding(BaseModel):
-    """One vector: numbers, or little-endian 32-bit floats in base 64."""
+    """One vector: numbers, or little-endian 32-bit floats in Base64."""
 
     object: Literal["embedding"] = "embedding"
     index: int
@@ -217,7 +219,7 @@ class Embedding(BaseModel):
 
 
 class EmbeddingUsage(BaseModel):
-    """Words stand for tokens: the default embedding has no others."""
+    """The number of words: the default embedding has no other tokens."""
 
     prompt_tokens: int
     total_tokens: int

@@ -39,7 +39,7 @@ def _check_words(text: str) -> str:
 
 
 class QueryParameters(ClosedModel):
-    """A question, and how it shall be answered."""
+    """A question, and how to answer it."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"query": "What is a replica?"}]})
 
@@ -49,20 +49,20 @@ class QueryParameters(ClosedModel):
     force_direct: bool = False
 
     def to_query(self) -> Query:
-        """The contract's value."""
+        """Convert to the contract's type."""
         return Query(self.query, self.max_tokens, self.temperature, self.force_direct)
 
 
 class QueryBody(QueryParameters):
-    """A question as JSON, where "12" is text and not a number."""
+    """A question as JSON, without type conversion: "12" is a string, not a number."""
 
     model_config = ConfigDict(strict=True)
 
 
 class QueryAnswer(BaseModel):
-    """An answer, by whom, and what it took: ``cost`` is in dollars, of all models that worked on it.
+    """An answer. ``cost`` is in dollars, for all models that worked on it.
 
-    ``quality`` is the draft's score from 0 to 1, or null when there was no draft.
+    ``quality`` is the draft's score from 0 to 1, or null if there was no draft.
     """
 
     model_config = ConfigDict(from_attributes=True)
@@ -77,7 +77,7 @@ class QueryAnswer(BaseModel):
 
 
 class AnswerChunk(BaseModel):
-    """The next piece of the answer that ``model`` is giving."""
+    """The next piece of the answer from ``model``."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -86,7 +86,7 @@ class AnswerChunk(BaseModel):
 
 
 class ModelSwitch(BaseModel):
-    """What came so far is void: ``to_model`` answers from the start."""
+    """The draft was rejected. Discard the text so far: ``to_model`` answers from the start."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -96,19 +96,19 @@ class ModelSwitch(BaseModel):
     threshold: float
 
 
-class _OrMistakes:
-    """A question, or the ``ValidationError`` that says what is wrong with it: in JSON Schema, anything is taken."""
+class _OrValidationError:
+    """A question, or the ``ValidationError`` of an invalid one. JSON Schema therefore allows any value."""
 
     @staticmethod
     def __get_pydantic_core_schema__(_source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return no_info_wrap_validator_function(_question_or_mistakes, handler.generate_schema(QueryBody))
+        return no_info_wrap_validator_function(_question_or_error, handler.generate_schema(QueryBody))
 
     @staticmethod
     def __get_pydantic_json_schema__(schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"anyOf": [handler(schema), {"description": "Anything else: its result is an error."}]}
+        return {"anyOf": [handler(schema), {"description": "Any other value. Its result is an error."}]}
 
 
-def _question_or_mistakes(value: object, validate: ValidatorFunctionWrapHandler) -> object:
+def _question_or_error(value: object, validate: ValidatorFunctionWrapHandler) -> object:
     try:
         return validate(value)
     except ValidationError as error:
@@ -116,22 +116,22 @@ def _question_or_mistakes(value: object, validate: ValidatorFunctionWrapHandler)
 
 
 class QueryBatch(ClosedModel):
-    """Several questions. A mistake in one of them becomes its result."""
+    """Several questions. If one is invalid, its result is an error."""
 
     queries: Annotated[
-        list[Annotated[QueryBody | ValidationError, _OrMistakes]], Field(min_length=1, max_length=MAX_BATCH)
+        list[Annotated[QueryBody | ValidationError, _OrValidationError]], Field(min_length=1, max_length=MAX_BATCH)
     ]
 
 
 class BatchItem(BaseModel):
-    """What became of one question of a batch: an answer, or an error."""
+    """The result of one question of a batch: an answer or an error."""
 
     answer: QueryAnswer | None = None
     error: Problem | None = None
 
 
 class QueryBatchAnswer(BaseModel):
-    """What became of each question, in the order of the questions. ``cost`` is in dollars, of all together."""
+    """The results, in the order of the questions. ``cost`` is the total in dollars."""
 
     results: list[BatchItem]
     answered: int
@@ -151,9 +151,9 @@ class QueryBatchAnswer(BaseModel):
 
 
 class Stats(BaseModel):
-    """The language models' answers since the first start, of all replicas together.
+    """Totals of the language models' answers since the first start, for all replicas.
 
-    ``acceptance_rate`` is the share of drafts that became the answer; ``uptime_seconds`` is of the replica asked.
+    ``acceptance_rate`` is the share of drafts that became the answer. ``uptime_seconds`` is for one replica.
     """
 
     total_queries: int
@@ -165,7 +165,7 @@ class Stats(BaseModel):
 
     @classmethod
     def of(cls, totals: UsageTotals, uptime_s: float) -> Self:
-        """From the contract's value."""
+        """From the contract's type."""
         return cls(
             total_queries=totals.answers,
             total_cost=totals.cost,

@@ -12,7 +12,7 @@ MAX_SOURCES = 10
 
 
 class RagQuestion(StrictModel):
-    """A question, and how many sources the answer may stand on."""
+    """A question, and the most sources to answer from."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"query": "What is a deployment handle?", "k": 1}]})
 
@@ -21,7 +21,7 @@ class RagQuestion(StrictModel):
 
 
 class Source(BaseModel):
-    """A passage, where it stands, and its cosine similarity with the question."""
+    """A passage, where it comes from, and its cosine similarity to the question."""
 
     source: str
     text: str
@@ -29,7 +29,7 @@ class Source(BaseModel):
 
 
 class RagReply(BaseModel):
-    """The answer, and its sources, the best first. Without ``sure``, nothing relevant was found and no model asked."""
+    """The answer and its sources, best first. If not ``sure``, nothing relevant was found and no model was asked."""
 
     answer: str
     sources: list[Source]
@@ -38,6 +38,6 @@ class RagReply(BaseModel):
 
     @classmethod
     def of(cls, answer: RagAnswer) -> Self:
-        """From the contract's value."""
+        """From the contract's type."""
         sources = [Source(source=hit.passage.source, text=hit.passage.text, score=hit.score) for hit in answer.sources]
         return cls(answer=answer.text, sources=sources, sure=answer.sure, model=answer.model)

@@ -1,4 +1,4 @@
-"""What the service says of its state."""
+"""The health of the service."""
 
 from datetime import datetime
 from typing import Literal
@@ -7,10 +7,10 @@ from pydantic import BaseModel
 
 
 class HealthReport(BaseModel):
-    """How the service is.
+    """The health of the service and its parts.
 
-    ``missing`` names the parts that do not answer and without which it must not be used, ``degraded`` those that do not
-    answer and that only some routes need.
+    ``missing`` lists the required parts that do not answer: the service must not be used. ``degraded`` lists the parts
+    that do not answer but that only some routes need.
     """
 
     status: Literal["healthy", "degraded", "unhealthy"]
@@ -23,7 +23,7 @@ class HealthReport(BaseModel):
 
 
 class Readiness(BaseModel):
-    """The service takes requests. Routes that need a part named in ``degraded`` answer with a 503."""
+    """The service accepts requests. Routes that need a part listed in ``degraded`` respond with a 503."""
 
     status: Literal["ready", "degraded"]
     degraded: list[str]

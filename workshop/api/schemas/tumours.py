@@ -1,4 +1,4 @@
-"""The JSON that the API takes and gives."""
+"""Measurements, predictions, cases and the classifier's metadata."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
@@ -32,7 +32,7 @@ Diagnosis = Literal["malignant", "benign"]
 class Measurements(StrictModel):
     """The 30 measurements of one tumour's cell nuclei: mean, standard error and worst of ten properties."""
 
-    # A misspelt feature is an error, not a value silently ignored; "17.99" is text, not a number.
+    # A misspelt feature is an error and not silently ignored; "17.99" is a string, not a number.
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     mean_radius: Measurement
@@ -83,7 +83,7 @@ class Batch(ClosedModel):
 
 
 class Label(BaseModel):
-    """The verdict on one tumour. ``prediction`` is the index of ``label`` among the model's classes."""
+    """The predicted class of one tumour. ``prediction`` is the index of ``label`` in the model's classes."""
 
     prediction: int
     label: str
@@ -108,7 +108,7 @@ class Label(BaseModel):
 
 
 class Prediction(Label):
-    """The verdict on one tumour, and the model that gave it."""
+    """The predicted class of one tumour, and the version of the model."""
 
     model_version: str
     timestamp: datetime
@@ -121,7 +121,7 @@ class Prediction(Label):
 
 
 class BatchPrediction(BaseModel):
-    """The verdicts on several tumours, in the order of the records."""
+    """The predicted classes of several tumours, in the order of the records."""
 
     predictions: list[Label]
     count: int
@@ -136,7 +136,7 @@ class BatchPrediction(BaseModel):
 
 
 class Feature(BaseModel):
-    """One feature; the range is what training has seen. Outside it, the model extrapolates."""
+    """One feature, with its range in the training data. Outside this range, the model extrapolates."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -147,7 +147,7 @@ class Feature(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """What the model is. Accuracy and F1, of the class malignant, are of rows it was not trained on."""
+    """The model. Accuracy and F1 (of the class malignant) are measured on rows that it was not trained on."""
 
     name: str
     version: str
@@ -158,20 +158,20 @@ class ModelMetadata(BaseModel):
 
 
 class CaseContent(ClosedModel):
-    """What a caller says of a case. ``diagnosis`` is the confirmed one, or absent while the case is open."""
+    """A case as a client sends it. ``diagnosis`` is the confirmed one, or absent while the case is open."""
 
     measurements: Measurements
     diagnosis: Diagnosis | None = None
 
 
 class StoredCase(CaseContent):
-    """A case as it is kept."""
+    """A stored case."""
 
     id: UUID
 
     @classmethod
     def of(cls, case: Case) -> Self:
-        """From the contract's value. Measurements that were kept under older rules can still be read."""
+        """From the contract's type. Measurements stored under older rules can still be read."""
         values: dict[str, Any] = dict(zip(FEATURES, case.measurements, strict=True))
         measurements = Measurements.model_construct(**values)  # not validated
         return cls.model_validate({"id": case.id, "measurements": measurements, "diagnosis": case.diagnosis})

@@ -1,12 +1,12 @@
-/** One question to one model, by OpenAI's protocol. The answer is read from the response while it comes. */
+/** Asks one model by OpenAI's protocol, and shows the answer while it is streamed. */
 
-import { duration, element, enterPresses, find, say, swap } from "./dom.js";
+import { duration, element, enterPresses, find, showMessage, swapButtons } from "./dom.js";
 import { readEvents } from "./events.js";
-import { broken, inWords, post, refusal } from "./service.js";
+import { connectionLost, errorText, post, toServiceError } from "./service.js";
 
 const panel = find("#ask");
 const form = find("form", panel);
-const { model, question, longest, temperature, start, stop } = form.elements;
+const { model, question, maxTokens, temperature, start, stop } = form.elements;
 const answer = find(".answer", panel);
 const alert = find("[role=alert]", panel);
 const fact = (name) => find(`[data-fact=${name}]`, panel);
@@ -21,31 +21,31 @@ async function ask(event) {
   event.preventDefault();
   const controller = new AbortController();
   stop.onclick = () => controller.abort();
-  swap(start, stop);
-  say(alert);
+  swapButtons(start, stop);
+  showMessage(alert);
   answer.textContent = "";
-  answer.ariaBusy = "true"; // a screen reader waits for the whole answer
+  answer.ariaBusy = "true"; // screen readers wait for the complete answer
   for (const each of panel.querySelectorAll("[data-fact]")) each.textContent = "–";
   try {
     await stream(controller.signal);
   } catch (error) {
     if (error.name === "AbortError") fact("end").textContent = "stopped";
-    else say(alert, inWords(error));
+    else showMessage(alert, errorText(error));
   } finally {
     answer.ariaBusy = "false";
-    swap(stop, start);
+    swapButtons(stop, start);
   }
 }
 
 async function stream(signal) {
-  const asked = performance.now();
+  const startTime = performance.now();
   const body = {
     model: model.value,
     messages: [{ role: "user", content: question.value }],
     stream: true,
     stream_options: { include_usage: true },
     temperature: temperature.valueAsNumber || 0,
-    ...(longest.value && { max_tokens: longest.valueAsNumber }),
+    ...(maxTokens.value && { max_tokens: maxTokens.valueAsNumber }),
   };
   const response = await post("v1/chat/completions", body, { signal });
   const text = answer.appendChild(new Text());
@@ -55,27 +55,27 @@ async function stream(signal) {
   for await (const { data } of readEvents(response.body)) {
     if (data === "[DONE]") return;
     const { error, choices, usage } = JSON.parse(data);
-    if (error) throw refusal({ error });
+    if (error) throw toServiceError({ error });
     const [choice] = choices;
     if (choice?.delta.content) {
       text.appendData(choice.delta.content);
       latest = performance.now();
       first ||= latest;
       pieces += 1;
-      fact("first").textContent = duration(first - asked);
-      // Mostly a piece is a token; how many tokens there were is only known at the end.
-      speed(pieces, latest - first, "≈ ");
+      fact("first").textContent = duration(first - startTime);
+      // Most pieces are one token; the exact number is known only at the end.
+      showSpeed(pieces, latest - first, "≈ ");
     }
     if (choice?.finish_reason) fact("end").textContent = choice.finish_reason;
     if (usage) {
       fact("tokens").textContent = `${usage.prompt_tokens} + ${usage.completion_tokens}`;
-      speed(usage.completion_tokens, latest - first);
+      showSpeed(usage.completion_tokens, latest - first);
     }
   }
-  throw broken();
+  throw connectionLost();
 }
 
-/** The first token ends the wait; the speed is of those that follow it. */
-function speed(tokens, ms, about = "") {
+/** The speed of the tokens after the first. */
+function showSpeed(tokens, ms, about = "") {
   if (tokens > 1 && ms > 0) fact("speed").textContent = `${about}${Math.round((1000 * (tokens - 1)) / ms)} tokens/s`;
 }

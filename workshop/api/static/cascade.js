@@ -1,8 +1,8 @@
-/** A question to the cascade: typed events tell of the draft, perhaps of a switch, and of the end. */
+/** Asks the cascade, and shows its events: the draft, possibly a switch, and the result. */
 
-import { dollars, duration, element, enterPresses, find, say, swap } from "./dom.js";
+import { dollars, duration, element, enterPresses, find, showMessage, swapButtons } from "./dom.js";
 import { readEvents } from "./events.js";
-import { broken, call, inWords, key, refusal } from "./service.js";
+import { call, connectionLost, errorText, key, toServiceError } from "./service.js";
 
 const panel = find("#cascade");
 const form = find("form", panel);
@@ -18,78 +18,78 @@ export function startCascade() {
 
 function ask(event) {
   event.preventDefault();
-  swap(start, stop);
-  say(alert);
+  swapButtons(start, stop);
+  showMessage(alert);
   answers.replaceChildren();
   outcome.replaceChildren();
-  answers.ariaBusy = "true"; // a screen reader waits for the whole answer
+  answers.ariaBusy = "true"; // screen readers wait for the complete answer
 
   const controller = new AbortController();
-  const end = (...news) => {
-    controller.abort(); // else an EventSource would connect again, and ask again
-    outcome.append(...news);
+  const finish = (...content) => {
+    controller.abort(); // or an EventSource would reconnect and ask again
+    outcome.append(...content);
     answers.ariaBusy = "false";
-    swap(stop, start);
+    swapButtons(stop, start);
   };
-  stop.onclick = () => end(element("p", { class: "soft" }, "Stopped."));
+  stop.onclick = () => finish(element("p", { class: "soft" }, "Stopped."));
 
-  let attempt; // the answer that is being given
-  const act = {
+  let attempt; // the answer in progress
+  const handlers = {
     chunk({ model, text }) {
-      attempt ??= begin(model);
+      attempt ??= addAttempt(model);
       attempt.text.appendData(text);
     },
     switch({ from_model: from, to_model: to, quality, threshold }) {
-      strike(attempt ?? begin(from), quality, threshold);
-      attempt = begin(to);
+      rejectDraft(attempt ?? addAttempt(from), quality, threshold);
+      attempt = addAttempt(to);
     },
     complete(answer) {
-      end(...conclusion(answer));
+      finish(...summary(answer));
     },
     error(problem) {
-      end();
-      say(alert, inWords(refusal(problem)));
+      finish();
+      showMessage(alert, errorText(toServiceError(problem)));
     },
   };
   const address = `v1/query/stream?${new URLSearchParams({ query: question.value, force_direct: direct.checked })}`;
-  // EventSource sends no key.
-  if (key()) read(address, act, controller.signal);
-  else listen(address, act, controller.signal);
+  // EventSource cannot send a key.
+  if (key()) readByFetch(address, handlers, controller.signal);
+  else listen(address, handlers, controller.signal);
 }
 
-/** The events of a stream, each to the function of its type. */
-function listen(address, act, signal) {
+/** Read the stream with an EventSource, and pass each event to the handler of its type. */
+function listen(address, handlers, signal) {
   const source = new EventSource(address);
   signal.addEventListener("abort", () => source.close());
-  let begun = false;
-  for (const [type, take] of Object.entries(act)) {
+  let receivedEvent = false;
+  for (const [type, handle] of Object.entries(handlers)) {
     source.addEventListener(type, ({ data }) => {
-      // The browser has an `error` of its own, for a connection that broke. It bears no data.
+      // The browser also fires `error`, without data, when the connection is lost.
       if (!data) return;
-      begun = true;
-      take(JSON.parse(data));
+      receivedEvent = true;
+      handle(JSON.parse(data));
     });
   }
   source.onerror = ({ data }) => {
     if (data) return;
     source.close();
-    if (begun) act.error({ detail: broken().message });
-    else read(address, act, signal); // EventSource does not tell why there is no stream
+    if (receivedEvent) handlers.error({ detail: connectionLost().message });
+    else readByFetch(address, handlers, signal); // EventSource does not report the response's error
   };
 }
 
-/** The same by fetch. */
-async function read(address, act, signal) {
+/** The same with fetch. */
+async function readByFetch(address, handlers, signal) {
   try {
     const response = await call(address, { signal });
-    for await (const { type, data } of readEvents(response.body)) act[type](JSON.parse(data));
-    if (!signal.aborted) throw broken();
+    for await (const { type, data } of readEvents(response.body)) handlers[type](JSON.parse(data));
+    if (!signal.aborted) throw connectionLost();
   } catch (error) {
-    if (error.name !== "AbortError") act.error({ detail: error.message, details: error.details });
+    if (error.name !== "AbortError") handlers.error({ detail: error.message, details: error.details });
   }
 }
 
-function begin(model) {
+function addAttempt(model) {
   const text = new Text();
   const who = element("p", { class: "who" }, model);
   const body = element("p", {}, text);
@@ -98,20 +98,20 @@ function begin(model) {
   return { block, who, body, text };
 }
 
-/** The draft stays to be read, but it is no answer. */
-function strike({ block, who, body, text }, quality, threshold) {
+/** Strike the draft through. It stays readable. */
+function rejectDraft({ block, who, body, text }, quality, threshold) {
   block.classList.add("void");
   who.append(element("span", {}, `not good enough: quality ${quality.toFixed(2)}, wanted ${threshold.toFixed(2)}`));
   body.replaceChildren(element("del", {}, text));
 }
 
-function conclusion({ model_used: model, quality, cost, latency_ms: latency, draft_accepted: accepted }) {
-  let story = "The larger model was asked at once.";
+function summary({ model_used: model, quality, cost, latency_ms: latency, draft_accepted: accepted }) {
+  let result = "The larger model was asked at once.";
   const facts = [["Answered by", model], ["Cost", dollars(cost)], ["Time", duration(latency)]];
   if (quality !== null) {
-    story = accepted ? "The draft was good enough." : "The larger model answered in place of the draft.";
+    result = accepted ? "The draft was good enough." : "The larger model answered instead of the draft.";
     facts.splice(1, 0, ["Quality of the draft", quality.toFixed(2)]);
   }
   const pairs = facts.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value)));
-  return [element("p", {}, story), element("dl", { class: "facts" }, ...pairs)];
+  return [element("p", {}, result), element("dl", { class: "facts" }, ...pairs)];
 }

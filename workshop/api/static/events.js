@@ -1,21 +1,21 @@
-/** Server-sent events, read by hand: EventSource can neither POST nor send a key. */
+/** A parser for server-sent events, because EventSource can neither POST nor send a key. */
 
-import { broken } from "./service.js";
+import { connectionLost } from "./service.js";
 
-// A CR at the very end may be the first half of a CR LF, so it waits for what follows.
+// A CR at the very end may be the first half of a CR LF, so wait for the next character.
 const LINE_END = /\r\n|\n|\r(?!$)/;
 
-/** The events of a response's body, as `{type, data}`. To leave the loop is to close the connection. */
+/** Yield the events of a response body as `{type, data}`. Leaving the loop closes the connection. */
 export async function* readEvents(body) {
   const reader = body.getReader();
-  const decoder = new TextDecoder(); // keeps the first bytes of a character until the rest arrives
+  const decoder = new TextDecoder(); // buffers incomplete characters
   let unfinished = "";
   let type = "message";
   let data = [];
   try {
     for (;;) {
       const { done, value } = await reader.read();
-      if (done) return; // an event without its blank line is not whole
+      if (done) return; // an event without its blank line is incomplete
       const lines = (unfinished + decoder.decode(value, { stream: true })).split(LINE_END);
       unfinished = lines.pop();
       for (const line of lines) {
@@ -26,12 +26,12 @@ export async function* readEvents(body) {
           if (data.length) yield { type, data: data.join("\n") };
           type = "message";
           data = [];
-        } // else a comment, or a field for who wants to reconnect
+        } // otherwise a comment, or a field for reconnecting
       }
     }
   } catch (error) {
-    throw error.name === "AbortError" ? error : broken();
+    throw error.name === "AbortError" ? error : connectionLost();
   } finally {
-    reader.cancel().catch(() => {}); // a connection that broke is closed already
+    reader.cancel().catch(() => {}); // a lost connection is already closed
   }
 }

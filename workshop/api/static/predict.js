@@ -1,8 +1,8 @@
-/** The classifier's form: a field for each feature, a verdict, and what is wrong where it is wrong. */
+/** The classifier's form: a field for each feature, the prediction, and errors next to their fields. */
 
-import { bar, element, find, percent, say } from "./dom.js";
+import { bar, element, find, percent, showMessage } from "./dom.js";
 import { EXAMPLES } from "./examples.js";
-import { get, inWords, post, untilItAnswers } from "./service.js";
+import { errorText, get, post, retryUntilLoaded } from "./service.js";
 
 const STATISTICS = ["mean", "error", "worst"];
 
@@ -10,23 +10,23 @@ const panel = find("#predict");
 const form = find("form", panel);
 const verdict = find(".verdict", panel);
 const alert = find("[role=alert]", panel);
-const fields = new Map(); // by the name of a feature: {feature, input, range, mistake}
+const fields = new Map(); // by feature name: {feature, input, range, mistake}
 
 export async function startPredict() {
-  const features = await untilItAnswers(
+  const features = await retryUntilLoaded(
     () => get("v1/model/features"),
-    (error) => say(alert, `The form cannot be filled yet: ${inWords(error)}`),
+    (error) => showMessage(alert, `The form is not available yet: ${errorText(error)}`),
   );
   find(".features", form).append(headings(), ...rows(features));
   const fill = (values) => {
     features.forEach(({ name }, index) => {
       fields.get(name).input.value = values[index];
     });
-    forget();
+    onValuesChanged();
   };
   fill(EXAMPLES.malignant);
   form.addEventListener("submit", predict);
-  form.addEventListener("input", forget);
+  form.addEventListener("input", onValuesChanged);
   for (const button of form.querySelectorAll("[data-example]")) {
     button.addEventListener("click", () => {
       fill(EXAMPLES[button.dataset.example]);
@@ -41,7 +41,7 @@ function headings() {
   return element("div", { class: "feature headings", "aria-hidden": "true" }, ...names);
 }
 
-/** A row for each measurement, with its mean, error and worst value: the name of a feature tells which it is. */
+/** A row for each measurement, with the fields for its mean, error and worst value. */
 function rows(features) {
   const measurements = new Map();
   for (const feature of features) {
@@ -59,7 +59,8 @@ function rows(features) {
 
 function field(feature, mistakes) {
   const { name, unit } = feature;
-  const label = element("label", { for: name, class: "unseen" }, spoken(name), unit === "1" ? "" : `, in ${unit}`);
+  const text = unit === "1" ? readable(name) : `${readable(name)}, in ${unit}`;
+  const label = element("label", { for: name, class: "visually-hidden" }, text);
   const range = element("small", { id: `range-${name}` });
   const mistake = element("p", { id: `mistake-${name}`, hidden: "" });
   const input = element("input", { id: name, name, type: "number", step: "any", autocomplete: "off" });
@@ -69,39 +70,39 @@ function field(feature, mistakes) {
   return element("div", {}, label, input, range);
 }
 
-const spoken = (name) => name.replaceAll("_", " ");
+const readable = (name) => name.replaceAll("_", " ");
 
-/** What was said of other values is void. */
-function forget() {
+/** Clear the prediction of earlier values, and mark values outside the training range. */
+function onValuesChanged() {
   for (const { feature, input, range } of fields.values()) {
     const outside = input.valueAsNumber < feature.minimum || input.valueAsNumber > feature.maximum;
-    range.textContent = `${outside ? "not in " : ""}${brief(feature.minimum)}–${brief(feature.maximum)}`;
+    range.textContent = `${outside ? "not in " : ""}${rounded(feature.minimum)}–${rounded(feature.maximum)}`;
     range.classList.toggle("outside", outside);
   }
   verdict.replaceChildren(element("p", { class: "soft" }, "No prediction for these values yet."));
   clearMistakes();
 }
 
-const brief = (number) => String(Number(number.toPrecision(2)));
+const rounded = (number) => String(Number(number.toPrecision(2)));
 
 function clearMistakes() {
-  say(alert);
+  showMessage(alert);
   for (const { input, mistake } of fields.values()) {
     input.ariaInvalid = null;
-    say(mistake);
+    showMessage(mistake);
   }
 }
 
 async function predict(event) {
   event.preventDefault();
   clearMistakes();
-  // A field without a number is sent as null: it is the service that says what is wrong with it.
+  // A field without a number is sent as null, so that the service reports the error.
   const values = [...fields].map(([name, { input }]) => [name, input.value === "" ? null : input.valueAsNumber]);
   try {
     const response = await post("v1/predict", Object.fromEntries(values));
     show(await response.json());
   } catch (error) {
-    refuse(error);
+    showError(error);
   }
 }
 
@@ -117,15 +118,15 @@ function show({ label, confidence, probabilities, model_version: version }) {
   verdict.scrollIntoView({ block: "nearest" });
 }
 
-function refuse({ message, details = [] }) {
+function showError({ message, details = [] }) {
   verdict.replaceChildren();
-  // A field that says the same is enough.
-  if (!details.some((detail) => detail.message === message)) say(alert, message);
+  // Do not repeat a message that is shown at a field.
+  if (!details.some((detail) => detail.message === message)) showMessage(alert, message);
   const wrong = details.map(({ field: where, message: rule }) => {
-    const name = where.split(" ").at(-1); // a feature's name, or "row 0: worst_radius"
+    const name = where.split(" ").at(-1); // "worst_radius" or "row 0: worst_radius"
     const { input, mistake } = fields.get(name);
     input.ariaInvalid = "true";
-    say(mistake, `${spoken(name)}: ${rule}`);
+    showMessage(mistake, `${readable(name)}: ${rule}`);
     return input;
   });
   wrong[0]?.focus();

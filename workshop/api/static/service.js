@@ -1,7 +1,7 @@
-/** The service as the panels ask it. Every address is relative to the page: a proxy may add any prefix. */
+/** Requests to the service. All URLs are relative to the page, because a proxy may add any prefix. */
 
-/** An error that the service explains. `details` names the fields that are wrong: `{field, message}`. */
-export class Refusal extends Error {
+/** An error reported by the service. `details` lists the invalid fields as `{field, message}`. */
+export class ServiceError extends Error {
   constructor(message, status, details = []) {
     super(message);
     this.status = status;
@@ -9,13 +9,13 @@ export class Refusal extends Error {
   }
 }
 
-/** What a stream that ends too early raises. */
-export const broken = () => new Refusal("The connection broke: the answer is not whole.", 0);
+/** The error of a stream that ends early. */
+export const connectionLost = () => new ServiceError("The connection was lost: the answer is incomplete.", 0);
 
 /** The caller's key, or "" for none. */
 export const key = () => document.querySelector("#key").value.trim();
 
-/** A response, if its status is good. Raises Refusal, or AbortError when `options.signal` aborts. */
+/** Return a successful response. Throws ServiceError, or AbortError when `options.signal` aborts. */
 export async function call(path, options = {}) {
   const headers = new Headers(options.headers);
   if (key()) headers.set("Authorization", `Bearer ${key()}`);
@@ -23,47 +23,47 @@ export async function call(path, options = {}) {
   try {
     response = await fetch(path, { ...options, headers });
   } catch (error) {
-    throw error.name === "AbortError" ? error : new Refusal("The service does not answer.", 0);
+    throw error.name === "AbortError" ? error : new ServiceError("The service does not answer.", 0);
   }
   if (response.ok) return response;
-  throw refusal(await response.json().catch(() => null), response.status);
+  throw toServiceError(await response.json().catch(() => null), response.status);
 }
 
-/** The JSON that a path answers. */
+/** The JSON body of a GET request. */
 export async function get(path) {
   return (await call(path)).json();
 }
 
-/** The response to a body that is sent as JSON. */
+/** The response to a POST request with a JSON body. */
 export function post(path, body, options = {}) {
   const headers = { "Content-Type": "application/json" };
   return call(path, { ...options, method: "POST", headers, body: JSON.stringify(body) });
 }
 
-/** An error's body, a problem document or OpenAI's envelope, as what `call` raises. */
-export function refusal(body, status) {
-  const message = body?.detail ?? body?.error?.message ?? `The service answered with the status ${status}.`;
-  return new Refusal(message, status, body?.details);
+/** Convert the body of an error response, a problem document or OpenAI's format, to a ServiceError. */
+export function toServiceError(body, status) {
+  const message = body?.detail ?? body?.error?.message ?? `The service responded with status ${status}.`;
+  return new ServiceError(message, status, body?.details);
 }
 
-/** An error in one sentence, for a panel that has no fields to put the details next to. */
-export function inWords({ message, details = [] }) {
+/** An error with its details in one text, for panels that do not show the details next to fields. */
+export function errorText({ message, details = [] }) {
   return details.map((detail) => `${detail.field}: ${detail.message}`).join("; ") || message;
 }
 
-/** What `load` gives, tried again until it does: with another key, or every two seconds. `onFailure` learns why not. */
-export async function untilItAnswers(load, onFailure) {
+/** Call `load` until it succeeds: every two seconds, or when the key changes. `onFailure` gets each error. */
+export async function retryUntilLoaded(load, onFailure) {
   for (;;) {
     try {
       return await load();
     } catch (error) {
       onFailure(error);
-      await (error.status === 401 ? anotherKey() : new Promise((resume) => setTimeout(resume, 2000)));
+      await (error.status === 401 ? keyChange() : new Promise((resume) => setTimeout(resume, 2000)));
     }
   }
 }
 
-function anotherKey() {
+function keyChange() {
   return new Promise((resume) => {
     document.querySelector("#key").addEventListener("change", resume, { once: true });
   });

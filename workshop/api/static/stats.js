@@ -1,4 +1,4 @@
-/** What the service has done so far, asked every two seconds while somebody looks. */
+/** Live statistics, polled every two seconds while the page is visible. */
 
 import { bar, dollars, element, find, percent } from "./dom.js";
 import { get } from "./service.js";
@@ -18,19 +18,19 @@ async function poll() {
   if (document.hidden) return;
   try {
     show(await get("v1/stats"));
-    tell("Live", true);
+    setState("Live", true);
   } catch {
-    tell("No answer", false);
+    setState("No answer", false);
   }
-  clearTimeout(timer); // the page may have been hidden and shown meanwhile
+  clearTimeout(timer); // the page may have been hidden and shown again meanwhile
   timer = setTimeout(poll, PERIOD_MS);
 }
 
-/** Only what is new is written: a screen reader reads every change of a status aloud. */
-function tell(word, well) {
-  if (state.textContent !== word) state.textContent = word;
-  state.classList.toggle("well", well);
-  panel.classList.toggle("stale", !well);
+/** Writes the status only if it has changed, because screen readers announce every write. */
+function setState(label, isLive) {
+  if (state.textContent !== label) state.textContent = label;
+  state.classList.toggle("ok", isLive);
+  panel.classList.toggle("stale", !isLive);
 }
 
 function show(stats) {
@@ -39,7 +39,7 @@ function show(stats) {
     total_cost: dollars(stats.total_cost),
     average_cost: stats.average_cost === null ? "–" : dollars(stats.average_cost),
     acceptance_rate: stats.acceptance_rate === null ? "–" : percent(stats.acceptance_rate),
-    uptime_seconds: clock(stats.uptime_seconds),
+    uptime_seconds: uptime(stats.uptime_seconds),
   };
   for (const [name, value] of Object.entries(values)) find(`[data-stat=${name}]`, panel).textContent = value;
   const models = Object.entries(stats.queries_by_model).flatMap(([model, answers]) => [
@@ -49,9 +49,9 @@ function show(stats) {
   find("[data-stat=queries_by_model]", panel).replaceChildren(...(models.length ? models : ["–"]));
 }
 
-/** 3 d 04:05:06. */
-function clock(seconds) {
-  const two = (number) => String(Math.floor(number)).padStart(2, "0");
-  const time = [(seconds / 3600) % 24, (seconds / 60) % 60, seconds % 60].map(two).join(":");
+/** Format seconds, such as 3 d 04:05:06. */
+function uptime(seconds) {
+  const twoDigits = (number) => String(Math.floor(number)).padStart(2, "0");
+  const time = [(seconds / 3600) % 24, (seconds / 60) % 60, seconds % 60].map(twoDigits).join(":");
   return seconds < 86400 ? time : `${Math.floor(seconds / 86400)} d ${time}`;
 }

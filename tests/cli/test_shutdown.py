@@ -218,7 +218,7 @@ def test_serve_does_the_same(run, tmp_path, retriever_artifact):
     assert "Traceback" not in run.err
 
 
-def test_what_ends_soon_is_answered_and_nothing_new_is_accepted(start):
+def test_a_short_request_is_answered_and_nothing_new_is_accepted(start):
     service = start(grace_s=60.0)
     with ThreadPoolExecutor(1) as threads:
         answer = threads.submit(service.client.get, "/second")
@@ -229,7 +229,7 @@ def test_what_ends_soon_is_answered_and_nothing_new_is_accepted(start):
     assert service.process.wait(PATIENCE_S) == 0
 
 
-def test_an_event_loop_that_hangs_does_not_keep_the_process(start):
+def test_an_event_loop_that_hangs_does_not_keep_the_process_alive(start):
     service = start(limit_s=2.0)
     with ThreadPoolExecutor(1) as threads:
         answer = threads.submit(service.client.get, "/hang")

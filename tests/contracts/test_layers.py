@@ -37,7 +37,7 @@ def test_the_import_contracts_hold():
 
 
 @pytest.mark.parametrize("modules", STRANGERS)
-def test_layers_bring_no_other_teams_framework(modules):
+def test_importing_a_layer_imports_no_other_teams_framework(modules):
     names = [f"workshop.{name}" for name in modules.split()]
     imported = run(sys.executable, "-c", f"import sys, {', '.join(names)}; print(*sys.modules)").split()
     assert set(names) <= set(imported)

@@ -37,7 +37,7 @@ def test_every_line_of_the_lock_is_one_exact_pin():
         assert [specifier.operator for specifier in pin.specifier] == ["=="], line
 
 
-def test_the_lock_is_of_this_pyproject():
+def test_the_lock_matches_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [
         *project["dependencies"],

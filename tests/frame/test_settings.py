@@ -49,7 +49,7 @@ def test_an_extreme_number_is_refused(monkeypatch, name, value):
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_zero_is_refused_but_as_a_price_or_a_threshold(monkeypatch, name):
+def test_zero_is_refused_except_as_a_price_or_a_threshold(monkeypatch, name):
     if name.endswith(("_cost", "_threshold")):
         monkeypatch.setenv(f"WORKSHOP_{name.upper()}", "0")
         assert getattr(read_settings(), name) == 0

@@ -73,7 +73,7 @@ async def test_any_other_error_is_a_failed_model_and_names_no_internals(classifi
     assert SECRET in str(caught.value.__cause__)  # for the log
 
 
-async def test_an_error_that_does_not_survive_the_way_is_a_failed_model_too(classifier):
+async def test_an_error_that_cannot_be_unpickled_is_a_failed_model_too(classifier):
     class LosesAnArgument(Exception):
         def __init__(self, message: str, code: int) -> None:
             super().__init__(message)
@@ -159,7 +159,7 @@ def chain(cluster):
 
 
 @pytest.mark.parametrize("method", ["def", "async def"])
-async def test_a_call_that_a_replica_gives_up_by_itself_is_unavailable(handle, chain, method):
+async def test_a_call_that_a_replica_cancels_by_itself_is_unavailable(handle, chain, method):
     """Nobody has cancelled the caller: it must learn that there is no answer, rather than end."""
     classifier = HandleClassifier(handle if method == "def" else chain[1], PATIENCE_S)
     with pytest.raises(UnavailableError):
@@ -187,7 +187,7 @@ async def until(counters: Callable, *expected: tuple[int, int]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_caller_that_goes_away_stops_its_call_and_the_calls_that_this_one_waits_for(chain, counters):
+async def test_a_caller_that_leaves_stops_its_call_and_the_calls_that_this_one_waits_for(chain, counters):
     first, _ = (HandleClassifier(handle, PATIENCE_S) for handle in chain)
     call = asyncio.create_task(first.predict(None))
     await until(counters, (1, 0), (1, 0))
@@ -207,7 +207,7 @@ async def test_a_call_whose_time_is_up_is_a_deadline_error_and_stops(chain, coun
             await asyncio.sleep(0.05)
 
 
-async def test_each_piece_of_a_stream_has_the_time_anew(chain, counters):
+async def test_each_piece_of_a_stream_has_the_whole_timeout(chain, counters):
     _, handle = chain
     stream = Calls(handle, 1.0).stream(waits_for_ever().stream, 3)
     assert await anext(stream) == 0

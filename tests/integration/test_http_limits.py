@@ -85,7 +85,7 @@ def test_headers_that_are_too_large_are_a_431(service, head, size):
 
 
 @pytest.mark.parametrize("head", ["one header", "many headers", "a query"])
-def test_headers_within_the_limit_are_welcome(service, head):
+def test_headers_within_the_limit_are_accepted(service, head):
     with connection(service) as client:
         client.sendall(HEADS[head](MAX_HEADER_BYTES // 2))
         assert client.recv(20).startswith(b"HTTP/1.1 200 ")

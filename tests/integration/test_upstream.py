@@ -318,13 +318,13 @@ async def test_no_error_shows_the_key_or_what_the_server_said_of_it(upstream, ge
     ],
     ids=["code", "words", "within the stream"],
 )
-async def test_a_prompt_that_is_too_long_is_the_callers_to_shorten(upstream, generator, answer):
+async def test_a_prompt_that_is_too_long_is_the_callers_error(upstream, generator, answer):
     upstream.answers = [answer]
     with pytest.raises(PromptTooLongError, match="tokens"):
         await generator.complete(PROMPT)
 
 
-async def test_no_server_is_unavailable():
+async def test_a_server_that_is_not_there_is_unavailable():
     nobody = Upstream(url=f"http://127.0.0.1:{free_port()}/v1")
     async with aclosing(connect(nobody)) as generator:
         for call in (generator.complete(PROMPT), generator.card()):
@@ -345,7 +345,7 @@ async def test_a_connection_that_breaks_in_the_middle_is_unavailable_after_the_p
 
 
 @pytest.mark.parametrize("events", [[], [piece("It", -0.5)]], ids=["from the start", "in the middle"])
-async def test_a_server_that_falls_silent_is_a_deadline_error_and_is_left(upstream, events):
+async def test_a_server_that_falls_silent_is_a_deadline_error_and_is_disconnected(upstream, events):
     upstream.answers = [upstream.holding(*events)]
     async with aclosing(connect(upstream, timeout_s=0.2)) as generator:
         with pytest.raises(DeadlineExceededError) as caught:
@@ -354,7 +354,7 @@ async def test_a_server_that_falls_silent_is_a_deadline_error_and_is_left(upstre
         assert await upstream.is_gone()
 
 
-async def test_comments_that_keep_the_connection_alive_do_not_keep_a_deadline_off(upstream, generator):
+async def test_comments_that_keep_the_connection_alive_do_not_extend_a_deadline(upstream, generator):
     upstream.answers = [upstream.holding(comments=True)]
     with pytest.raises(DeadlineExceededError):
         await WithDeadline(generator, 0.2).complete(PROMPT)
@@ -460,7 +460,7 @@ JSON = st.recursive(
 )
 
 
-def test_whatever_a_server_sends_no_other_error_than_the_contracts_gets_out(upstream):
+def test_whatever_a_server_sends_only_errors_of_the_contract_are_raised(upstream):
     generator = connect(upstream)
     with asyncio.Runner() as runner:
 

@@ -81,7 +81,7 @@ def test_a_value_out_of_range_is_impossible(trained, value, column):
     assert FEATURES[column] in caught.value.message
 
 
-def test_the_largest_values_are_predicted(trained):
+def test_the_largest_values_can_be_predicted(trained):
     rows = np.stack([np.full(30, LARGEST_VALUE), np.zeros(30), np.where(np.arange(30) < 20, 0, LARGEST_VALUE)])
     np.testing.assert_allclose(trained.predict(rows).probabilities.sum(axis=1), 1)
 
@@ -135,7 +135,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_bad_artifact_is_one_line_with_the_remedy(artifact, damage):
+def test_a_bad_artifact_is_an_error_of_one_line_with_the_remedy(artifact, damage):
     damage(artifact)
     with pytest.raises(ArtifactError) as caught:
         TumourClassifier.load(artifact)
@@ -146,7 +146,7 @@ def test_a_bad_artifact_is_one_line_with_the_remedy(artifact, damage):
     assert message.endswith("run: python -m workshop train")
 
 
-def test_who_reads_while_another_saves_sees_whole_files(trained, artifact):
+def test_reading_while_another_thread_saves_sees_whole_files(trained, artifact):
     stop = threading.Event()
 
     def save_again_and_again():

@@ -27,7 +27,7 @@ def test_a_page_of_another_origin_opens_no_websocket(service, origin):
 
 
 @pytest.mark.parametrize("origin", [None, "http://own", "https://own", "https://friend.example"])
-def test_programs_own_pages_and_allowed_ones_open_a_websocket(service, origin):
+def test_programs_and_own_and_allowed_pages_may_open_a_websocket(service, origin):
     own = service.base_url.netloc.decode()
     with connect(socket_url(service), origin=origin and origin.replace("own", own)) as socket:
         assert '"ready"' in socket.recv(timeout=30)

@@ -35,7 +35,7 @@ def answer_from_sources() -> Coroutine:
 
 
 @pytest.mark.parametrize("call", [complete, answer_from_sources])
-def test_cancelling_a_call_stops_the_model_at_the_end_of_it(service, call):
+def test_cancelling_a_call_stops_the_model_at_the_end_of_the_chain(service, call):
     watch = Watch(service, MODEL).look()
     cancelled = watch.total("cancelled")
 

@@ -88,14 +88,14 @@ def test_after_every_mistake_the_connection_stays_usable_and_all_runtimes_say_th
     assert answer_to(socket, ENTRY.questions[0])[0] == ENTRY.answer
 
 
-def test_a_message_that_is_too_large_ends_it_with_a_code_that_says_so(socket):
+def test_a_message_that_is_too_large_closes_the_connection_with_1009(socket):
     socket.send("x" * 300_000)
     with pytest.raises(ConnectionClosed) as caught:
         said(socket)
     assert caught.value.rcvd.code == 1009
 
 
-def test_a_connection_that_is_opened_and_left_does_no_harm(service):
+def test_connections_that_are_opened_and_closed_at_once_do_no_harm(service):
     for _ in range(20):
         with connect(socket_url(service)):
             pass

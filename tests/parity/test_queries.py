@@ -37,7 +37,7 @@ def test_the_same_question_gets_the_same_answer(service, reference, question):
     assert answer.json() | same(expected.json()) == answer.json()
 
 
-def test_drafts_are_accepted_and_refused(service):
+def test_drafts_are_accepted_and_rejected(service):
     answers = [service.get("/v1/query", params={"query": question}).json() for question in QUESTIONS]
     assert {answer["draft_accepted"] for answer in answers} == {True, False}
     for answer in answers:
@@ -75,7 +75,7 @@ def test_a_batch_answers_each_and_keeps_their_order(service):
         assert item["answer"] | same(answer) == item["answer"]
 
 
-def test_the_statistics_are_of_the_whole_service(running):
+def test_the_statistics_cover_the_whole_service(running):
     service, caller = running.client, f"caller-{uuid4()}"
 
     def ask(question: str) -> float:
@@ -121,7 +121,7 @@ LEAVE_WHOLE = {
 @pytest.mark.parametrize(
     "leave", [*LEAVES, *LEAVE_WHOLE.values()], ids=[*(leave.__name__ for leave in LEAVES), *LEAVE_WHOLE]
 )
-def test_a_client_that_goes_away_stops_the_model_and_pays_for_what_was_made(running, leave):
+def test_a_client_that_leaves_stops_the_model_and_pays_for_what_was_generated(running, leave):
     """By the replicas' own counters: a long answer is cancelled, and is not finished behind the client's back."""
     service, caller = running.client, f"caller-{uuid4()}"
     watch = Watch(service, "workshop-main").look()

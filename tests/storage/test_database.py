@@ -39,7 +39,7 @@ def test_a_url_that_cannot_be_used_stops_the_start(url):
     assert "secret" not in line
 
 
-def test_a_server_that_knows_no_such_database_or_user_stops_the_start(postgresql):
+def test_an_unknown_database_or_user_stops_the_start(postgresql):
     with pytest.raises(StartError, match='DATABASE_URL names: database "nothing" does not exist'):
         start(postgresql.url("nothing"))
     with pytest.raises(StartError, match='DATABASE_URL names: role "ada" does not exist'):
@@ -96,7 +96,7 @@ async def test_a_transaction_that_raises_leaves_no_trace(connected):
 
 
 @pytest.mark.anyio
-async def test_a_wrong_statement_is_a_fault_of_ours(connected, url):
+async def test_a_wrong_statement_is_our_error(connected, url):
     same = uuid4()
     with pytest.raises(IntegrityError):
         async with connected.transaction() as session:
@@ -132,7 +132,7 @@ async def counted():
 
 
 @pytest.mark.anyio
-async def test_a_burst_takes_turns(connected):
+async def test_a_burst_shares_the_connections(connected):
     await count(connected)
     async with counted() as seen:
         assert await asyncio.gather(*(count(connected) for _ in range(300))) == [0] * 300
@@ -140,7 +140,7 @@ async def test_a_burst_takes_turns(connected):
 
 
 @pytest.mark.anyio
-async def test_who_waits_too_long_for_a_turn_is_told(connected, monkeypatch):
+async def test_a_transaction_that_waits_too_long_for_a_connection_fails(connected, monkeypatch):
     release = asyncio.Event()
     inside = []
 
@@ -181,7 +181,7 @@ async def cancelled_connecting():
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("cancelled_connecting")
-async def test_who_is_cancelled_gives_its_turn_back(connected):
+async def test_a_cancelled_transaction_releases_its_connection(connected):
     for moment in range(12):  # whatever it waits for at that moment
         tasks = [asyncio.create_task(count(connected)) for _ in range(2 * MAX_CONNECTIONS)]
         await asyncio.sleep(0.001 * moment)

@@ -81,7 +81,7 @@ def test_the_revisions_are_one_numbered_line(alembic):
     assert [each.revision for each in script.walk_revisions()][::-1] == migrations.REVISIONS
 
 
-def test_every_migration_can_be_taken_back(url, alembic):
+def test_every_migration_can_be_undone(url, alembic):
     start(url)
     command.downgrade(alembic, "base")
     assert tables(url) == {"alembic_version"}

@@ -1,8 +1,8 @@
 """Requests per second of POST /v1/predict in every runtime, 32 connections, measured in one run.
 
-The figures depend on the machine and on what else it does; the ratios are what matters. Each runtime is a process of its
-own, as it would be in production, and so is the load generator (uvloop on bare connections: a full HTTP client would be
-the bottleneck).
+The figures depend on the machine and on what else it does; the ratios are what matters. Each runtime is a process of
+its own, as it would be in production, and so is the load generator (uvloop on bare connections: a full HTTP client
+would be the bottleneck).
 
     make bench, or: python benchmarks/throughput.py [--seconds 5] [--rounds 3] [--no-serve]
 """

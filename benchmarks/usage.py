@@ -1,8 +1,8 @@
 """Whether every answer is recorded under full load, and whether the service's memory stays flat.
 
-Each connection asks for answers of one token, one after another. These are the quickest answers, so the database has the
-most to write. Then the service is stopped, and the rows in its database are counted. The exit status is 1 if there are
-not as many as answers, or if memory has grown by more than a tenth after the first third of the time.
+Each connection asks for answers of one token, one after another. These are the quickest answers, so the database has
+the most to write. Then the service is stopped, and the rows in its database are counted. The exit status is 1 if there
+are not as many rows as answers, or if memory has grown by more than a tenth after the first third of the time.
 
     python benchmarks/usage.py [--seconds 60] [--connections 64] [--no-serve]
 """

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def clone(tmp_path):
-    """The environment of a command that runs a copy of the package with nothing beside it."""
+    """The environment of a command that runs a copy of the package alone."""
     ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
     shutil.copytree(ROOT / "workshop", tmp_path / "clone" / "workshop", ignore=ignored)
     # The copy's commands must not find this package in their working folder.

@@ -26,7 +26,7 @@ def artifact(tmp_path_factory) -> Path:
 def handle(cluster, artifact):
     # Within a function, so that it is pickled by value: a replica cannot import tests.
     class Observed(ClassifierDeployment):
-        """Tells what its process has imported."""
+        """Returns what its process has imported."""
 
         def imported(self) -> set[str]:
             return set(sys.modules)

@@ -1,4 +1,4 @@
-"""The doctor on a machine where things are wrong. Each is wrong for real: a port in use, a lock that does not match."""
+"""The doctor on a machine with faults. Each fault is real: a port in use, a lock that does not match."""
 
 import os
 import socket

@@ -52,7 +52,7 @@ def test_when_two_sockets_are_bound_to_a_port_the_second_to_listen_fails():
         try:
             second = bound_socket(*first.getsockname())
         except StartError:
-            return  # this system does not let two hold it
+            return  # this system does not let two sockets bind it
         with second:
             listen(first)
             with pytest.raises(StartError, match="Address already in use"):

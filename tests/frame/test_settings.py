@@ -1,4 +1,4 @@
-"""Settings in the environment: what is wrong is one clear line without a secret, whatever it is."""
+"""Settings in the environment: any error is one clear line that shows no secret."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def no_settings(monkeypatch):
 
 
 def refused(monkeypatch, name: str, value: str) -> str:
-    """The line with which a setting is refused."""
+    """The line that refuses a setting."""
     monkeypatch.setenv(name, value)
     with pytest.raises(StartError) as caught:
         read_settings()

@@ -20,7 +20,7 @@ BAD = -1.0
 """A row with this value is invalid."""
 
 REQUEST: ContextVar[str | None] = ContextVar("REQUEST", default=None)
-"""Whose call it is, as Serve keeps it."""
+"""Which request a call belongs to, as Serve keeps it."""
 
 
 def row(value: float) -> FloatMatrix:
@@ -32,7 +32,7 @@ def rows(count: int, value: float = 0.0) -> FloatMatrix:
 
 
 class Gated:
-    """Answers each row with its first value, once ``go`` is set. Keeps the size of each call, and whose it was."""
+    """Answers each row with its first value, once ``go`` is set. Records the size of each call, and its request."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -192,7 +192,7 @@ async def test_a_caller_that_leaves_during_the_call_affects_no_other(inner):
 
 
 async def test_a_call_does_not_run_in_the_context_of_one_of_its_callers(inner):
-    """Serve looks up whose call it is in the context, and cancels it with that request."""
+    """Serve looks up in the context which request a call belongs to, and cancels the call with that request."""
     REQUEST.set("the first caller's")
     tasks = await send(batched(inner), *[rows(1)] * 3)
     inner.go.set()
@@ -233,11 +233,11 @@ async def test_an_error_reaches_every_request_of_the_call_and_the_next_one_is_se
 
 
 POISON = -2.0
-"""A row with this value makes the model fail without a word about the row."""
+"""A row with this value makes the model fail with an error that does not name the row."""
 
 
 class Picky(Gated):
-    """Fails as models do: in some rows' name, or in nobody's."""
+    """Fails as models do: with an error that names a row, or with one that does not."""
 
     async def predict(self, rows: FloatMatrix) -> Scores:
         scores = await super().predict(rows)
@@ -319,13 +319,13 @@ async def test_the_rows_of_callers_that_have_left_are_not_predicted_again(bad):
 
 
 @given(
-    kinds=st.lists(st.sampled_from(["right", "right", "named", "nameless"]), min_size=1, max_size=40),
+    kinds=st.lists(st.sampled_from(["right", "right", "named", "unnamed"]), min_size=1, max_size=40),
     max_rows=st.integers(1, 60),
 )
 @settings(max_examples=60, deadline=None)
 def test_all_requests_but_the_guilty_ones_are_answered(kinds, max_rows):
-    value = {"right": 1.0, "named": BAD, "nameless": POISON}
-    outcome = {"right": 1.0, "named": InvalidInputError, "nameless": ValueError}
+    value = {"right": 1.0, "named": BAD, "unnamed": POISON}
+    outcome = {"right": 1.0, "named": InvalidInputError, "unnamed": ValueError}
 
     async def ask() -> list[object]:
         inner = Picky()

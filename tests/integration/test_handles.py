@@ -1,4 +1,4 @@
-"""Handles on a real cluster: what happens in a replica arrives as the contract says, and as nothing else."""
+"""Handles on a real cluster: what happens in a replica reaches the caller as the contract says."""
 
 import asyncio
 import os
@@ -116,9 +116,9 @@ async def test_a_deployment_that_is_gone_is_unavailable(cluster):
         await classifier.predict(1)
 
 
-def waits_for_ever() -> type:
-    class WaitsForEver:
-        """Waits for ever, or for the classifier behind it. The card has its counters."""
+def waits_forever() -> type:
+    class WaitsForever:
+        """Waits forever, or for the classifier behind it. Its counters are in its card."""
 
         def __init__(self, behind: HandleClassifier | None = None) -> None:
             self.behind = behind
@@ -144,13 +144,13 @@ def waits_for_ever() -> type:
         async def card(self) -> tuple[int, int]:
             return self.started, self.cancelled
 
-    return WaitsForEver
+    return WaitsForever
 
 
 @pytest.fixture(scope="module")
 def chain(cluster):
     """Handles of two deployments, of which the first calls the second."""
-    deployment = serve.deployment(max_ongoing_requests=10)(waits_for_ever())
+    deployment = serve.deployment(max_ongoing_requests=10)(waits_forever())
     second = deployment.options(name="second").bind()
     first = deployment.options(name="first").bind(HandleClassifier(second, PATIENCE_S))
     serve.run(first, name="chain", route_prefix=None)
@@ -160,7 +160,7 @@ def chain(cluster):
 
 @pytest.mark.parametrize("method", ["def", "async def"])
 async def test_a_call_that_a_replica_cancels_by_itself_is_unavailable(handle, chain, method):
-    """Nobody has cancelled the caller: it must learn that there is no answer, rather than end."""
+    """Nobody has cancelled the caller: it must get an error, rather than be cancelled too."""
     classifier = HandleClassifier(handle if method == "def" else chain[1], PATIENCE_S)
     with pytest.raises(UnavailableError):
         await classifier.predict(asyncio.CancelledError())
@@ -168,7 +168,7 @@ async def test_a_call_that_a_replica_cancels_by_itself_is_unavailable(handle, ch
 
 @pytest.fixture
 async def counters(chain) -> Callable:
-    """What the calls of the two replicas have done since the test began: how many have started, and were cancelled."""
+    """How many calls of the two replicas have started, and how many were cancelled, since the test began."""
 
     async def look() -> list[tuple[int, int]]:
         return [await HandleClassifier(handle, PATIENCE_S).card() for handle in chain]
@@ -209,7 +209,7 @@ async def test_a_call_whose_time_is_up_is_a_deadline_error_and_stops(chain, coun
 
 async def test_each_piece_of_a_stream_has_the_whole_timeout(chain, counters):
     _, handle = chain
-    stream = Calls(handle, 1.0).stream(waits_for_ever().stream, 3)
+    stream = Calls(handle, 1.0).stream(waits_forever().stream, 3)
     assert await anext(stream) == 0
     await asyncio.sleep(1.2)
     assert [await anext(stream), await anext(stream)] == [1, 2]
@@ -221,7 +221,7 @@ async def test_each_piece_of_a_stream_has_the_whole_timeout(chain, counters):
 @pytest.mark.parametrize("leave", ["close", "cancel"])
 async def test_a_reader_that_leaves_a_stream_stops_it(chain, counters, leave):
     _, handle = chain
-    stream = Calls(handle, PATIENCE_S).stream(waits_for_ever().stream, 1)
+    stream = Calls(handle, PATIENCE_S).stream(waits_forever().stream, 1)
     assert await anext(stream) == 0
     await until(counters, (0, 0), (1, 0))
     if leave == "close":

@@ -1,4 +1,4 @@
-"""Clients that send too much or too slowly, at the proxy of Ray Serve: what uvicorn does with them, it does too."""
+"""Clients that send too much or too slowly, at the proxy of Ray Serve, which treats them like uvicorn."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ POST = b"POST /v1/predict HTTP/1.1\r\nHost: test\r\nContent-Type: application/js
 
 @pytest.fixture(scope="module")
 def service(cluster, artifact, tmp_path_factory) -> Iterator[str]:
-    """The URL of the service, which wants bodies soon."""
+    """The URL of the service, with a short limit for bodies."""
     database = tmp_path_factory.mktemp("database") / "service.sqlite"
     settings = Settings(
         artifact=artifact, DATABASE_URL=f"sqlite+aiosqlite:///{database}", language_models=False, body_timeout_s=2.0

@@ -15,7 +15,7 @@ from workshop.settings import Settings
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
-    """Settings whose defaults are in a project that holds nothing yet."""
+    """Settings whose defaults are in an empty project."""
     monkeypatch.setattr(training, "PROJECT", tmp_path)
 
     class Fresh(Settings):

@@ -1,4 +1,4 @@
-"""A server of OpenAI's protocol as a contract: what it answers, how it fails, and what it learns when readers leave."""
+"""A server with OpenAI's protocol behind the contract: its answers, its failures, and readers who leave."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.anyio
 KEY = "key-SECRET"
 PROMPT = Prompt((Message("user", "What is Ray Serve?"),))
 ESTIMATED = 5
-"""Its tokens: four characters make one."""
+"""The prompt's tokens, at four characters per token."""
 
 Event = dict[str, Any]
 Answer = Callable[[], Response]
@@ -316,7 +316,7 @@ async def test_no_error_shows_the_key_or_what_the_server_said_of_it(upstream, ge
         failing(400, message="This model's maximum context length is 8192 tokens.", code=400),
         answering({"error": {"message": "9000 tokens exceed the context length", "code": "ModelFailed"}}),
     ],
-    ids=["code", "words", "within the stream"],
+    ids=["code", "message", "within the stream"],
 )
 async def test_a_prompt_that_is_too_long_is_the_callers_error(upstream, generator, answer):
     upstream.answers = [answer]

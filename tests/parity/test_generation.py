@@ -1,4 +1,4 @@
-"""A text for a text, and a conversation as JSON lines, in every runtime."""
+"""Text for a prompt, and a conversation as JSON lines, in every runtime."""
 
 import json
 

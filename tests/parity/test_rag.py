@@ -1,4 +1,4 @@
-"""Answers from sources, the same in every runtime; as a deployment, a LangChain chain in a replica gives them."""
+"""Answers from sources, the same in every runtime. In a deployment, a LangChain chain in a replica gives them."""
 
 import pytest
 

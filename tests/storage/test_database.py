@@ -73,7 +73,7 @@ async def test_every_connection_to_sqlite_is_set_up(connected):
 
 @pytest.mark.anyio
 async def test_the_first_connection_waits_for_another_one_that_writes(tmp_path):
-    """That of a process that starts at the same time: the file is not in WAL mode yet."""
+    """As of a process that starts at the same time: the file is not in WAL mode yet."""
     file = tmp_path / "service.sqlite"
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -101,7 +101,7 @@ async def test_a_wrong_statement_is_our_error(connected, url):
     with pytest.raises(IntegrityError):
         async with connected.transaction() as session:
             session.add_all([CaseRow(id=same, measurements=[]), CaseRow(id=same, measurements=[])])
-    # SQLite says the same of a table that has gone and of a table that never was.
+    # In SQLite, a table that was dropped and one that never existed give the same error.
     expected = ProgrammingError if "postgresql" in url else UnavailableError
     with pytest.raises(expected):
         async with connected.transaction() as session:
@@ -111,7 +111,7 @@ async def test_a_wrong_statement_is_our_error(connected, url):
 
 @asynccontextmanager
 async def counted():
-    """The connections that are open, and the most that ever were."""
+    """The number of open connections, and the highest so far."""
     seen = {"open": 0, "most": 0}
 
     def opened(*_):
@@ -164,7 +164,7 @@ async def test_a_transaction_that_waits_too_long_for_a_connection_fails(connecte
 
 @pytest.fixture
 async def cancelled_connecting():
-    """asyncpg tells the event loop of each connection whose making is cancelled: that is no fault."""
+    """asyncpg reports each cancelled attempt to connect to the event loop. That is not an error."""
     loop = asyncio.get_running_loop()
     handler = loop.get_exception_handler()
 
@@ -175,14 +175,14 @@ async def cancelled_connecting():
     loop.set_exception_handler(handle)
     yield
     await asyncio.sleep(0)
-    gc.collect()  # a future says only when it is collected that nobody has asked for its exception
+    gc.collect()  # a future reports an exception that nobody asked for only when it is collected
     loop.set_exception_handler(handler)
 
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("cancelled_connecting")
 async def test_a_cancelled_transaction_releases_its_connection(connected):
-    for moment in range(12):  # whatever it waits for at that moment
+    for moment in range(12):  # whatever each waits for at that moment
         tasks = [asyncio.create_task(count(connected)) for _ in range(2 * MAX_CONNECTIONS)]
         await asyncio.sleep(0.001 * moment)
         for task in tasks:

@@ -153,7 +153,7 @@ async def test_cases_and_usage_share_a_database(store, url):
 
 @asynccontextmanager
 async def locked(file):
-    """Another process writes to the database: who else wants to, waits."""
+    """Another process writes to the database: other writers wait."""
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
@@ -192,7 +192,7 @@ async def test_a_database_that_cannot_be_opened_is_unavailable(tmp_path):
 def transactions() -> Iterator[list[object]]:
     """A list that grows with each commit."""
     commits: list[object] = []
-    note = commits.append  # one object: it is what the listener is known by
+    note = commits.append  # one object, by which the listener is removed again
     event.listen(Engine, "commit", note)
     try:
         yield commits

@@ -46,17 +46,17 @@ def connection(server: Server) -> Iterator[socket.socket]:
 
 def everything(client: socket.socket) -> bytes:
     """What the server says until it closes the connection."""
-    said = b""
+    received = b""
     try:
         while piece := client.recv(65536):
-            said += piece
+            received += piece
     except ConnectionResetError:
         pass
-    return said
+    return received
 
 
-def problem(said: bytes) -> dict:
-    head, _, body = said.partition(b"\r\n\r\n")
+def problem(received: bytes) -> dict:
+    head, _, body = received.partition(b"\r\n\r\n")
     assert b"content-type: application/problem+json" in head.lower()
     assert b"connection: close" in head.lower()
     document = json.loads(body)
@@ -115,9 +115,9 @@ def test_endless_headers_and_trailers_take_no_memory(service):
 def test_the_answer_under_way_is_whole_when_the_next_request_is_too_large(service):
     with connection(service) as client:
         client.sendall(GET + b"\r\n" + HEADS["one header"](2**21))
-        said = everything(client)
-    assert said.startswith(b"HTTP/1.1 200 ")
-    assert b'{"status":' in said
+        received = everything(client)
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert b'{"status":' in received
 
 
 def test_slow_headers_are_cut_off(service, hasty):
@@ -152,15 +152,15 @@ def test_a_slow_body_is_a_408(service, body):
 def test_a_body_that_trickles_is_a_408(service):
     with connection(service) as client:
         client.sendall(POST)
-        said = b""
+        received = b""
         client.settimeout(0.05)
-        while not said:
+        while not received:
             client.sendall(b" ")
             try:
-                said = client.recv(20)
+                received = client.recv(20)
             except TimeoutError:
                 continue
-    assert said.startswith(b"HTTP/1.1 408 ")
+    assert received.startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_body_that_nobody_reads_does_not_hold_the_connection(service, hasty):

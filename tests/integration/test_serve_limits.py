@@ -37,14 +37,14 @@ def connection(url: str) -> Iterator[socket.socket]:
 
 def everything(client: socket.socket) -> bytes:
     """What the proxy says until it closes the connection."""
-    said = b""
+    received = b""
     while piece := client.recv(65536):
-        said += piece
-    return said
+        received += piece
+    return received
 
 
-def problem(said: bytes) -> dict:
-    head, _, body = said.partition(b"\r\n\r\n")
+def problem(received: bytes) -> dict:
+    head, _, body = received.partition(b"\r\n\r\n")
     assert b"content-type: application/problem+json" in head.lower()
     document = json.loads(body)
     assert head.startswith(f"HTTP/1.1 {document['status']} ".encode())

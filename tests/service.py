@@ -50,7 +50,7 @@ def probabilities(answer: httpx.Response) -> FloatMatrix:
 
 
 def concurrently(call: Callable[[Item], Result], items: Iterable[Item], at_once: int = 16) -> list[Result]:
-    """The results in the order of the items, with so many calls under way at any time."""
+    """The results in the order of the items, with at most ``at_once`` calls under way at any time."""
     with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(call, items))
 

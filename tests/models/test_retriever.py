@@ -232,7 +232,7 @@ DAMAGES = {
     "a damaged checksum": lambda folder: flip_a_byte(folder, 0),
     "a damaged middle": lambda folder: flip_a_byte(folder, 10**6),
     "a damaged end": lambda folder: flip_a_byte(folder, -1),
-    "code of its own": lambda folder: write(folder, FunctionTransformer(re.compile)),
+    "untrusted code": lambda folder: write(folder, FunctionTransformer(re.compile)),
     "no parts": lambda folder: write(folder, {}),
     "passages of another form": lambda folder: write(folder, {"embedding": "tfidf-svd", "passages": [["one field"]]}),
 }

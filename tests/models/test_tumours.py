@@ -124,7 +124,7 @@ DAMAGES = {
     "a folder in place of the card": lambda folder: ((folder / CARD).unlink(), (folder / CARD).mkdir()),
     "a damaged model": flip_a_byte,
     "a model cut short": lambda folder: (folder / MODEL).write_bytes((folder / MODEL).read_bytes()[:1000]),
-    "a model with code of its own": put_in_untrusted_code,
+    "a model with untrusted code": put_in_untrusted_code,
     "a card that is not JSON": lambda folder: (folder / CARD).write_text("{"),
     "a card that is not text": lambda folder: (folder / CARD).write_bytes(b"\xff\xfe\x00"),
     "a card that is a list": lambda folder: (folder / CARD).write_text("[]"),

@@ -20,7 +20,7 @@ __all__ = ["ArtifactError", "dumps", "loads", "write"]
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file atomically: whoever reads it meanwhile sees the old content or the new one, never a part."""
+    """Write a file atomically: a concurrent reader gets the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     unfinished.write_bytes(content)

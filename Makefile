@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODELS := artifacts/retriever/retriever.skops
 BENCHMARKS := $(wildcard benchmarks/*.py)
-APART := torch sentence-transformers
+IN_TORCH_LOCK := torch sentence-transformers
 # Notebooks start programs by name (ray, redis, curl): ours come first.
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 # Several processes: conftest.py says how many, which tests belong together, and which start first.
@@ -28,7 +28,7 @@ lab: env artifacts  ## JupyterLab at lesson 00; make lab ARGS="--no-browser --po
 test: lint artifacts  ## every check and test, the solution notebooks included; make test ARGS="tests/api -k health"
 	@$(PYTEST) $(ARGS)
 
-check: lint artifacts  ## lint, and every test that is quick: it starts no Ray, no browser and no notebook
+check: lint artifacts  ## lint, and the quick tests: those that start neither Ray nor a browser nor a notebook
 	@$(PYTEST) -m "not ray and not browser and not notebook" $(ARGS)
 
 lint: env  ## style and types
@@ -44,7 +44,7 @@ bench: env artifacts  ## measure the service
 
 lock: env  ## requirements.lock from pyproject.toml; newest versions: make lock ARGS=--upgrade
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate --no-header \
-	  --no-emit-index-url --no-emit-find-links $(patsubst %,--no-emit-package %,$(APART)) --constraint torch.lock \
+	  --no-emit-index-url --no-emit-find-links $(patsubst %,--no-emit-package %,$(IN_TORCH_LOCK)) --constraint torch.lock \
 	  $(ARGS) pyproject.toml -o requirements.lock
 
 clean:  ## remove everything that these commands made
@@ -59,8 +59,8 @@ $(MODELS): $(READY)
 	@$(IN_VENV) python -m workshop train
 	@touch $@
 
-# uv installs in seconds. pip takes over where only pip knows the way, such as an index in pip's own settings.
-# An update that is broken off may leave half a package behind: without $(READY) the next run starts afresh.
+# uv installs in seconds. pip is the fallback, for instance where only pip is configured for the right index.
+# An interrupted update may leave half a package behind: without $(READY), the next run starts from scratch.
 $(READY): requirements.lock torch.lock pyproject.toml
 	@echo "Installing requirements.lock into $(VENV) (about 2 GB)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' requirements.lock)"
@@ -73,13 +73,13 @@ $(READY): requirements.lock torch.lock pyproject.toml
 	@binder/install_torch $(BIN)/python
 	@echo "$(CURDIR)" > $@
 
-# $(READY) holds the path of the folder that it was made for: an environment that was never finished, was moved, or
-# lost its Python is made again.
+# $(READY) holds the path of the folder that it was made for: an environment that is unfinished, was moved, or has lost
+# its Python is made again.
 ifneq ($(shell test -x $(BIN)/python && cat $(READY) 2>/dev/null),$(CURDIR))
 $(READY): new-venv
 endif
 
-# The versioned names are for a system whose python3 is too old; a PYTHON that was asked for is the only candidate.
+# The versioned names are for a system whose python3 is too old. A PYTHON that the user sets is the only candidate.
 new-venv:
 	@for python in $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.13 python3.12 python3.11); do \
 	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
@@ -89,6 +89,6 @@ new-venv:
 	if [ -n "$$bare" ]; then \
 	  echo "$$bare has no venv module. On Debian and Ubuntu: apt install python3-venv. Then run make again."; \
 	else \
-	  echo "Python 3.11 or newer is needed, and $(PYTHON) is not. Name one: make env PYTHON=/path/to/python3.11"; \
+	  echo "Python 3.11 or newer is needed; $(PYTHON) is not. Name one: make env PYTHON=/path/to/python3.11"; \
 	fi >&2; \
 	exit 1

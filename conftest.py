@@ -18,25 +18,25 @@ SLOW = {
     "browser": "starts Chromium",
     "notebook": "runs a whole notebook",
 }
-"""Markers of tests that `make check` leaves out. They are set here, by what a test asks for."""
+"""Markers of tests that `make check` leaves out. They are set here, from what a test uses."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for name, meaning in SLOW.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
-    # No test speaks TLS, and each HTTP client would read the certificates of the system: 30 ms, thousands of times.
+    # No test uses TLS, but each HTTP client would load the certificates of the system: 30 ms, thousands of times.
     os.environ.pop("SSL_CERT_FILE", None)
     os.environ["SSL_CERT_DIR"] = os.devnull
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than there are cores, because many tests wait; fewer where memory is short."""
+    """One process more than there are cores, because many tests wait; fewer if memory is short."""
     return max(1, min(int(usable_cores()) + 1, available_memory() // MEMORY_OF_A_WORKER))
 
 
 @pytest.hookimpl(wrapper=True)  # in between, pytest selects by marker, and xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
-    """Mark the slow tests, let them start first, and say which belong into one process, in which order."""
+    """Mark the slow tests, start them first, and decide which run in one process, in which order."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "cluster" in fixtures or (isinstance(item, IPyNbCell) and item.parent.nb.metadata.workshop.get("ray")):
@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
 
 def group_of(item: pytest.Item) -> str:
     """Tests of one group run in one process, one after the other, and share what their fixtures start."""
-    if item.get_closest_marker("ray"):  # two groups, so at most two start at a time: more miss Ray's time limit
+    if item.get_closest_marker("ray"):  # two groups, so at most two start at a time: more exceed Ray's time limit
         return "notebooks on Ray" if isinstance(item, IPyNbCell) else "tests on Ray"
     if not {"run", "bank"}.isdisjoint(getattr(item, "fixturenames", ())):
         return item.nodeid  # a command line, or the answers to an exercise, which share nothing
@@ -60,7 +60,7 @@ def group_of(item: pytest.Item) -> str:
 
 
 def order_of(item: pytest.Item) -> list[object]:
-    """Slow tests come first; of those on Ray, the ones that start it for themselves; a lesson's notebooks together."""
+    """Slow tests come first; of those on Ray, the ones that start their own; a lesson's notebooks together."""
     is_quick = {name: item.get_closest_marker(name) is None for name in SLOW}
     shares = "run" not in getattr(item, "fixturenames", ())
     lesson = item.path.name if isinstance(item, IPyNbCell) else ""

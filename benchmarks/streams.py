@@ -1,8 +1,8 @@
 """Time to first token and tokens per second of streamed chat answers in every runtime, measured in one run.
 
-So many readers at the same time, each on a connection of its own, ask the corpus' questions one after the other. As in
-``throughput.py``, the service and its readers are processes of their own, the readers use bare connections, and the
-ratios count for more than the figures.
+1 to 64 readers at a time, each on a connection of its own, ask the questions of the corpus one after another. As in
+``throughput.py``, the service and its readers run in separate processes, the readers use bare connections, and the
+ratios matter more than the figures.
 
     make bench, or: python benchmarks/streams.py [--seconds 20] [--model workshop-main] [--no-serve]
 """
@@ -44,28 +44,28 @@ class Measured:
     seconds: float
 
     def row(self, *cells: object) -> str:
-        """A row of the table, which begins with these cells."""
+        """A row of the table, which starts with these cells."""
         median, p95 = 1000 * np.percentile([answer.first_token_s for answer in self.answers], (50, 95))
         rate = sum(answer.tokens for answer in self.answers) / self.seconds
         return f"| {' | '.join(map(str, cells))} | {median:.0f} ms | {p95:.0f} ms | {rate:.0f} |"
 
 
 def measure(port: int, model: str, readers: int, seconds: float) -> Measured:
-    """Ask for so long. Answers under way at the end are read to theirs."""
+    """Ask for this many seconds. Answers under way at the end are read to their end."""
     questions = [question for entry in entries() for question in entry.questions]
-    # Each reader has questions of its own, as far as there are enough.
+    # Each reader has different questions, as far as there are enough.
     shares = [cycle(islice(questions, number, None, readers)) for number in range(readers)]
 
     async def run() -> Measured:
         start = time.perf_counter()
         answers = await asyncio.gather(*(connection(port, model, share, start + seconds) for share in shares))
-        return Measured([answer for of_one in answers for answer in of_one], time.perf_counter() - start)
+        return Measured([answer for reader in answers for answer in reader], time.perf_counter() - start)
 
     return uvloop.run(run())
 
 
 async def connection(port: int, model: str, questions: Iterator[str], until: float) -> list[Answer]:
-    """Ask one question after the other on one connection."""
+    """Ask one question after another on one connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answers = []
     while time.perf_counter() < until:
@@ -79,7 +79,7 @@ async def connection(port: int, model: str, questions: Iterator[str], until: flo
             if event.get("usage"):
                 tokens = event["usage"]["completion_tokens"]
         if first_token_s is None or tokens is None:
-            raise RuntimeError(f"the answer to {question!r} has no text or no end")
+            raise RuntimeError(f"the answer to {question!r} has no text or did not end")
         answers.append(Answer(first_token_s, tokens))
     writer.close()
     return answers
@@ -100,7 +100,7 @@ def request_bytes(port: int, model: str, question: str) -> bytes:
 
 
 async def events(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]:
-    """The JSON of each event in the answer that comes next."""
+    """The JSON of each event in the next response."""
     head = await reader.readuntil(b"\r\n\r\n")
     if not head.lower().startswith(b"http/1.1 200"):
         raise RuntimeError(f"the service answered {head.splitlines()[0].decode()}")
@@ -115,7 +115,7 @@ async def events(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]:
 
 
 def main(seconds: float = 20, model: str = "workshop-main", serve: Annotated[bool, typer.Option()] = True) -> None:
-    """Print a table of each runtime and number of readers."""
+    """Print a table with a row for each runtime and number of readers."""
     print("| runtime | streams | first token, median | first token, 95th percentile | tokens/s |")
     print("|---|---|---|---|---|", flush=True)
     with TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as client:
@@ -124,10 +124,10 @@ def main(seconds: float = 20, model: str = "workshop-main", serve: Annotated[boo
             "DATABASE_URL": f"sqlite+aiosqlite:///{folder}/usage.sqlite",  # each answer leaves a record
         }
         for name in ("api", "serve, inline", "serve, deployment"):
-            arguments, of_runtime = RUNTIMES[name]
+            arguments, runtime_variables = RUNTIMES[name]
             if arguments[0] == "serve" and not serve:
                 continue
-            with running(arguments, of_runtime | variables) as port:
+            with running(arguments, runtime_variables | variables) as port:
                 client.submit(measure, port, model, 1, 2).result()  # warm up
                 for readers in READERS:
                     measured = client.submit(measure, port, model, readers, seconds).result()

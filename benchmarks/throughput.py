@@ -1,8 +1,8 @@
 """Requests per second of POST /v1/predict in every runtime, 32 connections, measured in one run.
 
-The figures depend on the machine and on what else it does; the ratios are what counts. Each runtime is a process of its
-own, as it would be in production, and so is the load generator (uvloop on bare connections: a full HTTP client would be
-the bottleneck).
+The figures depend on the machine and on what else it does; the ratios are what matters. Each runtime is a process of
+its own, as it would be in production, and so is the load generator (uvloop on bare connections: a full HTTP client
+would be the bottleneck).
 
     make bench, or: python benchmarks/throughput.py [--seconds 5] [--rounds 3] [--no-serve]
 """
@@ -48,7 +48,7 @@ def request_bytes(port: int) -> bytes:
 
 
 async def connection(port: int, request: bytes, until: float) -> int:
-    """Send the request over and over on one connection; how many answers were 200."""
+    """Send the request over and over on one connection. Returns the number of answers."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answers = 0
     while time.perf_counter() < until:

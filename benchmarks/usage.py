@@ -1,9 +1,8 @@
-"""Whether every answer is booked under as much load as the service bears, and whether its memory stays flat.
+"""Whether every answer is recorded under full load, and whether the service's memory stays flat.
 
-So many connections ask for answers of one token, each as soon as it has the last. These are the quickest answers that
-there are, so the database has the most to write. Then the service is stopped, and the rows in its database are counted.
-The exit status is 1 if they are not as many as the answers, or if the memory has grown by a tenth since a third of the
-time.
+Each connection asks for answers of one token, one after another. These are the quickest answers, so the database has
+the most to write. Then the service is stopped, and the rows in its database are counted. The exit status is 1 if there
+are not as many rows as answers, or if memory has grown by more than a tenth after the first third of the time.
 
     python benchmarks/usage.py [--seconds 60] [--connections 64] [--no-serve]
 """
@@ -37,7 +36,7 @@ def request_bytes(port: int) -> bytes:
 
 
 async def connection(port: int, until: float) -> tuple[int, int]:
-    """Ask over and over on one connection; how many requests were answered, and how many were not."""
+    """Ask over and over on one connection. Returns how many requests were answered, and how many were not."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     request = request_bytes(port)
     answered = refused = 0
@@ -65,12 +64,12 @@ def load(port: int, connections: int, seconds: float) -> tuple[int, int]:
 
 
 def measure(name: str, seconds: float, connections: int, folder: Path, client: ProcessPoolExecutor) -> bool:
-    """Print a row for the runtime; whether all is as it should be."""
+    """Print a row for the runtime. Returns whether the rows and the memory are as they should be."""
     file = folder / f"{name}.sqlite"
     variables = {"WORKSHOP_LANGUAGE_MODELS": "true", "DATABASE_URL": f"sqlite+aiosqlite:///{file}"}
-    arguments, of_runtime = RUNTIMES[name]
+    arguments, runtime_variables = RUNTIMES[name]
     memory, megabytes = PeakMemory(), list[float]()
-    with running(arguments, of_runtime | variables | {MARKER: memory.marker}) as port:
+    with running(arguments, runtime_variables | variables | {MARKER: memory.marker}) as port:
         warm_up, _ = client.submit(load, port, connections, 5).result()
         loading = client.submit(load, port, connections, seconds)
         while not loading.done():
@@ -92,8 +91,8 @@ def main(seconds: float = 60, connections: int = 64, serve: Annotated[bool, type
     print("|---|---|---|---|---|---|", flush=True)
     with TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as client:
         names = ["api", "serve, inline", "serve, deployment"] if serve else ["api"]
-        right = [measure(name, seconds, connections, Path(folder), client) for name in names]
-    sys.exit(0 if all(right) else 1)
+        passed = [measure(name, seconds, connections, Path(folder), client) for name in names]
+    sys.exit(0 if all(passed) else 1)
 
 
 if __name__ == "__main__":

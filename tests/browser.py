@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 LIMIT_MS = 60_000
-"""Generous: what is waited for comes soon or never."""
+"""Generous: what a test waits for comes soon or never."""
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def redis_server() -> str:
 
 @pytest.fixture
 def redis(redis_server, tmp_path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The URL of a Redis that holds nothing, and its process."""
+    """The URL of an empty Redis, and its process."""
     port = free_port()
     command = [redis_server, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
@@ -57,14 +57,14 @@ def redis(redis_server, tmp_path) -> Iterator[tuple[str, subprocess.Popen[bytes]
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
-    """A PostgreSQL server for databases of tests; no test stops it."""
+    """A PostgreSQL server that the tests share; none of them stops it."""
     with running_postgresql(system_tool("postgres")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
-    """The URL of the proxy of Ray Serve, on one cluster for all tests of this process: it starts slowly."""
+    """The URL of Ray Serve's proxy. All tests of this process share one cluster, which starts slowly."""
     from workshop.integration.serve_cluster import serve_cluster
     from workshop.settings import Settings
 
@@ -85,7 +85,7 @@ def artifact(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def retriever_artifact(tmp_path_factory) -> Path:
-    """The saved retriever, of corpus and lessons."""
+    """The saved retriever of the corpus and the lessons."""
     from tests.retriever import built
 
     folder = tmp_path_factory.mktemp("retriever")

@@ -102,7 +102,7 @@ class StandInModel:
 
 @dataclass
 class StandInRetriever:
-    """Knows one passage, and the texts that it was asked to embed. A vector tells the length of its text."""
+    """Knows one passage, and records the texts that it embeds. A vector contains the length of its text."""
 
     version: str = "1"
     embedded: list[str] = field(default_factory=list)
@@ -182,7 +182,7 @@ class Service:
     file: Path
 
     def records(self) -> list[dict[str, Any]]:
-        """What was charged, once the service has come to its end: a record is written after its response."""
+        """What was charged. Stops the service first: a record is written after its response."""
         self.server.stop()
         return records_in(self.file)
 

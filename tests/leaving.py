@@ -1,4 +1,4 @@
-"""Clients that leave in the middle of an answer, and how the models of a service notice."""
+"""Clients that leave in the middle of an answer, and the counters that show how the models react."""
 
 import json
 import socket
@@ -14,7 +14,7 @@ from tests.service import socket_url
 
 
 class Watch:
-    """The counters of all replicas of a model, each known by its process."""
+    """The counters of all replicas of a model, by the replicas' processes."""
 
     def __init__(self, client: httpx.Client, model: str) -> None:
         self._client, self._model = client, model
@@ -83,6 +83,6 @@ WHOLE_ANSWERS = {
     "/v1/generate": ("POST", {"json": {"model": "workshop-main", "prompt": HOT_QUESTION} | LONG}),
     "/v1/chat/completions": ("POST", {"json": TURNS}),
 }
-"""Requests whose answers are long, and come as a whole."""
+"""Requests with long answers that come as a whole."""
 
 LEAVES = [leave_chat, leave_events, leave_lines, leave_socket]

@@ -19,7 +19,7 @@ from workshop.machine import free_port
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "secret"
-# Seconds. Generous: a step that works ends as soon as it has worked.
+# Seconds. Generous: a step that works does not wait for its limit.
 START_LIMIT = 120
 RUN_LIMIT = 300
 STOP_LIMIT = 30
@@ -27,9 +27,9 @@ STOP_LIMIT = 30
 
 @contextmanager
 def jupyterlab(folder: Path, env: Mapping[str, str]) -> Iterator[str]:
-    """`make lab` on copies of the notebooks, in an empty folder: to run a notebook is to change its file.
+    """`make lab` on copies of the notebooks, in an empty folder: running a notebook changes its file.
 
-    Uses the Python environment that runs this, and none of the user's own settings of JupyterLab.
+    Uses the Python environment of this process, and not the user's own JupyterLab settings.
     Yields the address that opens the first lesson.
     """
     for name in ("Makefile", "binder", "notebooks"):
@@ -69,7 +69,7 @@ def _wait_until_it_answers(url: str, make: psutil.Popen, log: Path) -> None:
 
 
 def _stop(process: psutil.Popen) -> None:
-    """End a process with its group, and with the kernels, which JupyterLab ends itself if it gets the time."""
+    """End a process, its group and the kernels, which JupyterLab ends itself if it has enough time."""
     if process.poll() is not None:
         return
     family = [process, *process.children(recursive=True)]
@@ -108,7 +108,7 @@ class NotebookPage:
         expect(page.locator(".jp-Notebook-ExecutionIndicator")).to_have_attribute("data-status", "idle")
 
     def cell(self, code: str) -> Locator:
-        """The one code cell that holds this text."""
+        """The one code cell that contains this text."""
         return self.cells.filter(has=self.page.locator(".cm-content", has_text=code))
 
     def run_all(self) -> None:
@@ -124,7 +124,7 @@ class NotebookPage:
             self.page.keyboard.press("Shift+Enter")
 
     def write(self, cell: Locator, code: str) -> None:
-        """Put this in place of what a cell holds."""
+        """Replace the content of a cell."""
         cell.locator(".cm-content").click()
         self.page.keyboard.press("ControlOrMeta+A")
         self.page.keyboard.insert_text(code)

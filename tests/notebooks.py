@@ -1,8 +1,8 @@
-"""How whole notebooks are tested: nbval runs their cells, and here is what it leaves open.
+"""How whole notebooks are tested: nbval runs their cells, and these hooks add what it does not check.
 
-A lesson runs as a learner gets it, and then solved in the same kernel: whoever has solved the exercises may run
-everything again. Every check gives the verdict that it should, and at its end no notebook leaves anything running.
-The lessons on Ray share one, which starts slowly.
+A lesson runs as a learner gets it, and then solved in the same kernel, as when a learner who has solved the exercises
+runs everything again. Every check must give the expected verdict, and no notebook may leave anything running.
+The lessons on Ray share one Ray, which starts slowly.
 """
 
 import json
@@ -22,12 +22,12 @@ from workshop.lab.memory import MARKER, PeakMemory
 
 PATIENCE_S = 15.0
 VERDICTS = {"notebooks": "not attempted", "solutions": "right"}
-"""Of every check, by the notebook's folder."""
+"""The verdict of every check, by the notebook's folder."""
 
 
 @dataclass
 class Kernel:
-    """A kernel, the ports on which it listens by itself, and what knows all that descends from it."""
+    """A kernel, the ports on which it listens before any cell runs, and the processes that descend from it."""
 
     process: psutil.Process
     ports: set[int]
@@ -60,10 +60,10 @@ class SharedRay:
         )
         self.address = self._read()
         self.environment = {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token"}
-        """Of a process that uses it."""
+        """The variables of a process that uses it."""
 
     def clear(self) -> list[str]:
-        """Stop what a notebook has left running on it, and say what that was."""
+        """Stop what a notebook has left running on it, and return what that was."""
         assert self._process.stdin is not None
         print(file=self._process.stdin, flush=True)
         return json.loads(self._read())
@@ -82,7 +82,7 @@ SHARED_RAY = pytest.StashKey[SharedRay]()
 
 
 def shared_ray(config: pytest.Config) -> SharedRay:
-    """The one of this process; the first call starts it."""
+    """The shared Ray of this process; the first call starts it."""
     if SHARED_RAY not in config.stash:
         ray = config.stash[SHARED_RAY] = SharedRay()
         config.add_cleanup(ray.stop)
@@ -91,7 +91,7 @@ def shared_ray(config: pytest.Config) -> SharedRay:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
-    """Mark the processes of a kernel that nbval starts, and lend it a Ray if its lesson needs one."""
+    """Mark the processes of a kernel that nbval starts, and give it the shared Ray if its lesson needs one."""
     if not isinstance(item, IPyNbCell) or KERNEL in item.parent.stash:
         return (yield)
     family = PeakMemory()
@@ -106,7 +106,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    """Look at the verdict of a check."""
+    """Compare the verdict of a check with the expected one."""
     yield
     if isinstance(item, IPyNbCell) and re.search(r"(?m)^check\(", item.cell.source):
         shown, expected = verdicts(item.test_outputs), [VERDICTS[item.path.parent.name]]
@@ -116,7 +116,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
-    """At the end of a notebook, see what it leaves, and let the solved one have the kernel of the untouched one."""
+    """At the end of a notebook, look for leftovers, and hand the kernel of the untouched one over to the solved one."""
     if not isinstance(item, IPyNbCell) or (nextitem is not None and nextitem.parent is item.parent):
         return (yield)
     if KERNEL not in item.parent.stash:  # it has not started
@@ -126,18 +126,18 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     left += [f"a server on port {port}" for port in listening(kernel.process) - kernel.ports]
     if item.get_closest_marker("ray"):
         left += shared_ray(item.config).clear()
-    goes_on = isinstance(nextitem, IPyNbCell) and nextitem.path.name == item.path.name
-    if goes_on:
+    continues = isinstance(nextitem, IPyNbCell) and nextitem.path.name == item.path.name
+    if continues:
         hand_over(item.parent, nextitem.parent)
     yield
-    if not goes_on:
+    if not continues:
         left += leftovers(kernel.family)
     if left:
         pytest.fail(f"{item.path.parent.name}/{item.path.name} leaves behind: {left}", pytrace=False)
 
 
 def hand_over(untouched: IPyNbFile, solved: IPyNbFile) -> None:
-    """Make nbval go on with the same kernel: it neither stops it now nor starts another one."""
+    """Make nbval keep the kernel, rather than stop it and start another one."""
     solved.stash[KERNEL] = untouched.stash[KERNEL]
     solved.kernel, untouched.kernel = untouched.kernel, None
     solved.setup = solved.setup_sanitize_files
@@ -155,7 +155,7 @@ def listening(process: psutil.Process) -> set[int]:
 
 
 def leftovers(family: PeakMemory, *expected: psutil.Process) -> list[str]:
-    """The command lines of those in the family that are still there when patience ends, but for the `expected`."""
+    """The command lines of the family's processes, except the `expected`, that still run after ``PATIENCE_S``."""
     deadline = time.monotonic() + PATIENCE_S
     while alive := [line for process in family.processes() if process not in expected and (line := command(process))]:
         if time.monotonic() > deadline:

@@ -37,24 +37,24 @@ class PostgreSQL:
         self._run("pg_ctl", "-D", "data", "-w", "-m", "immediate", "stop")
 
     def empty_database(self) -> str:
-        """The URL of the database, which holds nothing any more. A new one for each test would take far longer."""
+        """Empty the database and return its URL. A new database for each test would take far longer."""
         self.close_connections()
         self.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         return self.url("postgres")
 
     def close_connections(self) -> None:
-        """Of everybody else."""
+        """Close the connections of everybody else."""
         self.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid != pg_backend_pid()")
 
     def url(self, database: str) -> str:
-        """Of a database on this server, for the service."""
+        """The URL of a database on this server, for the service."""
         return f"postgresql+asyncpg://postgres@127.0.0.1:{self.port}/{database}"
 
     def execute(self, statement: str) -> None:
         """Run a statement in the database."""
 
         async def execute() -> None:
-            writes = {"default_transaction_read_only": "off"}  # whatever a test has made of the database
+            writes = {"default_transaction_read_only": "off"}  # even if a test has made the database read-only
             connection = await asyncpg.connect(
                 host="127.0.0.1", port=self.port, user="postgres", database="postgres", server_settings=writes
             )
@@ -73,7 +73,7 @@ class PostgreSQL:
             group=self.user and pwd.getpwnam(self.user).pw_gid,
             extra_groups=[] if self.user else None,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # the server inherits it: a pipe would stay open for as long as it runs
+            stdout=subprocess.DEVNULL,  # the server inherits it: a pipe would stay open as long as the server runs
             stderr=subprocess.DEVNULL,
             check=False,
         )

@@ -7,7 +7,7 @@ from workshop.models.retriever import CorpusRetriever
 from workshop.settings import LESSONS
 
 HELD_OUT = [(question, entry.answer) for entry in corpus.entries() for question in entry.held_out]
-"""Questions that the index has not seen, and the answer that each shall find."""
+"""Questions that the index has not seen, and the answer that each should find."""
 
 
 @cache

@@ -33,13 +33,13 @@ def record(row: FloatMatrix) -> Record:
 RECORDS = [record(row) for row in ROWS]
 RECORD = RECORDS[0]
 RATE_LIMIT = 30
-"""How often a minute a principal may ask each replica for ``/v1/generate``."""
+"""How often per minute a principal may ask each replica for ``/v1/generate``."""
 IMPOSSIBLE = RECORD | {"worst_radius": 1.0}
-"""Every number is fine, but the worst radius is smaller than the mean."""
+"""Each number alone is valid, but the worst radius is smaller than the mean."""
 
 
 def with_literal(name: str, literal: str) -> bytes:
-    """``RECORD`` as JSON text, with any text in the place of one number."""
+    """``RECORD`` as JSON text, with any text in place of one number."""
     return json.dumps(RECORD | {name: "HERE"}).replace('"HERE"', literal).encode()
 
 
@@ -51,7 +51,7 @@ def probabilities(answer: httpx.Response) -> FloatMatrix:
 
 
 def concurrently(call: Callable[[Item], Result], items: Iterable[Item], at_once: int = 16) -> list[Result]:
-    """The results in the order of the items, with so many calls under way at any time."""
+    """The results in the order of the items, with at most ``at_once`` calls under way at any time."""
     with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(call, items))
 
@@ -68,7 +68,7 @@ def socket_url(service: httpx.Client) -> str:
 
 
 def until(look: Callable, found: Callable, patience: float = 20.0):
-    """What one sees once it is what one looks for, or when patience ends."""
+    """Call ``look`` until ``found`` accepts its result, or for ``patience`` seconds. Returns the last result."""
     end = time.monotonic() + patience
     while not found(seen := look()) and time.monotonic() < end:
         time.sleep(0.1)
@@ -83,7 +83,7 @@ def essence(problem: httpx.Response) -> dict[str, Any]:
 def every_error() -> list[ServiceError]:
     """One error of each class in the contracts' tree, with a value for each of its arguments."""
     kinds = [ServiceError]
-    for kind in kinds:  # grows while it is walked
+    for kind in kinds:  # grows during the loop
         kinds += [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
     return [kind(*_arguments(kind)) for kind in kinds]
 

@@ -1,4 +1,4 @@
-"""What this machine, or the container around us, has."""
+"""Memory, cores and ports of this machine, or of the container that this process runs in."""
 
 import os
 import socket
@@ -35,7 +35,7 @@ def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
 
 
 def _quotas(cgroup: Path) -> Iterator[float]:
-    with suppress(OSError, ValueError):  # version 2; "max" is no number: no quota
+    with suppress(OSError, ValueError):  # version 2; "max", which is not a number: no quota
         quota, period = (cgroup / "cpu.max").read_text().split()
         yield int(quota) / int(period)
     with suppress(OSError):  # version 1; -1: no quota
@@ -51,10 +51,10 @@ def free_port() -> int:
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """A socket that holds a TCP port, and that no client can reach before ``listen``. Port 0 picks a free one.
+    """A socket bound to a TCP port, which no client can reach before ``listen``. Port 0 picks a free one.
 
     Raises:
-        StartError: a server listens on the port, or the address is not of this machine.
+        StartError: a server listens on the port, or the address does not belong to this machine.
     """
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
@@ -70,7 +70,7 @@ def listen(bound: socket.socket) -> None:
     """Let clients connect.
 
     Raises:
-        StartError: another program has been faster: on Linux, several may bind a port, and the first to listen gets it.
+        StartError: another program was faster: on Linux, several may bind a port, and the first to listen gets it.
     """
     try:
         bound.listen()

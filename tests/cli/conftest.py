@@ -1,4 +1,4 @@
-"""Runs the command line as a user does, and knows every process that a run leaves."""
+"""Runs the command line as a user does, and finds every process that a run leaves."""
 
 import os
 import re
@@ -42,7 +42,7 @@ class Run:
         return self._err.read_text()
 
     def url(self) -> str:
-        """Where it says that it serves, once it does."""
+        """The URL that it prints, once it serves."""
         end = time.monotonic() + START_S
         while not (found := re.search(r"http://[\w.]+:\d+", self.out)):
             assert self.process.poll() is None, self.err
@@ -67,8 +67,8 @@ class Run:
         return self.process.wait(STOP_S)
 
     def processes(self) -> set[psutil.Process]:
-        """All that descend from it and still run, whoever is their parent by now."""
-        # By the mark that they inherit, and by descent: a process that sets its title overwrites its environment.
+        """All that descend from it and still run, even if they have another parent by now."""
+        # By the mark that they inherit, and by their parents: a process that sets its title overwrites its environment.
         with suppress(psutil.NoSuchProcess):
             self._family |= {psutil.Process(self.process.pid)}
             self._family |= set(psutil.Process(self.process.pid).children(recursive=True))
@@ -81,7 +81,7 @@ class Run:
         return False
 
     def leftovers(self) -> set[psutil.Process]:
-        """What still runs a while after the end."""
+        """The processes that still run a while after the end."""
         end = time.monotonic() + 15
         while (left := self.processes()) and time.monotonic() < end:
             time.sleep(0.2)

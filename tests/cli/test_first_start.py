@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def clone(tmp_path):
-    """The environment of a command that runs a copy of the package with nothing beside it."""
+    """The environment of a command that runs a copy of the package alone."""
     ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
     shutil.copytree(ROOT / "workshop", tmp_path / "clone" / "workshop", ignore=ignored)
     # The copy's commands must not find this package in their working folder.
@@ -51,7 +51,7 @@ def test_two_first_starts_at_once_make_what_is_missing_once_and_serve(starts):
     assert sorted(run.out.count("does not exist yet") for run in both) == [0, 1]
 
 
-def test_a_place_that_the_user_has_named_is_not_filled(starts, tmp_path):
+def test_a_folder_that_the_user_has_named_is_not_filled(starts, tmp_path):
     run = starts("api", "--port", "0", WORKSHOP_ARTIFACT=str(tmp_path / "nothing"))
     assert run.wait() == 1
     assert "nothing" in run.err

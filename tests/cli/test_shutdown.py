@@ -66,8 +66,8 @@ class Service:
     def under_way(self) -> int:
         return self.client.get("/v1/activity").json()["main"]["running"]
 
-    def begun(self) -> None:
-        """Return once one of the routes of this test says so."""
+    def wait_until_begun(self) -> None:
+        """Return once one of the routes of this test has begun."""
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "begun\n"
 
@@ -209,7 +209,7 @@ def test_serve_does_the_same(run, tmp_path, retriever_artifact):
             answers = begin(service, [*WHOLE, *STREAMED, socket], threads)
             run.processes()
             os.killpg(run.process.pid, signal.SIGINT)  # Ctrl-C: the terminal signals every process in the group
-            # Once Ray has stopped, SIGTERM ends the process for an instant. 1: Ray needs longer than ten seconds.
+            # Just after Ray has stopped, SIGTERM may end the process itself. 1: Ray needs longer than ten seconds.
             assert service.stop(signal.SIGINT, signal.SIGTERM) in (0, -signal.SIGTERM, 1)
             assert not run.leftovers()
             assert service.refuses()
@@ -218,22 +218,22 @@ def test_serve_does_the_same(run, tmp_path, retriever_artifact):
     assert "Traceback" not in run.err
 
 
-def test_what_ends_soon_is_answered_and_nothing_new_is_accepted(start):
+def test_a_short_request_is_answered_and_nothing_new_is_accepted(start):
     service = start(grace_s=60.0)
     with ThreadPoolExecutor(1) as threads:
         answer = threads.submit(service.client.get, "/second")
-        service.begun()
+        service.wait_until_begun()
         service.process.send_signal(signal.SIGTERM)
         assert until(service.refuses, bool)
         assert answer.result().json() == "done"
     assert service.process.wait(PATIENCE_S) == 0
 
 
-def test_an_event_loop_that_hangs_does_not_keep_the_process(start):
+def test_an_event_loop_that_hangs_does_not_keep_the_process_alive(start):
     service = start(limit_s=2.0)
     with ThreadPoolExecutor(1) as threads:
         answer = threads.submit(service.client.get, "/hang")
-        service.begun()
+        service.wait_until_begun()
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(PATIENCE_S) != 0
         assert isinstance(answer.exception(), httpx.TransportError)

@@ -26,7 +26,7 @@ def artifact(tmp_path_factory) -> Path:
 def handle(cluster, artifact):
     # Within a function, so that it is pickled by value: a replica cannot import tests.
     class Observed(ClassifierDeployment):
-        """Tells what its process has imported."""
+        """Returns what its process has imported."""
 
         def imported(self) -> set[str]:
             return set(sys.modules)
@@ -61,7 +61,7 @@ def test_an_impossible_row_is_the_contracts_error(handle):
     assert (caught.value.row, caught.value.field) == (1, "worst_radius")
 
 
-def test_a_replica_never_meets_the_api(handle):
+def test_a_replica_does_not_import_the_api(handle):
     imported = handle.imported.remote().result(timeout_s=60)
     assert "workshop.deployments.classifier" in imported
     assert not [name for name in imported if name.startswith(("workshop.api", "workshop.integration"))]

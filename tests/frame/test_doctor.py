@@ -1,4 +1,4 @@
-"""The doctor on a machine where things are wrong. Each is wrong for real: a port in use, a lock that does not match."""
+"""The doctor on a machine with faults. Each fault is real: a port in use, a lock that does not match."""
 
 import os
 import socket
@@ -159,7 +159,7 @@ def test_port_in_use():
     assert "free port" in finding.remedy
 
 
-def test_port_of_the_server_that_started_us_is_no_surprise():
+def test_port_of_the_server_that_started_us_is_fine():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         code = f"from workshop.lab.doctor import check_port; print(check_port({port}).status)"

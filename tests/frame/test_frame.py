@@ -25,25 +25,25 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCK = (ROOT / "requirements.lock").read_text().splitlines()
 TORCH_LOCK = (ROOT / "torch.lock").read_text().splitlines()
 PINS = [Requirement(line) for line in LOCK]
-APART = [Requirement(line) for line in TORCH_LOCK]
+TORCH_PINS = [Requirement(line) for line in TORCH_LOCK]
 
 
 # The lock
 
 
 def test_every_line_of_the_lock_is_one_exact_pin():
-    for line, pin in zip(LOCK + TORCH_LOCK, PINS + APART, strict=True):
+    for line, pin in zip(LOCK + TORCH_LOCK, PINS + TORCH_PINS, strict=True):
         assert not pin.url, line
         assert [specifier.operator for specifier in pin.specifier] == ["=="], line
 
 
-def test_the_lock_is_of_this_pyproject():
+def test_the_lock_matches_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [
         *project["dependencies"],
         *(line for extra in project["optional-dependencies"].values() for line in extra),
     ]
-    locked = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in PINS + APART}
+    locked = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in PINS + TORCH_PINS}
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
 
@@ -57,7 +57,7 @@ def test_linux_without_a_gpu_never_gets_cuda(machine):
 
 
 def test_nothing_in_the_lock_asks_for_pytorch():
-    """Binder's pip resolves what the lock's packages ask for: it would fetch the build with CUDA."""
+    """Binder's pip installs what the lock's packages require: it would fetch the build with CUDA."""
     asking = [
         pin.name
         for pin in PINS
@@ -92,7 +92,7 @@ def test_binder_has_the_same_environment():
 def test_environment_is_python_and_the_lock(folder):
     dependencies = yaml.safe_load((folder / "environment.yml").read_text())["dependencies"]
     assert dependencies == ["python=3.11", "pip", {"pip": ["-r requirements.lock"]}]
-    # As pip does: a path starts at the folder of the file that names it.
+    # As in pip: a path is relative to the file that contains it.
     file = folder / "requirements.lock"
     while (line := file.read_text().splitlines()[0]).startswith("-r "):
         file = file.parent / line.removeprefix("-r ")
@@ -124,7 +124,7 @@ def make(*arguments: str, folder: Path = ROOT, **env: str) -> subprocess.Complet
 
 @pytest.fixture
 def copy(tmp_path):
-    """The Makefile and what it watches, in a folder with a space in its name."""
+    """The Makefile and the files that it depends on, in a folder with a space in its name."""
     folder = tmp_path / "a copy"
     folder.mkdir()
     for name in ("Makefile", "requirements.lock", "torch.lock", "pyproject.toml"):
@@ -247,10 +247,10 @@ def test_lab_opens_at_the_first_lesson_without_a_pop_up(tmp_path):
         assert news["schema"]["properties"]["checkForUpdates"]["default"] is False
 
 
-# What no file may hold
+# What no file may contain
 
 
-# In two parts, so that this file does not hold them.
+# In two parts, so that this file does not contain them.
 REGISTRIES = [f"{name}.{end}" for name, end in [("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org"),
               ("npmjs", "com"), ("anaconda", "org"), ("anaconda", "com"), ("pytorch", "org/whl")]]  # fmt: skip
 MACHINE_PATHS = [f"/{folder}/" for folder in ("work", "root")]
@@ -293,7 +293,7 @@ def test_the_weights_alone_are_large(project_files):
 
 
 def test_the_tests_of_a_group_stay_in_one_process(request):
-    """By the name that xdist gives a test of a group. Without it, each process starts a Ray of its own."""
+    """By the name that xdist gives a test of a group. Without it, each process would start a Ray of its own."""
     if not hasattr(request.config, "workerinput"):
         pytest.skip("the tests run in one process")
     assert request.node.nodeid.endswith("@test_frame.py")

@@ -47,12 +47,12 @@ def test_a_port_is_held_without_letting_clients_in():
             bound_socket(*address)
 
 
-def test_of_two_that_hold_a_port_the_second_to_listen_is_told():
+def test_when_two_sockets_are_bound_to_a_port_the_second_to_listen_fails():
     with bound_socket("127.0.0.1", 0) as first:
         try:
             second = bound_socket(*first.getsockname())
         except StartError:
-            return  # this system does not let two hold it
+            return  # this system does not let two sockets bind it
         with second:
             listen(first)
             with pytest.raises(StartError, match="Address already in use"):

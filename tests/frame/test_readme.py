@@ -1,4 +1,4 @@
-"""What the README says of lessons, settings, commands and folders is so."""
+"""What the README says about lessons, settings, commands and folders is true."""
 
 import re
 from pathlib import Path
@@ -27,7 +27,7 @@ SETTINGS = {
     for name, field in Settings.model_fields.items()
 }
 """The default of each setting, by its environment variable."""
-OF_OTHERS = {"RAY_ADDRESS"}
+NOT_OURS = {"RAY_ADDRESS"}
 IN_WORDS = {"WORKSHOP_DRAFT_MODEL", "WORKSHOP_MAIN_MODEL", "DATABASE_URL"}
 """Their defaults are paths of this machine."""
 
@@ -39,7 +39,7 @@ def table_of_settings() -> dict[str, str]:
 
 
 def test_every_setting_is_in_its_table_and_no_other():
-    assert set(table_of_settings()) == set(SETTINGS) | OF_OTHERS
+    assert set(table_of_settings()) == set(SETTINGS) | NOT_OURS
 
 
 @pytest.mark.parametrize("variable", sorted(SETTINGS))

@@ -1,4 +1,4 @@
-"""Settings in the environment: what is wrong is one clear line without a secret, whatever it is."""
+"""Settings in the environment: any error is one clear line that shows no secret."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def no_settings(monkeypatch):
 
 
 def refused(monkeypatch, name: str, value: str) -> str:
-    """The line with which a setting is refused."""
+    """The line that refuses a setting."""
     monkeypatch.setenv(name, value)
     with pytest.raises(StartError) as caught:
         read_settings()
@@ -51,7 +51,7 @@ def test_an_extreme_number_is_refused(monkeypatch, name, value):
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_zero_is_refused_but_as_a_price_or_a_threshold(monkeypatch, name):
+def test_zero_is_refused_except_as_a_price_or_a_threshold(monkeypatch, name):
     if name.endswith(("_cost", "_threshold")):
         monkeypatch.setenv(f"WORKSHOP_{name.upper()}", "0")
         assert getattr(read_settings(), name) == 0

@@ -20,7 +20,7 @@ BAD = -1.0
 """A row with this value is invalid."""
 
 REQUEST: ContextVar[str | None] = ContextVar("REQUEST", default=None)
-"""Whose call it is, as Serve keeps it."""
+"""Which request a call belongs to, as Serve keeps it."""
 
 
 def row(value: float) -> FloatMatrix:
@@ -32,7 +32,7 @@ def rows(count: int, value: float = 0.0) -> FloatMatrix:
 
 
 class Gated:
-    """Answers each row with its first value, once ``go`` is set. Keeps the size of each call, and whose it was."""
+    """Answers each row with its first value, once ``go`` is set. Records the size of each call, and its request."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -137,7 +137,7 @@ async def test_several_calls_may_run_at_once_but_no_more_than_allowed(inner):
     assert inner.most_running == 3
 
 
-async def test_rows_above_the_limit_are_turned_away_and_the_waiting_are_served(inner):
+async def test_rows_above_the_limit_are_turned_away_and_the_waiting_ones_are_served(inner):
     classifier = batched(inner, max_waiting_rows=3)
     tasks = await send(classifier, rows(1), rows(2), rows(1))
     with pytest.raises(OverloadedError, match="3 rows are waiting already"):
@@ -173,7 +173,7 @@ async def test_a_call_that_hangs_does_not_hold_up_the_next_one(inner):
     assert inner.calls == [1, 1]
 
 
-async def test_a_caller_that_goes_away_is_dropped_from_the_queue(inner):
+async def test_a_caller_that_leaves_is_dropped_from_the_queue(inner):
     tasks = await send(batched(inner), row(0), row(1), row(2), row(3))
     tasks[2].cancel()
     await settle()
@@ -183,7 +183,7 @@ async def test_a_caller_that_goes_away_is_dropped_from_the_queue(inner):
     assert inner.calls == [1, 2]
 
 
-async def test_a_caller_that_goes_away_during_the_call_breaks_no_other(inner):
+async def test_a_caller_that_leaves_during_the_call_affects_no_other(inner):
     tasks = await send(batched(inner), row(0), row(1), row(2))
     tasks[0].cancel()
     inner.go.set()
@@ -191,8 +191,8 @@ async def test_a_caller_that_goes_away_during_the_call_breaks_no_other(inner):
     assert [values(await task) for task in tasks[1:]] == [[1.0], [2.0]]
 
 
-async def test_no_call_is_made_in_the_name_of_one_of_its_callers(inner):
-    """Serve looks up whose call it is in the context, and cancels it with that request."""
+async def test_a_call_does_not_run_in_the_context_of_one_of_its_callers(inner):
+    """Serve looks up in the context which request a call belongs to, and cancels the call with that request."""
     REQUEST.set("the first caller's")
     tasks = await send(batched(inner), *[rows(1)] * 3)
     inner.go.set()
@@ -200,7 +200,7 @@ async def test_no_call_is_made_in_the_name_of_one_of_its_callers(inner):
     assert inner.requests == [None, None]
 
 
-async def test_rows_of_callers_that_went_away_do_not_fill_the_queue(inner):
+async def test_rows_of_callers_that_have_left_do_not_fill_the_queue(inner):
     classifier = batched(inner, max_waiting_rows=3)
     tasks = await send(classifier, rows(1), rows(3))
     tasks[1].cancel()
@@ -210,7 +210,7 @@ async def test_rows_of_callers_that_went_away_do_not_fill_the_queue(inner):
     assert len(values(await later[0])) == 2
 
 
-async def test_only_the_guilty_request_is_invalid_and_its_row_is_its_own(inner):
+async def test_only_the_guilty_request_is_invalid_and_the_error_names_its_own_row(inner):
     guilty = np.concatenate([rows(2), row(BAD)])
     tasks = await send(batched(inner), row(0), rows(3, 1), guilty, row(2))
     inner.go.set()
@@ -233,11 +233,11 @@ async def test_an_error_reaches_every_request_of_the_call_and_the_next_one_is_se
 
 
 POISON = -2.0
-"""A row with this value makes the model fail without a word about the row."""
+"""A row with this value makes the model fail with an error that does not name the row."""
 
 
 class Picky(Gated):
-    """Fails as models do: in some rows' name, or in nobody's."""
+    """Fails as models do: with an error that names a row, or with one that does not."""
 
     async def predict(self, rows: FloatMatrix) -> Scores:
         scores = await super().predict(rows)
@@ -283,7 +283,7 @@ async def test_guilty_requests_that_no_error_names_are_found_by_halves(n_guilty)
     assert len(inner.calls) <= 2 + n_guilty * 2 * 8  # log2(256)
 
 
-async def test_an_error_that_names_a_row_nobody_sent_is_nobodys():
+async def test_an_error_that_names_a_row_that_was_not_sent_goes_to_every_request():
     inner = Picky()
     inner.error = InvalidInputError("bad", 99, "mean_area")
     tasks = await send(batched(inner), row(0), row(1), row(2))
@@ -292,7 +292,7 @@ async def test_an_error_that_names_a_row_nobody_sent_is_nobodys():
 
 
 @pytest.mark.parametrize("error", [UnavailableError("gone"), DeadlineExceededError("late", 1.0)], ids=repr)
-async def test_a_model_that_is_not_there_is_not_asked_again_and_again(inner, error):
+async def test_an_unavailable_model_is_not_asked_again_and_again(inner, error):
     inner.error = error
     tasks = await send(batched(inner), *(row(i) for i in range(50)))
     inner.go.set()
@@ -301,7 +301,7 @@ async def test_a_model_that_is_not_there_is_not_asked_again_and_again(inner, err
 
 
 @pytest.mark.parametrize("bad", [BAD, POISON])
-async def test_the_rows_of_callers_that_have_gone_are_not_called_again(bad):
+async def test_the_rows_of_callers_that_have_left_are_not_predicted_again(bad):
     inner = Picky()
     tasks = await send(batched(inner), row(0), row(1), row(2), row(bad), row(3), row(4))
     inner.go.set()
@@ -319,13 +319,13 @@ async def test_the_rows_of_callers_that_have_gone_are_not_called_again(bad):
 
 
 @given(
-    kinds=st.lists(st.sampled_from(["right", "right", "named", "nameless"]), min_size=1, max_size=40),
+    kinds=st.lists(st.sampled_from(["right", "right", "named", "unnamed"]), min_size=1, max_size=40),
     max_rows=st.integers(1, 60),
 )
 @settings(max_examples=60, deadline=None)
-def test_whoever_is_guilty_all_others_are_answered(kinds, max_rows):
-    value = {"right": 1.0, "named": BAD, "nameless": POISON}
-    outcome = {"right": 1.0, "named": InvalidInputError, "nameless": ValueError}
+def test_all_requests_but_the_guilty_ones_are_answered(kinds, max_rows):
+    value = {"right": 1.0, "named": BAD, "unnamed": POISON}
+    outcome = {"right": 1.0, "named": InvalidInputError, "unnamed": ValueError}
 
     async def ask() -> list[object]:
         inner = Picky()

@@ -1,4 +1,4 @@
-"""Handles on a real cluster: what happens in a replica arrives as the contract says, and as nothing else."""
+"""Handles on a real cluster: what happens in a replica reaches the caller as the contract says."""
 
 import asyncio
 import os
@@ -74,7 +74,7 @@ async def test_any_other_error_is_a_failed_model_and_names_no_internals(classifi
     assert SECRET in str(caught.value.__cause__)  # for the log
 
 
-async def test_an_error_that_does_not_survive_the_way_is_a_failed_model_too(classifier):
+async def test_an_error_that_cannot_be_unpickled_is_a_failed_model_too(classifier):
     class LosesAnArgument(Exception):
         def __init__(self, message: str, code: int) -> None:
             super().__init__(message)
@@ -117,9 +117,9 @@ async def test_a_deployment_that_is_gone_is_unavailable(cluster):
         await classifier.predict(1)
 
 
-def waits_for_ever() -> type:
-    class WaitsForEver:
-        """Waits for ever, or for the classifier behind it. The card has its counters."""
+def waits_forever() -> type:
+    class WaitsForever:
+        """Waits forever, or for the classifier behind it. Its counters are in its card."""
 
         def __init__(self, behind: HandleClassifier | None = None) -> None:
             self.behind = behind
@@ -145,13 +145,13 @@ def waits_for_ever() -> type:
         async def card(self) -> tuple[int, int]:
             return self.started, self.cancelled
 
-    return WaitsForEver
+    return WaitsForever
 
 
 @pytest.fixture(scope="module")
 def chain(cluster):
     """Handles of two deployments, of which the first calls the second."""
-    deployment = serve.deployment(max_ongoing_requests=10)(waits_for_ever())
+    deployment = serve.deployment(max_ongoing_requests=10)(waits_forever())
     second = deployment.options(name="second").bind()
     first = deployment.options(name="first").bind(HandleClassifier(Calls(second, PATIENCE_S)))
     serve.run(first, name="chain", route_prefix=None)
@@ -160,8 +160,8 @@ def chain(cluster):
 
 
 @pytest.mark.parametrize("method", ["def", "async def"])
-async def test_a_call_that_a_replica_gives_up_by_itself_is_unavailable(handle, chain, method):
-    """Nobody has cancelled the caller: it must learn that there is no answer, rather than end."""
+async def test_a_call_that_a_replica_cancels_by_itself_is_unavailable(handle, chain, method):
+    """Nobody has cancelled the caller: it must get an error, rather than be cancelled too."""
     classifier = HandleClassifier(Calls(handle if method == "def" else chain[1], PATIENCE_S))
     with pytest.raises(UnavailableError):
         await classifier.predict(asyncio.CancelledError())
@@ -169,7 +169,7 @@ async def test_a_call_that_a_replica_gives_up_by_itself_is_unavailable(handle, c
 
 @pytest.fixture
 async def counters(chain) -> Callable:
-    """What the calls of the two replicas have done since the test began: how many have started, and were cancelled."""
+    """How many calls of the two replicas have started, and how many were cancelled, since the test began."""
 
     async def look() -> list[tuple[int, int]]:
         return [await HandleClassifier(Calls(handle, PATIENCE_S)).card() for handle in chain]
@@ -188,7 +188,7 @@ async def until(counters: Callable, *expected: tuple[int, int]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_caller_that_goes_away_stops_its_call_and_the_calls_that_this_one_waits_for(chain, counters):
+async def test_a_caller_that_leaves_stops_its_call_and_the_calls_that_this_one_waits_for(chain, counters):
     first, _ = (HandleClassifier(Calls(handle, PATIENCE_S)) for handle in chain)
     call = asyncio.create_task(first.predict(None))
     await until(counters, (1, 0), (1, 0))
@@ -208,9 +208,9 @@ async def test_a_call_whose_time_is_up_is_a_deadline_error_and_stops(chain, coun
             await asyncio.sleep(0.05)
 
 
-async def test_each_piece_of_a_stream_has_the_time_anew(chain, counters):
+async def test_each_piece_of_a_stream_has_the_whole_timeout(chain, counters):
     _, handle = chain
-    stream = Calls(handle, 1.0).stream(waits_for_ever().stream, 3)
+    stream = Calls(handle, 1.0).stream(waits_forever().stream, 3)
     assert await anext(stream) == 0
     await asyncio.sleep(1.2)
     assert [await anext(stream), await anext(stream)] == [1, 2]
@@ -222,7 +222,7 @@ async def test_each_piece_of_a_stream_has_the_time_anew(chain, counters):
 @pytest.mark.parametrize("leave", ["close", "cancel"])
 async def test_a_reader_that_leaves_a_stream_stops_it(chain, counters, leave):
     _, handle = chain
-    stream = Calls(handle, PATIENCE_S).stream(waits_for_ever().stream, 1)
+    stream = Calls(handle, PATIENCE_S).stream(waits_forever().stream, 1)
     assert await anext(stream) == 0
     await until(counters, (0, 0), (1, 0))
     if leave == "close":

@@ -1,4 +1,4 @@
-"""Clients that send too much or too slowly, on bare sockets: each is cut off, and nobody else is."""
+"""Clients that send too much or too slowly, on bare sockets: only they are cut off."""
 
 import asyncio
 import json
@@ -46,17 +46,17 @@ def connection(server: Server) -> Iterator[socket.socket]:
 
 def everything(client: socket.socket) -> bytes:
     """What the server says until it closes the connection."""
-    said = b""
+    received = b""
     try:
         while piece := client.recv(65536):
-            said += piece
+            received += piece
     except ConnectionResetError:
         pass
-    return said
+    return received
 
 
-def problem(said: bytes) -> dict:
-    head, _, body = said.partition(b"\r\n\r\n")
+def problem(received: bytes) -> dict:
+    head, _, body = received.partition(b"\r\n\r\n")
     assert b"content-type: application/problem+json" in head.lower()
     assert b"connection: close" in head.lower()
     document = json.loads(body)
@@ -85,7 +85,7 @@ def test_headers_that_are_too_large_are_a_431(service, head, size):
 
 
 @pytest.mark.parametrize("head", ["one header", "many headers", "a query"])
-def test_headers_within_the_limit_are_welcome(service, head):
+def test_headers_within_the_limit_are_accepted(service, head):
     with connection(service) as client:
         client.sendall(HEADS[head](MAX_HEADER_BYTES // 2))
         assert client.recv(20).startswith(b"HTTP/1.1 200 ")
@@ -103,7 +103,7 @@ def send_until_cut_off(client: socket.socket, pieces: Iterable[bytes], pause_s: 
 
 
 def test_endless_headers_and_trailers_take_no_memory(service):
-    """Whoever sends on and on is cut off, wherever in a request it is."""
+    """A client that sends on and on is cut off, in any part of a request."""
     before = psutil.Process().memory_info().rss
     trailers = b"POST /health HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
     for start in (GET + b"X-Long: ", GET + b"X-Ma: ny\r\n", b"GET /", trailers + b"X-Long: "):
@@ -115,9 +115,9 @@ def test_endless_headers_and_trailers_take_no_memory(service):
 def test_the_answer_under_way_is_whole_when_the_next_request_is_too_large(service):
     with connection(service) as client:
         client.sendall(GET + b"\r\n" + HEADS["one header"](2**21))
-        said = everything(client)
-    assert said.startswith(b"HTTP/1.1 200 ")
-    assert b'{"status":' in said
+        received = everything(client)
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert b'{"status":' in received
 
 
 def test_slow_headers_are_cut_off(service, hasty):
@@ -152,19 +152,19 @@ def test_a_slow_body_is_a_408(service, body):
 def test_a_body_that_trickles_is_a_408(service):
     with connection(service) as client:
         client.sendall(POST)
-        said = b""
+        received = b""
         client.settimeout(0.05)
-        while not said:
+        while not received:
             client.sendall(b" ")
             try:
-                said = client.recv(20)
+                received = client.recv(20)
             except TimeoutError:
                 continue
-    assert said.startswith(b"HTTP/1.1 408 ")
+    assert received.startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_body_that_nobody_reads_does_not_hold_the_connection(service, hasty):
-    """The answer is there, and the client sends on as slowly as it can."""
+    """The answer has been sent, and the client goes on sending as slowly as it can."""
     with connection(service) as client:
         client.sendall(POST.replace(b"/v1/predict", b"/nowhere"))
         assert client.recv(20).startswith(b"HTTP/1.1 404 ")
@@ -214,7 +214,7 @@ def test_a_slow_model_is_not_a_slow_sender(hasty):
 
 
 IDS = ["callers-own-id", "a" * 128, "0.1_2-Z"]
-NO_IDS = ["", "a" * 129, "a" * 20_000, "two words", 'a"b', "<script>", "ä".encode(), "a;b"]
+IMPROPER_IDS = ["", "a" * 129, "a" * 20_000, "two words", 'a"b', "<script>", "ä".encode(), "a;b"]
 
 
 @pytest.mark.parametrize("sent", IDS)
@@ -222,7 +222,7 @@ def test_a_proper_request_id_comes_back(service, sent):
     assert httpx.get(service.url + "/health", headers={"X-Request-ID": sent}).headers["X-Request-ID"] == sent
 
 
-@pytest.mark.parametrize("sent", NO_IDS)
+@pytest.mark.parametrize("sent", IMPROPER_IDS)
 def test_any_other_request_id_is_replaced(service, sent):
     answer = httpx.get(service.url + "/nowhere", headers={"X-Request-ID": sent})
     assert len(answer.headers["X-Request-ID"]) == 36

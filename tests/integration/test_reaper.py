@@ -55,7 +55,7 @@ def test_nothing_outlives_a_process_that_is_killed(started, number):
     assert until(lambda: alive(family), lambda left: not left) == []
 
 
-def test_after_the_block_a_process_answers_for_itself(started):
+def test_after_the_block_nothing_is_reaped(started):
     program, family = started
     program.stdin.write("\n")
     program.stdin.flush()

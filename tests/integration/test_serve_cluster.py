@@ -44,7 +44,7 @@ def test_a_ray_that_is_late_is_started_again_and_nothing_is_left_of_it():
     assert done.stdout.split() == ["2", "1", "1"], done.stderr
 
 
-def test_a_ray_that_never_comes_up_is_one_line():
+def test_a_ray_that_never_comes_up_is_an_error_of_one_line():
     done = run(failures=99, starts=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith(
@@ -71,7 +71,7 @@ with serve_cluster(Settings(), host="127.0.0.1", port=int(sys.argv[1])):
 
 
 @pytest.mark.ray
-def test_a_ray_of_others_is_used_and_goes_on():
+def test_a_ray_that_runs_already_is_used_and_left_as_it_was():
     def serves(port: int, **environment: str) -> subprocess.Popen[str]:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         environment = os.environ | ray.environment | environment

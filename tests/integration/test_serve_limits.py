@@ -1,4 +1,4 @@
-"""Clients that send too much or too slowly, at the proxy of Ray Serve: what uvicorn does with them, it does too."""
+"""Clients that send too much or too slowly, at the proxy of Ray Serve, which treats them like uvicorn."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ POST = b"POST /v1/predict HTTP/1.1\r\nHost: test\r\nContent-Type: application/js
 
 @pytest.fixture(scope="module")
 def service(cluster, artifact, tmp_path_factory) -> Iterator[str]:
-    """The URL of the service, which wants bodies soon."""
+    """The URL of the service, with a short limit for bodies."""
     database = tmp_path_factory.mktemp("database") / "service.sqlite"
     settings = Settings(
         artifact=artifact, DATABASE_URL=f"sqlite+aiosqlite:///{database}", language_models=False, body_timeout_s=2.0
@@ -37,14 +37,14 @@ def connection(url: str) -> Iterator[socket.socket]:
 
 def everything(client: socket.socket) -> bytes:
     """What the proxy says until it closes the connection."""
-    said = b""
+    received = b""
     while piece := client.recv(65536):
-        said += piece
-    return said
+        received += piece
+    return received
 
 
-def problem(said: bytes) -> dict:
-    head, _, body = said.partition(b"\r\n\r\n")
+def problem(received: bytes) -> dict:
+    head, _, body = received.partition(b"\r\n\r\n")
     assert b"content-type: application/problem+json" in head.lower()
     document = json.loads(body)
     assert head.startswith(f"HTTP/1.1 {document['status']} ".encode())

@@ -15,7 +15,7 @@ from workshop.settings import Settings
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
-    """Settings whose defaults are in a project that holds nothing yet."""
+    """Settings whose defaults are in an empty project."""
     monkeypatch.setattr(training, "PROJECT", tmp_path)
 
     class Fresh(Settings):
@@ -42,13 +42,13 @@ def test_without_language_models_nothing_is_indexed(fresh):
     assert not settings.retriever_artifact.exists()
 
 
-def test_places_that_the_user_has_named_are_left_alone(fresh, tmp_path):
+def test_folders_that_the_user_has_named_are_left_alone(fresh, tmp_path):
     named = tmp_path / "named"
     make_missing(fresh(artifact=named, retriever_artifact=named, DATABASE_URL="sqlite+aiosqlite:///named.sqlite"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_start_has_left_is_made_again(fresh, tmp_path):
+def test_what_a_killed_start_has_left_unfinished_is_made_again(fresh, tmp_path):
     unfinished = tmp_path / "artifacts" / "classifier.unfinished"
     unfinished.mkdir(parents=True)
     (unfinished / "model.skops").write_bytes(b"half of a mod")
@@ -57,14 +57,14 @@ def test_what_a_killed_start_has_left_is_made_again(fresh, tmp_path):
     TumourClassifier.load(settings.artifact)
 
 
-def test_one_makes_it_and_the_others_wait(fresh, capsys):
+def test_one_start_makes_what_is_missing_and_the_others_wait(fresh, capsys):
     settings = fresh(language_models=False)
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(make_missing, [settings] * 4))
     assert capsys.readouterr().out.count("does not exist yet") == 1
 
 
-def test_a_place_that_cannot_be_written_is_one_clear_line(fresh, tmp_path):
+def test_a_folder_that_cannot_be_written_is_one_clear_line(fresh, tmp_path):
     (tmp_path / "artifacts").write_text("a file in the folder's place")
     with pytest.raises(StartError, match=f"cannot write to {tmp_path}/artifacts"):
         make_missing(fresh(language_models=False))

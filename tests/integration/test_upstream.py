@@ -1,4 +1,4 @@
-"""A server of OpenAI's protocol as a contract: what it answers, how it fails, and what it learns when readers leave."""
+"""A server with OpenAI's protocol behind the contract: its answers, its failures, and readers who leave."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.anyio
 KEY = "key-SECRET"
 PROMPT = Prompt((Message("user", "What is Ray Serve?"),))
 ESTIMATED = 5
-"""Its tokens: four characters make one."""
+"""The prompt's tokens, at four characters per token."""
 
 Event = dict[str, Any]
 Answer = Callable[[], Response]
@@ -316,15 +316,15 @@ async def test_no_error_shows_the_key_or_what_the_server_said_of_it(upstream, ge
         failing(400, message="This model's maximum context length is 8192 tokens.", code=400),
         answering({"error": {"message": "9000 tokens exceed the context length", "code": "ModelFailed"}}),
     ],
-    ids=["code", "words", "within the stream"],
+    ids=["code", "message", "within the stream"],
 )
-async def test_a_prompt_that_is_too_long_is_the_callers_to_shorten(upstream, generator, answer):
+async def test_a_prompt_that_is_too_long_is_the_callers_error(upstream, generator, answer):
     upstream.answers = [answer]
     with pytest.raises(PromptTooLongError, match="tokens"):
         await generator.complete(PROMPT)
 
 
-async def test_no_server_is_unavailable():
+async def test_a_server_that_is_not_there_is_unavailable():
     nobody = Upstream(url=f"http://127.0.0.1:{free_port()}/v1")
     async with aclosing(connect(nobody)) as generator:
         for call in (generator.complete(PROMPT), generator.card()):
@@ -345,7 +345,7 @@ async def test_a_connection_that_breaks_in_the_middle_is_unavailable_after_the_p
 
 
 @pytest.mark.parametrize("events", [[], [piece("It", -0.5)]], ids=["from the start", "in the middle"])
-async def test_a_server_that_falls_silent_is_a_deadline_error_and_is_left(upstream, events):
+async def test_a_server_that_falls_silent_is_a_deadline_error_and_is_disconnected(upstream, events):
     upstream.answers = [upstream.holding(*events)]
     async with aclosing(connect(upstream, timeout_s=0.2)) as generator:
         with pytest.raises(DeadlineExceededError) as caught:
@@ -354,7 +354,7 @@ async def test_a_server_that_falls_silent_is_a_deadline_error_and_is_left(upstre
         assert await upstream.is_gone()
 
 
-async def test_comments_that_keep_the_connection_alive_do_not_keep_a_deadline_off(upstream, generator):
+async def test_comments_that_keep_the_connection_alive_do_not_extend_a_deadline(upstream, generator):
     upstream.answers = [upstream.holding(comments=True)]
     with pytest.raises(DeadlineExceededError):
         await WithDeadline(generator, 0.2).complete(PROMPT)
@@ -460,7 +460,7 @@ JSON = st.recursive(
 )
 
 
-def test_whatever_a_server_sends_no_other_error_than_the_contracts_gets_out(upstream):
+def test_whatever_a_server_sends_only_errors_of_the_contract_are_raised(upstream):
     generator = connect(upstream)
     with asyncio.Runner() as runner:
 

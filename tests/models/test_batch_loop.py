@@ -1,4 +1,4 @@
-"""Many answers at once, some of which break what all share."""
+"""Many answers at once, some of which break the loop that all share."""
 
 import asyncio
 import gc
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.anyio
 
 QUESTIONS = [entry.questions[0] for entry in corpus.entries()]
 BREAKING = 1e-40
-"""A temperature that ends a loop, where it is not taken for 0."""
+"""A temperature that ends a loop, unless it is taken as 0."""
 SAMPLED = {"temperature": 1.0, "top_p": 0.001}
-"""The sampling loop's way to the most probable tokens."""
+"""Makes the sampling loop take the most probable tokens."""
 
 
 @pytest.fixture(scope="module")
@@ -40,27 +40,27 @@ async def model():
 @pytest.fixture
 def breakable(model, monkeypatch) -> LanguageModel:
     """The model without the guard against tiny temperatures."""
-    monkeypatch.setattr(language_model, "COOLEST", 1e-300)
+    monkeypatch.setattr(language_model, "MIN_TEMPERATURE", 1e-300)
     return model
 
 
-def asks(question: str = QUESTIONS[0], **options) -> Prompt:
+def prompt_for(question: str = QUESTIONS[0], **options) -> Prompt:
     return Prompt((Message("user", question),), **options)
 
 
 def loops() -> set[threading.Thread]:
-    """Those that run in this process."""
+    """The threads of the loops in this process."""
     return {thread for thread in threading.enumerate() if "_run_generation_loop" in thread.name}
 
 
 def caches() -> weakref.WeakSet[PagedAttentionCache]:
-    """What loops in this process hold."""
+    """The caches that loops in this process hold."""
     return weakref.WeakSet(kept for kept in gc.get_objects() if type(kept) is PagedAttentionCache)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def earlier() -> tuple[set[threading.Thread], weakref.WeakSet[PagedAttentionCache]]:
-    """The loops, and what they hold, of models that other files of this process have left open."""
+    """The loops and caches of models that other test files have left open in this process."""
     return loops(), caches()
 
 
@@ -75,35 +75,36 @@ async def until(condition) -> None:
     [{"temperature": 1e-40}, {"temperature": 5e-324}, {"temperature": 1e-3}, {"temperature": 2.0, "top_p": 1e-30}],
     ids=str,
 )
-async def test_little_heat_is_none_and_harms_nobody(model, options):
+async def test_a_tiny_temperature_counts_as_zero_and_affects_no_others(model, options):
     cold, *others = await asyncio.gather(
-        model.complete(asks(**options)), *(model.complete(asks(question, **SAMPLED)) for question in QUESTIONS[:3])
+        model.complete(prompt_for(**options)),
+        *(model.complete(prompt_for(question, **SAMPLED)) for question in QUESTIONS[:3]),
     )
-    assert cold.text == (await model.complete(asks())).text
+    assert cold.text == (await model.complete(prompt_for())).text
     assert all(other.finish_reason for other in others)
 
 
 @pytest.mark.parametrize("options", [{"temperature": 1e308}, {"temperature": 2.0, "top_p": 5e-324}], ids=str)
 async def test_extreme_numbers_get_an_answer(model, options):
-    assert (await model.complete(asks(max_tokens=8, **options))).usage.completion_tokens > 0
+    assert (await model.complete(prompt_for(max_tokens=8, **options))).usage.completion_tokens > 0
 
 
-async def test_who_breaks_the_loop_fails_alone(breakable):
-    expected = [(await breakable.complete(asks(question))).text for question in QUESTIONS[:6]]
-    calls = [breakable.complete(asks(question, **SAMPLED)) for question in QUESTIONS[:6]]
-    guilty = [breakable.complete(asks(temperature=BREAKING)) for _ in range(2)]
-    answers = await asyncio.gather(*calls[:3], guilty[0], *calls[3:], guilty[1], return_exceptions=True)
+async def test_only_the_request_that_breaks_the_loop_fails(breakable):
+    expected = [(await breakable.complete(prompt_for(question))).text for question in QUESTIONS[:6]]
+    calls = [breakable.complete(prompt_for(question, **SAMPLED)) for question in QUESTIONS[:6]]
+    breaking = [breakable.complete(prompt_for(temperature=BREAKING)) for _ in range(2)]
+    answers = await asyncio.gather(*calls[:3], breaking[0], *calls[3:], breaking[1], return_exceptions=True)
     assert [type(answers[i]) for i in (3, 7)] == [ModelFailedError] * 2
     del answers[7], answers[3]
     assert [answer.text for answer in answers] == expected
 
 
-async def test_a_stream_under_way_goes_on_where_it_was(breakable):
-    whole = await breakable.complete(asks())
-    async with aclosing(breakable.stream(asks(**SAMPLED))) as chunks:
+async def test_a_stream_under_way_continues_where_it_was(breakable):
+    whole = await breakable.complete(prompt_for())
+    async with aclosing(breakable.stream(prompt_for(**SAMPLED))) as chunks:
         pieces = [await anext(chunks)]
         with pytest.raises(ModelFailedError):
-            await breakable.complete(asks(temperature=BREAKING))
+            await breakable.complete(prompt_for(temperature=BREAKING))
         pieces += [chunk async for chunk in chunks]
     assert "".join(piece.text for piece in pieces) == whole.text
     assert pieces[-1].usage == whole.usage
@@ -113,22 +114,22 @@ async def test_a_stream_under_way_goes_on_where_it_was(breakable):
 async def test_loops_that_broke_leave_no_memory_and_no_threads(breakable, earlier):
     for _ in range(6):
         answers = await asyncio.gather(
-            breakable.complete(asks(max_tokens=20, **SAMPLED)),
-            breakable.complete(asks(temperature=BREAKING)),
+            breakable.complete(prompt_for(max_tokens=20, **SAMPLED)),
+            breakable.complete(prompt_for(temperature=BREAKING)),
             return_exceptions=True,
         )
         assert [type(answer).__name__ for answer in answers] == ["Completion", "ModelFailedError"]
-        assert len(caches() - earlier[1]) <= 2, "what a loop held stays after its end"
-    await breakable.complete(asks(max_tokens=2, **SAMPLED))
-    assert len(loops() - earlier[0]) <= 2  # drawn or not
+        assert len(caches() - earlier[1]) <= 2, "the cache of a loop stays after its end"
+    await breakable.complete(prompt_for(max_tokens=2, **SAMPLED))
+    assert len(loops() - earlier[0]) <= 2  # one that samples, one that does not
 
 
-async def test_who_is_given_up_while_it_waits_to_go_on_alone_holds_nobody_up(breakable):
-    waiting = [asyncio.create_task(breakable.complete(asks(question, **SAMPLED))) for question in QUESTIONS[:4]]
-    guilty = asyncio.create_task(breakable.complete(asks(temperature=BREAKING)))
-    await until(lambda: breakable._loops._alone.locked() or guilty.done())
+async def test_a_request_cancelled_while_it_waits_to_continue_alone_delays_no_others(breakable):
+    waiting = [asyncio.create_task(breakable.complete(prompt_for(question, **SAMPLED))) for question in QUESTIONS[:4]]
+    breaking = asyncio.create_task(breakable.complete(prompt_for(temperature=BREAKING)))
+    await until(lambda: breakable._loops._alone.locked() or breaking.done())
     waiting[2].cancel()
-    answers = await asyncio.gather(*waiting, guilty, return_exceptions=True)
+    answers = await asyncio.gather(*waiting, breaking, return_exceptions=True)
     assert [type(answer).__name__ for answer in answers] == [
         "Completion",
         "Completion",
@@ -141,7 +142,7 @@ async def test_who_is_given_up_while_it_waits_to_go_on_alone_holds_nobody_up(bre
 @pytest.mark.parametrize("options", [{}, {"temperature": 2.0}, {"temperature": BREAKING}], ids=str)
 async def test_closing_ends_what_is_under_way(breakable, options, earlier):
     await breakable.aclose()
-    calls = [asyncio.create_task(breakable.complete(asks(question, **options))) for question in QUESTIONS[:8]]
+    calls = [asyncio.create_task(breakable.complete(prompt_for(question, **options))) for question in QUESTIONS[:8]]
     await until(lambda: breakable._loops._loops)
     await breakable.aclose()
     answers = await asyncio.gather(*calls, return_exceptions=True)
@@ -151,10 +152,12 @@ async def test_closing_ends_what_is_under_way(breakable, options, earlier):
     assert not loops() - earlier[0]
 
 
-async def test_two_hundred_at_once_of_which_half_are_given_up(model):
+async def test_two_hundred_at_once_of_which_half_are_cancelled(model):
     before = await model.activity()
     calls = [
-        asyncio.create_task(model.complete(asks(QUESTIONS[i % len(QUESTIONS)], max_tokens=12, temperature=i % 3 / 2)))
+        asyncio.create_task(
+            model.complete(prompt_for(QUESTIONS[i % len(QUESTIONS)], max_tokens=12, temperature=i % 3 / 2))
+        )
         for i in range(200)
     ]
     for i, call in enumerate(calls[::2]):
@@ -168,34 +171,34 @@ async def test_two_hundred_at_once_of_which_half_are_given_up(model):
     assert (activity.running, activity.completed - before.completed) == (0, 100)
 
 
-async def test_who_is_given_up_before_the_first_token_costs_nothing_more(model):
+async def test_a_request_cancelled_before_its_first_token_stops_the_model(model):
     await model.aclose()
     before = await model.activity()
-    stream = model.stream(asks("word " * 500, max_tokens=400, temperature=2.0))
+    stream = model.stream(prompt_for("word " * 500, max_tokens=400, temperature=2.0))
     first = asyncio.create_task(anext(stream))
     await until(lambda: model._loops._loops)
     first.cancel()
     await asyncio.wait([first])
-    assert (await model.complete(asks(max_tokens=1))).usage.completion_tokens == 1
+    assert (await model.complete(prompt_for(max_tokens=1))).usage.completion_tokens == 1
     await asyncio.sleep(0.2)
     assert (await model.activity()).generated_tokens - before.generated_tokens < 50
 
 
-async def test_a_prompt_may_fill_the_context_but_for_one_token(model):
+async def test_a_prompt_may_fill_the_context_except_for_one_token(model):
     length = (await model.card()).context_length
-    marks = (await model.complete(asks("a", max_tokens=1))).usage.prompt_tokens - 1
-    full = await model.complete(asks(" a" * (length - 1 - marks)))
+    marks = (await model.complete(prompt_for("a", max_tokens=1))).usage.prompt_tokens - 1
+    full = await model.complete(prompt_for(" a" * (length - 1 - marks)))
     assert (full.usage.prompt_tokens, full.usage.completion_tokens) == (length - 1, 1)
     with pytest.raises(PromptTooLongError):
-        await model.complete(asks(" a" * (length - marks)))
+        await model.complete(prompt_for(" a" * (length - marks)))
 
 
 @pytest.mark.parametrize("content", ["", " ", "\n\n", "\0", "a\0b", "\u202e", "🦜" * 20, "\x1b[0m"], ids=ascii)
 async def test_odd_texts_get_an_answer(model, content):
-    assert (await model.complete(asks(content, max_tokens=2))).usage.completion_tokens in (1, 2)
+    assert (await model.complete(prompt_for(content, max_tokens=2))).usage.completion_tokens in (1, 2)
 
 
-async def test_a_prompt_is_encoded_beside_the_event_loop(model, monkeypatch):
+async def test_a_prompt_is_encoded_without_blocking_the_event_loop(model, monkeypatch):
     go, encode = threading.Event(), model._template.encode
 
     def waits(messages):
@@ -203,22 +206,22 @@ async def test_a_prompt_is_encoded_beside_the_event_loop(model, monkeypatch):
         return encode(messages)
 
     monkeypatch.setattr(model._template, "encode", waits)
-    call = asyncio.create_task(model.complete(asks(max_tokens=1)))
+    call = asyncio.create_task(model.complete(prompt_for(max_tokens=1)))
     await asyncio.sleep(0.01)
     go.set()
     assert (await call).usage.completion_tokens == 1
 
 
-async def test_what_cannot_fit_is_refused_without_encoding_it(model, monkeypatch):
+async def test_a_prompt_that_cannot_fit_is_refused_without_encoding_it(model, monkeypatch):
     monkeypatch.setattr(model._template, "encode", None)
     with pytest.raises(PromptTooLongError, match="at least") as caught:
-        await model.complete(asks("word " * 100_000))
+        await model.complete(prompt_for("word " * 100_000))
     assert caught.value.prompt_tokens > caught.value.context_length
 
 
 async def test_a_model_that_is_dropped_leaves_no_memory(breakable, earlier):
     with pytest.raises(ModelFailedError):
-        await breakable.complete(asks(temperature=BREAKING))
+        await breakable.complete(prompt_for(temperature=BREAKING))
     await breakable.aclose()
     gc.collect()
     assert not caches() - earlier[1]

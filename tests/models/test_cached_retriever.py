@@ -1,4 +1,4 @@
-"""A text is embedded once, wherever vectors are kept, and both ways to use them have the same."""
+"""Each text is embedded once, wherever vectors are cached, and ``embed`` and ``search`` share them."""
 
 import asyncio
 import threading
@@ -26,7 +26,7 @@ def anyio_backend() -> str:
 
 @dataclass
 class Watched:
-    """The real index; knows the texts that it had to embed. ``go`` lets it begin."""
+    """The real index, which records the texts that it had to embed. It waits for ``go``."""
 
     card: RetrieverCard = field(default_factory=lambda: built().card)
     embedded: list[str] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Watched:
         return built().nearest(projection, k)
 
 
-@pytest.fixture(params=["here", "redis"])
+@pytest.fixture(params=["memory", "redis"])
 async def places(request) -> AsyncIterator[tuple[Watched, CachedRetriever]]:
     url, _ = request.getfixturevalue("redis") if request.param == "redis" else (None, None)
     index = Watched()
@@ -130,7 +130,7 @@ async def test_replicas_with_a_redis_embed_for_each_other(redis):
     assert (one.embedded, two.embedded) == ([QUESTION], [])
 
 
-async def test_without_an_answer_of_redis_every_text_is_embedded(redis):
+async def test_when_redis_does_not_answer_every_text_is_embedded(redis):
     url, process = redis
     index = Watched()
     async with aclosing(CachedRetriever(index, url)) as cached:
@@ -146,7 +146,7 @@ async def test_a_redis_that_was_never_there_does_no_harm():
         assert await cached.search(QUESTION, 3) == built().search(QUESTION, 3)
 
 
-async def test_what_is_kept_here_has_a_limit():
+async def test_the_cache_in_memory_has_a_limit():
     index = Watched()
     async with aclosing(CachedRetriever(index)) as cached:
         await cached.embed([str(number) for number in range(MAX_TEXTS + 1)])

@@ -90,7 +90,7 @@ async def test_an_empty_draft_is_not_good_enough():
     assert (answer.quality, answer.model_used) == (0.0, "main")
 
 
-async def test_both_models_are_asked_the_same_as_the_query_says():
+async def test_both_models_get_the_text_and_the_options_of_the_query():
     small, big = draft(UNSURE), main()
     await answer_of(cascade(small, big), Query("What is a replica?", max_tokens=7, temperature=0.5))
     assert small.prompts == big.prompts == [Prompt((Message("user", "What is a replica?"),), 7, 0.5)]
@@ -102,7 +102,7 @@ async def test_an_accepted_draft_costs_its_tokens_and_no_more():
     assert answer.cost == pytest.approx(12 * DRAFT_COST / 1000)
 
 
-async def test_a_rejected_draft_is_paid_too():
+async def test_a_rejected_draft_is_charged_too():
     answer = await answer_of(cascade(draft(UNSURE), main()))
     assert answer.usage == Usage(2 * PROMPT_TOKENS, 2 + 4)
     assert answer.cost == pytest.approx((12 * DRAFT_COST + 14 * MAIN_COST) / 1000)
@@ -143,12 +143,11 @@ async def test_each_event_says_what_the_answer_has_taken_so_far():
 @pytest.mark.parametrize("force_direct", [False, True])
 async def test_closing_the_stream_stops_the_model(force_direct):
     small, big = draft(endless=True), main(endless=True)
-    asked = cascade(small, big)
-    events = asked.stream(Query("What is a replica?", force_direct=force_direct))
+    events = cascade(small, big).stream(Query("What is a replica?", force_direct=force_direct))
     await anext(events)
     await events.aclose()
-    at_work = big if force_direct else small
-    assert (at_work.running, at_work.cancelled) == (0, 1)
+    asked = big if force_direct else small
+    assert (asked.running, asked.cancelled) == (0, 1)
 
 
 async def test_cancelling_an_answer_stops_the_model():
@@ -189,8 +188,8 @@ async def test_an_answer_without_an_end_is_a_failure_of_the_model():
 
 
 async def test_many_queries_at_once_do_not_mix():
-    asked = cascade(draft(UNSURE), main())
-    answers = await asyncio.gather(*(answer_of(asked) for _ in range(20)))
+    shared = cascade(draft(UNSURE), main())
+    answers = await asyncio.gather(*(answer_of(shared) for _ in range(20)))
     assert {(answer.content, answer.usage) for answer in answers} == {
         ("One of several copies.", Usage(2 * PROMPT_TOKENS, 6))
     }

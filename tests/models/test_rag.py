@@ -71,8 +71,8 @@ How much does an elephant weigh?
 
 
 @dataclass
-class Finds:
-    """A retriever that finds the same for every question."""
+class FixedRetriever:
+    """Finds the same for every question."""
 
     hits: list[Hit]
 
@@ -99,7 +99,7 @@ class SmallModel(StandInModel):
 
 
 def rag(model: StandInModel, hits: list[Hit] = HITS, threshold: float = THRESHOLD) -> Rag:
-    return Rag(Finds(hits), model, model.name, threshold)
+    return Rag(FixedRetriever(hits), model, model.name, threshold)
 
 
 async def answer(rag: Rag, question: str, k: int) -> RagAnswer:
@@ -133,7 +133,7 @@ async def test_the_answer_names_its_sources_its_model_and_what_it_took():
 
 
 @pytest.mark.parametrize("hits", [[], [replace(HITS[0], score=0.49)]], ids=["nothing found", "nothing near"])
-async def test_without_a_relevant_source_it_is_unsure_and_no_model_works(hits):
+async def test_without_a_relevant_source_it_is_unsure_and_no_model_is_asked(hits):
     model = StandInModel()
     assert await answer(rag(model, hits, threshold=0.5), "Is it so?", 3) == UNSURE
     assert model.prompts == []
@@ -157,7 +157,7 @@ async def test_sources_that_the_model_has_no_room_for_are_left_out(room):
     assert (reply.text, reply.sources) == (f"{room} sources", tuple(HITS[:room]))
 
 
-async def test_an_answer_that_is_cut_short_is_asked_for_again_with_fewer_sources_and_both_are_paid():
+async def test_an_answer_that_is_cut_short_is_asked_for_again_with_fewer_sources_and_both_are_charged():
     reply = await answer(rag(SmallModel(2.5)), "Is it so?", 5)
     assert (reply.text, reply.usage) == ("2 sources", Usage(3 + 2, 2 + 2))
 
@@ -184,7 +184,7 @@ async def test_the_models_error_arrives_as_it_is():
         await answer(rag(StandInModel(error=ModelFailedError("it broke"))), "Is it so?", 3)
 
 
-async def test_who_gives_up_an_answer_stops_the_model():
+async def test_cancelling_an_answer_from_sources_stops_the_model():
     model = StandInModel(endless=True)
     answering = asyncio.create_task(answer(rag(model), "Is it so?", 3))
     while not model.running:
@@ -208,7 +208,7 @@ async def test_each_event_says_what_the_answer_has_taken_so_far():
 
 
 @pytest.mark.parametrize("n_events", [1, 3])
-async def test_whoever_closes_a_stream_stops_the_model(n_events):
+async def test_closing_a_stream_of_events_stops_the_model(n_events):
     model = StandInModel(endless=True)
     async with aclosing(rag(model).stream("Is it so?", 3)) as events:
         for _ in range(n_events):
@@ -233,7 +233,7 @@ async def test_the_chat_model_streams_the_same():
     assert whole.response_metadata["finish_reason"] == "stop"
 
 
-async def test_who_leaves_a_stream_stops_the_model():
+async def test_closing_a_stream_of_the_chat_model_stops_the_model():
     model = StandInModel(endless=True)
     async with aclosing(chat(model).astream("Is it so?")) as pieces:
         async for _ in pieces:
@@ -251,7 +251,7 @@ async def test_the_chat_model_passes_on_roles_limits_and_stop_texts():
     assert model.prompts == [Prompt(messages, max_tokens=9, temperature=0.5, top_p=0.8, stop=(".",))]
 
 
-def test_the_chat_model_answers_no_call_that_would_block():
+def test_the_chat_model_refuses_calls_that_would_block():
     with pytest.raises(NotImplementedError, match="ainvoke"):
         chat(StandInModel()).invoke("Is it so?")
 
@@ -266,8 +266,8 @@ wait_for_all_tracers()
 """
 
 
-@pytest.mark.parametrize(("ask", "told"), [("rag", False), ("chat", True)])
-def test_no_question_goes_to_langsmith_whatever_the_environment_says(ask, told):
+@pytest.mark.parametrize(("ask", "is_traced"), [("rag", False), ("chat", True)])
+def test_no_question_goes_to_langsmith_whatever_the_environment_says(ask, is_traced):
     """The bare chat model, which obeys the environment, shows that this test would notice."""
     requests = []
 
@@ -288,4 +288,4 @@ def test_no_question_goes_to_langsmith_whatever_the_environment_says(ask, told):
         }
         subprocess.run([sys.executable, "-c", ANSWER_OR_INVOKE, ask], env=os.environ | tracing, check=True)
         server.shutdown()
-    assert bool(requests) is told
+    assert bool(requests) is is_traced

@@ -126,7 +126,7 @@ def test_each_passage_is_found_once_and_the_best_first(text, k):
 
 
 @given(texts=st.lists(st.text(), min_size=1, max_size=5))
-def test_vectors_have_length_one_or_none(texts):
+def test_vectors_have_length_one_or_zero(texts):
     vectors = built().embed(texts)
     assert (vectors.shape, vectors.dtype) == ((len(texts), 384), np.float64)
     lengths = np.linalg.norm(vectors, axis=1)
@@ -139,7 +139,7 @@ def test_a_text_without_a_known_word_is_all_zeros_and_finds_nothing(retriever, t
     assert retriever.search(text, 3) == []
 
 
-def test_what_the_corpus_does_not_know_makes_a_question_less_near(retriever):
+def test_words_that_the_corpus_does_not_have_lower_the_score(retriever):
     [known], [less_known] = (retriever.search(text, 1) for text in (QUESTION, QUESTION + " жжжж"))
     assert less_known.passage == known.passage
     assert less_known.score < 0.9 * known.score
@@ -166,7 +166,7 @@ def test_long_sections_are_divided_between_paragraphs(lessons):
     assert max(lengths) <= PASSAGE_WORDS + 1
 
 
-def test_a_passages_id_stays_when_others_come(lessons):
+def test_a_passages_id_stays_the_same_when_others_are_added(lessons):
     before = {passage.id for passage in lesson_passages(lessons)}
     (lessons / "07_small_lesson.py").write_text("# %% [markdown]\n# ## New\n#\n# More.\n" + LESSON)
     assert before < {passage.id for passage in lesson_passages(lessons)}
@@ -178,7 +178,7 @@ def test_all_ids_differ(retriever):
 
 
 @pytest.mark.parametrize("folder", [None, Path("nowhere")])
-def test_without_lessons_there_is_the_corpus(folder, sentence_model):
+def test_without_lessons_only_the_corpus_is_indexed(folder, sentence_model):
     assert CorpusRetriever.build(folder, str(sentence_model)).card.passages == len(corpus.entries())
 
 
@@ -232,14 +232,14 @@ DAMAGES = {
     "a damaged checksum": lambda folder: flip_a_byte(folder, 0),
     "a damaged middle": lambda folder: flip_a_byte(folder, 10**6),
     "a damaged end": lambda folder: flip_a_byte(folder, -1),
-    "code of its own": lambda folder: write(folder, FunctionTransformer(re.compile)),
+    "untrusted code": lambda folder: write(folder, FunctionTransformer(re.compile)),
     "no parts": lambda folder: write(folder, {}),
     "passages of another form": lambda folder: write(folder, {"embedding": "tfidf-svd", "passages": [["one field"]]}),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_bad_artifact_is_one_line_with_the_remedy(artifact, damage):
+def test_a_bad_artifact_is_an_error_of_one_line_with_the_remedy(artifact, damage):
     damage(artifact)
     with pytest.raises(ArtifactError) as caught:
         CorpusRetriever.load(artifact)
@@ -250,7 +250,7 @@ def test_a_bad_artifact_is_one_line_with_the_remedy(artifact, damage):
     assert message.endswith("run: python -m workshop train")
 
 
-def test_who_loads_while_another_saves_gets_a_whole_artifact(retriever, artifact):
+def test_loading_while_another_thread_saves_gets_a_whole_artifact(retriever, artifact):
     stop = threading.Event()
 
     def save_again_and_again():
@@ -296,7 +296,7 @@ BAD_MODELS = {
 
 
 @pytest.mark.parametrize("damage", BAD_MODELS.values(), ids=BAD_MODELS)
-def test_a_bad_embedding_model_is_one_line_that_names_it(sentence_model, tmp_path, damage):
+def test_a_bad_embedding_model_is_an_error_of_one_line_that_names_it(sentence_model, tmp_path, damage):
     folder = tmp_path / "bad-model"
     shutil.copytree(sentence_model, folder)
     damage(folder)

@@ -81,7 +81,7 @@ def test_a_value_out_of_range_is_impossible(trained, value, column):
     assert FEATURES[column] in caught.value.message
 
 
-def test_the_largest_values_are_predicted(trained):
+def test_the_largest_values_can_be_predicted(trained):
     rows = np.stack([np.full(30, LARGEST_VALUE), np.zeros(30), np.where(np.arange(30) < 20, 0, LARGEST_VALUE)])
     np.testing.assert_allclose(trained.predict(rows).probabilities.sum(axis=1), 1)
 
@@ -124,7 +124,7 @@ DAMAGES = {
     "a folder in place of the card": lambda folder: ((folder / CARD).unlink(), (folder / CARD).mkdir()),
     "a damaged model": flip_a_byte,
     "a model cut short": lambda folder: (folder / MODEL).write_bytes((folder / MODEL).read_bytes()[:1000]),
-    "a model with code of its own": put_in_untrusted_code,
+    "a model with untrusted code": put_in_untrusted_code,
     "a card that is not JSON": lambda folder: (folder / CARD).write_text("{"),
     "a card that is not text": lambda folder: (folder / CARD).write_bytes(b"\xff\xfe\x00"),
     "a card that is a list": lambda folder: (folder / CARD).write_text("[]"),
@@ -135,7 +135,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_bad_artifact_is_one_line_with_the_remedy(artifact, damage):
+def test_a_bad_artifact_is_an_error_of_one_line_with_the_remedy(artifact, damage):
     damage(artifact)
     with pytest.raises(ArtifactError) as caught:
         TumourClassifier.load(artifact)
@@ -146,7 +146,7 @@ def test_a_bad_artifact_is_one_line_with_the_remedy(artifact, damage):
     assert message.endswith("run: python -m workshop train")
 
 
-def test_who_reads_while_another_saves_sees_whole_files(trained, artifact):
+def test_reading_while_another_thread_saves_sees_whole_files(trained, artifact):
     stop = threading.Event()
 
     def save_again_and_again():

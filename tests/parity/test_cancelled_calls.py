@@ -1,4 +1,4 @@
-"""Who stops waiting for a replica stops its work: the real models behind handles, and how their counters see it."""
+"""A caller that stops waiting for a replica stops its work: real models behind handles, and their counters."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -31,13 +31,13 @@ def complete() -> Coroutine:
 
 
 def answer_from_sources() -> Coroutine:
-    """Its replica waits for the model's: two handles in a row."""
+    """Its replica waits for the model's: a chain of two handles."""
     handle = serve.get_deployment_handle("rag", APP_NAME)
     return last(HandleQuestionAnswerer(Calls(handle, PATIENCE_S)).stream(corpus.entries()[0].questions[0], 3))
 
 
 @pytest.mark.parametrize("call", [complete, answer_from_sources])
-def test_cancelling_a_call_stops_the_model_at_the_end_of_it(service, call):
+def test_cancelling_a_call_stops_the_model_at_the_end_of_the_chain(service, call):
     watch = Watch(service, MODEL).look()
     cancelled = watch.total("cancelled")
 
@@ -47,7 +47,7 @@ def test_cancelling_a_call_stops_the_model_at_the_end_of_it(service, call):
         task.cancel()
         await asyncio.wait([task])
 
-    def tried() -> Watch:  # an answer may end, or not have begun, when it is cancelled
+    def tried() -> Watch:  # when it is cancelled, an answer may have ended, or not begun
         asyncio.run(start_and_cancel())
         return watch.look()
 

@@ -19,7 +19,7 @@ def case(service) -> str:
     return create(service).headers["Location"]
 
 
-def test_a_new_case_is_answered_with_its_place(service):
+def test_a_new_case_is_answered_with_its_location(service):
     answer = create(service, diagnosis="malignant")
     assert answer.status_code == 201
     body = answer.json()
@@ -57,13 +57,13 @@ def test_the_list_has_twenty_cases_unless_told_otherwise(service):
     assert len(service.get("/v1/cases?limit=21").json()) == 21
 
 
-def test_what_one_client_keeps_another_finds_whichever_replica_answers(service, case):
+def test_another_client_finds_a_case_whichever_replica_answers(service, case):
     for _ in range(10):
         with httpx.Client(base_url=service.base_url) as another:
             assert another.get(case).status_code == 200
 
 
-def test_who_has_an_answer_knows_that_the_case_is_kept(service):
+def test_a_case_is_stored_before_the_answer_is_sent(service):
     """The transaction ends before the response is sent."""
 
     def create_and_read(record):
@@ -79,6 +79,6 @@ def test_a_stored_case_is_predicted_like_its_measurements(service, case):
     )
 
 
-def test_an_impossible_case_is_found_out_at_its_prediction(service):
+def test_an_impossible_case_is_refused_at_its_prediction(service):
     answer = service.get(create(service, IMPOSSIBLE).headers["Location"] + "/prediction")
     assert (answer.status_code, answer.json()["error"]) == (400, "InvalidInputError")

@@ -18,23 +18,23 @@ LONG = {"temperature": 2.0, "max_tokens": 900}
 @pytest.fixture
 def socket(service) -> Iterator[ClientConnection]:
     with connect(socket_url(service)) as socket:
-        assert said(socket)["type"] == "ready"
+        assert receive(socket)["type"] == "ready"
         yield socket
 
 
-def say(socket: ClientConnection, type: str, **fields: object) -> None:
+def send(socket: ClientConnection, type: str, **fields: object) -> None:
     socket.send(json.dumps({"type": type} | fields))
 
 
-def said(socket: ClientConnection) -> dict[str, Any]:
+def receive(socket: ClientConnection) -> dict[str, Any]:
     return json.loads(socket.recv(timeout=30))
 
 
 def answer_to(socket: ClientConnection, content: str, **options: object) -> tuple[str, dict[str, Any]]:
     """The text of an answer, and the message that ends it."""
-    say(socket, "ask", id="1", content=content, **options)
+    send(socket, "ask", id="1", content=content, **options)
     text = ""
-    while (message := said(socket))["type"] == "text":
+    while (message := receive(socket))["type"] == "text":
         text += message["text"]
     return text, message
 
@@ -49,16 +49,16 @@ def test_a_question_is_answered_as_over_http(socket, reference):
 def test_the_conversation_is_remembered_until_it_is_reset(socket):
     first = answer_to(socket, ENTRY.questions[0])[1]["usage"]["prompt_tokens"]
     assert answer_to(socket, ENTRY.questions[0])[1]["usage"]["prompt_tokens"] > 1.5 * first
-    say(socket, "reset")
-    assert said(socket)["type"] == "ready"
+    send(socket, "reset")
+    assert receive(socket)["type"] == "ready"
     assert answer_to(socket, ENTRY.questions[0])[1]["usage"]["prompt_tokens"] == first
 
 
 def test_a_running_answer_is_cancelled_and_the_next_one_comes(socket):
-    say(socket, "ask", id="long", content=ENTRY.questions[0], **LONG)
-    assert said(socket)["type"] == "text"
-    say(socket, "cancel", id="long")
-    while (message := said(socket))["type"] == "text":
+    send(socket, "ask", id="long", content=ENTRY.questions[0], **LONG)
+    assert receive(socket)["type"] == "text"
+    send(socket, "cancel", id="long")
+    while (message := receive(socket))["type"] == "text":
         pass
     assert (message["type"], message["finish_reason"]) == ("done", "cancelled")
     assert answer_to(socket, ENTRY.questions[0])[1]["finish_reason"] == "stop"
@@ -78,26 +78,26 @@ MISTAKES = {
 
 def test_after_every_mistake_the_connection_stays_usable_and_all_runtimes_say_the_same(socket, reference):
     with connect(socket_url(reference)) as other:
-        assert said(other)["type"] == "ready"
+        assert receive(other)["type"] == "ready"
         for name, mistake in MISTAKES.items():
             socket.send(mistake)
             other.send(mistake)
-            error = said(socket)
+            error = receive(socket)
             assert error["type"] == "error", name
-            assert error == said(other), name
+            assert error == receive(other), name
     assert answer_to(socket, ENTRY.questions[0])[0] == ENTRY.answer
 
 
-def test_a_message_that_is_too_large_ends_it_with_a_code_that_says_so(socket):
+def test_a_message_that_is_too_large_closes_the_connection_with_1009(socket):
     socket.send("x" * 300_000)
     with pytest.raises(ConnectionClosed) as caught:
-        said(socket)
+        receive(socket)
     assert caught.value.rcvd.code == 1009
 
 
-def test_a_connection_that_is_opened_and_left_does_no_harm(service):
+def test_connections_that_are_opened_and_closed_at_once_do_no_harm(service):
     for _ in range(20):
         with connect(socket_url(service)):
             pass
     with connect(socket_url(service)) as socket:
-        assert said(socket)["type"] == "ready"
+        assert receive(socket)["type"] == "ready"

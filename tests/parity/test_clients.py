@@ -1,4 +1,4 @@
-"""The examples of docs/clients.md, run as they stand there, against every runtime."""
+"""The examples of docs/clients.md, run unchanged against every runtime."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def output_of(*command: str) -> str:
 
 
 def answers_in(output: str) -> str:
-    """Every text of an answer in what an example prints, put together."""
+    """The whole answer in what an example prints."""
     lines = [
         line.removeprefix("data: ").removeprefix("chunk ").removeprefix("complete ") for line in output.splitlines()
     ]

@@ -1,4 +1,4 @@
-"""Every mistake has the same answer in every runtime, and it says what is wrong."""
+"""Every mistake gets the same answer in every runtime, and the answer says what is wrong."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ PROBLEM = {
 NOT_JSON = ("content-type", "json_content_type")
 JSON = {"Content-Type": "application/json"}
 LIMIT = 4 * 2**20
-NOBODY = f"/v1/cases/{UUID(int=0)}"
+UNKNOWN_CASE = f"/v1/cases/{UUID(int=0)}"
 WITHOUT_AREA = {name: value for name, value in RECORD.items() if name != "mean_area"}
 
 
@@ -106,11 +106,11 @@ MISTAKES = {
     "unknown path in another script": Mistake(404, [], "/größe", "GET"),
     "wrong method": Mistake(405, [], "/v1/predict", "GET"),
     "wrong method on a service path": Mistake(405, [], "/health", "DELETE"),
-    "case id that is none": Mistake(422, [("case_id", "uuid_parsing")], "/v1/cases/12", "GET"),
-    "unknown case": Mistake(404, [], NOBODY, "GET"),
-    "prediction of an unknown case": Mistake(404, [], f"{NOBODY}/prediction", "GET"),
-    "deletion of an unknown case": Mistake(404, [], NOBODY, "DELETE"),
-    "correction of an unknown case": Mistake(404, [], NOBODY, "PUT", json={"measurements": RECORD}),
+    "case id that is not a UUID": Mistake(422, [("case_id", "uuid_parsing")], "/v1/cases/12", "GET"),
+    "unknown case": Mistake(404, [], UNKNOWN_CASE, "GET"),
+    "prediction of an unknown case": Mistake(404, [], f"{UNKNOWN_CASE}/prediction", "GET"),
+    "deletion of an unknown case": Mistake(404, [], UNKNOWN_CASE, "DELETE"),
+    "correction of an unknown case": Mistake(404, [], UNKNOWN_CASE, "PUT", json={"measurements": RECORD}),
     "case with a misspelt field": Mistake(
         422,
         [("measurement", "extra_forbidden"), ("measurements", "missing")],
@@ -128,7 +128,7 @@ MISTAKES = {
     ),
     "limit of nothing": Mistake(422, [("limit", "greater_than_equal")], "/v1/cases?limit=0", "GET"),
     "limit above the highest": Mistake(422, [("limit", "less_than_equal")], "/v1/cases?limit=101", "GET"),
-    "limit that is no number": Mistake(422, [("limit", "int_parsing")], "/v1/cases?limit=all", "GET"),
+    "limit that is not a number": Mistake(422, [("limit", "int_parsing")], "/v1/cases?limit=all", "GET"),
 }
 
 

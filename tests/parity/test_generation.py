@@ -1,4 +1,4 @@
-"""A text for a text, and a conversation as JSON lines, in every runtime."""
+"""Text for a prompt, and a conversation as JSON lines, in every runtime."""
 
 import json
 
@@ -11,7 +11,7 @@ from workshop import corpus
 ENTRY = corpus.entries()[3]
 
 
-def test_a_text_for_a_text(service):
+def test_a_prompt_gets_a_text(service):
     answer = service.post("/v1/generate", json={"model": "workshop-main", "prompt": ENTRY.questions[0]}).json()
     assert (answer["text"], answer["finish_reason"]) == (ENTRY.answer, "stop")
 
@@ -25,14 +25,14 @@ def test_a_conversation_line_by_line(service):
     assert last["finish_reason"] == "stop"
 
 
-def test_what_fails_first_is_a_problem_document(service):
+def test_a_failure_before_the_first_line_is_a_problem_document(service):
     body = {"model": "workshop-main", "messages": [{"role": "user", "content": "word " * 3000}]}
     for path, sent in (("/v1/chat/stream", body), ("/v1/generate", {"model": "workshop-main", "prompt": "w " * 3000})):
         answer = service.post(path, json=sent)
         assert (answer.status_code, answer.json()["error"]) == (400, "PromptTooLongError")
 
 
-def test_who_asks_too_often_is_told_when_to_come_back(service):
+def test_a_caller_that_asks_too_often_is_told_when_to_come_back(service):
     """Mistakes count too. Two replicas without a Redis let twice as many through."""
     hasty = {"Authorization": "Bearer hasty"}
     answers = [service.post("/v1/generate", json={}, headers=hasty) for _ in range(2 * RATE_LIMIT + 1)]
@@ -55,7 +55,7 @@ def test_megabytes_that_cannot_fit_are_refused_while_others_are_answered(service
 
 
 @pytest.mark.parametrize("content", ["a\\ud800b", "\\udfff"])
-def test_half_a_character_is_an_input_error(service, content):
+def test_a_lone_surrogate_is_an_input_error(service, content):
     headers = {"Content-Type": "application/json", "Authorization": "Bearer half"}
     for path, body in (
         ("/v1/generate", '{"model": "workshop-draft", "prompt": "%s"}'),
@@ -69,7 +69,7 @@ def test_half_a_character_is_an_input_error(service, content):
 
 
 @pytest.mark.parametrize("temperature", [1e-40, 5e-324, 1e-3])
-def test_little_heat_is_none(service, temperature):
+def test_a_tiny_temperature_counts_as_zero(service, temperature):
     messages = [{"role": "user", "content": "What is a replica?"}]
     body = {"model": "workshop-draft", "messages": messages, "max_tokens": 8}
     answers = [service.post("/v1/chat/completions", json=body | {"temperature": t}).json() for t in (0, temperature)]

@@ -82,7 +82,7 @@ def test_the_asynchronous_client_with_many_at_once(url):
     assert asyncio.run(_asynchronously(url)) == [ENTRY.answer] * 9
 
 
-def test_what_openais_clients_may_ask_for(client):
+def test_options_that_openais_clients_may_send(client):
     completion = client.chat.completions.create(
         model=MAIN,
         messages=[{"role": "developer", "content": "Be brief."}, *ASKED],

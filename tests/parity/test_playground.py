@@ -1,4 +1,4 @@
-"""The playground in Chromium with the real models, in every runtime. `tests/playground` has all that it can do."""
+"""The playground in Chromium with the real models, in every runtime. `tests/playground` tests the details."""
 
 import re
 

@@ -37,7 +37,7 @@ def test_the_same_question_gets_the_same_answer(service, reference, question):
     assert answer.json() | same(expected.json()) == answer.json()
 
 
-def test_drafts_are_accepted_and_refused(service):
+def test_drafts_are_accepted_and_rejected(service):
     answers = [service.get("/v1/query", params={"query": question}).json() for question in QUESTIONS]
     assert {answer["draft_accepted"] for answer in answers} == {True, False}
     for answer in answers:
@@ -59,8 +59,8 @@ def test_a_stream_tells_the_same_in_events(service, question):
     assert kinds[-1] == "complete"
     assert data[-1] | same(answer) == data[-1]
     assert kinds.count("switch") == answer["cascaded"]
-    told = data[kinds.index("switch") + 1 : -1] if "switch" in kinds else data[:-1]
-    assert "".join(piece["text"] for piece in told) == answer["content"]
+    shown = data[kinds.index("switch") + 1 : -1] if "switch" in kinds else data[:-1]
+    assert "".join(piece["text"] for piece in shown) == answer["content"]
 
 
 def test_a_reader_who_comes_back_is_not_answered_twice(service):
@@ -75,7 +75,7 @@ def test_a_batch_answers_each_and_keeps_their_order(service):
         assert item["answer"] | same(answer) == item["answer"]
 
 
-def test_the_statistics_are_of_the_whole_service(running):
+def test_the_statistics_cover_the_whole_service(running):
     service, caller = running.client, f"caller-{uuid4()}"
 
     def ask(question: str) -> float:
@@ -87,22 +87,22 @@ def test_the_statistics_are_of_the_whole_service(running):
 
     costs = concurrently(ask, QUESTIONS, at_once=8)
     assert sorted(until(charges, lambda seen: len(seen) >= len(costs))) == pytest.approx(sorted(costs))
-    # Whatever other tests still have charged meanwhile, replicas tell what is in the store.
-    stats, records = until(lambda: (service.get("/v1/stats").json(), running.records()), tells_of_all)
-    assert tells_of_all((stats, records))
+    # Other tests may still be charged meanwhile: compare with what is in the store.
+    stats, records = until(lambda: (service.get("/v1/stats").json(), running.records()), counts_all)
+    assert counts_all((stats, records))
     assert stats["total_cost"] == pytest.approx(sum(record["cost"] for record in records))
     metrics = service.get("/metrics").text
     assert 'cascade_queries_total{model="workshop-draft"}' in metrics
     assert "cascade_query_duration_seconds_bucket" in metrics
 
 
-def tells_of_all(seen: tuple[dict, list[dict]]) -> bool:
+def counts_all(seen: tuple[dict, list[dict]]) -> bool:
     stats, records = seen
     return stats["total_queries"] == len(records)
 
 
 def leave_whole(method: str, path: str, options: dict, client: httpx.Client) -> None:
-    """Once a replica of the model has made some tokens."""
+    """Leave once a replica of the model has generated some tokens."""
     watch = Watch(client, "workshop-main").look()
     made = watch.total("generated_tokens")
     end = time.monotonic() + 20
@@ -121,8 +121,8 @@ LEAVE_WHOLE = {
 @pytest.mark.parametrize(
     "leave", [*LEAVES, *LEAVE_WHOLE.values()], ids=[*(leave.__name__ for leave in LEAVES), *LEAVE_WHOLE]
 )
-def test_a_client_that_goes_away_stops_the_model_and_pays_for_what_was_made(running, leave):
-    """By the replicas' own counters: a long answer is cancelled, and is not finished behind the client's back."""
+def test_a_client_that_leaves_stops_the_model_and_pays_for_what_was_generated(running, leave):
+    """By the replicas' own counters: a long answer is cancelled, and not finished after the client has left."""
     service, caller = running.client, f"caller-{uuid4()}"
     watch = Watch(service, "workshop-main").look()
     cancelled, tokens = watch.total("cancelled"), watch.total("generated_tokens")

@@ -1,4 +1,4 @@
-"""Answers from sources, the same in every runtime; as a deployment, a LangChain chain in a replica gives them."""
+"""Answers from sources, the same in every runtime. In a deployment, a LangChain chain in a replica gives them."""
 
 import pytest
 
@@ -28,6 +28,6 @@ def ask(entry: corpus.Entry) -> dict:
     return {"query": entry.held_out[0], "k": 5}
 
 
-def test_what_no_source_answers_is_not_answered(service):
+def test_a_question_without_a_source_is_not_answered(service):
     answer = service.post("/v1/rag/query", json={"query": "Which team won the football cup in Brazil?"}).json()
     assert (answer["sure"], answer["sources"], answer["model"]) == (False, [], None)

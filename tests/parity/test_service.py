@@ -79,7 +79,7 @@ def test_a_given_request_id_comes_back_once(service, ask):
 
 
 @pytest.mark.parametrize("ask", ANSWERS.values(), ids=ANSWERS)
-def test_without_one_each_request_gets_an_id_of_its_own(service, ask):
+def test_without_a_given_id_each_request_gets_its_own(service, ask):
     first, second = ask(service, {}), ask(service, {})
     [one], [other] = (answer.headers.get_list("X-Request-ID") for answer in (first, second))
     assert UUID(one) != UUID(other)

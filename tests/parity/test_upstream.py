@@ -33,20 +33,20 @@ def test_its_answers_are_those_of_the_other(downstream, reference):
 
 
 @pytest.mark.parametrize("path", ["/v1/query", "/v1/rag/query"])
-def test_what_is_built_on_the_model_works_as_well(downstream, reference, path):
+def test_the_cascade_and_answers_from_sources_work_as_well(downstream, reference, path):
     here, there = (each.post(path, json={"query": ENTRY.held_out[0]}).json() for each in (downstream, reference))
     for name in {"content", "model_used", "quality", "answer", "sources"} & there.keys():
         assert here[name] == there[name]
 
 
-def test_the_others_errors_are_its_own(downstream):
+def test_errors_of_the_other_are_passed_on(downstream):
     long = ASKED | {"messages": [{"role": "user", "content": "word " * 3000}]}
     answer = downstream.post("/v1/chat/completions", json=long)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 
 @pytest.mark.parametrize("leave", [leave_chat, leave_events])
-def test_a_client_that_goes_away_stops_the_model_of_the_other(downstream, reference, leave):
+def test_a_client_that_leaves_stops_the_model_of_the_other(downstream, reference, leave):
     watch = Watch(reference, "workshop-main").look()
     cancelled = watch.total("cancelled")
     with httpx.Client(base_url=downstream.base_url) as client:
@@ -63,7 +63,7 @@ def test_usage_is_kept_in_both(downstream, reference):
         assert stats["total_queries"] == n + 1
 
 
-def test_a_service_whose_vendor_is_away_starts_and_does_all_that_needs_no_vendor(new_settings):
+def test_a_service_whose_upstream_is_unreachable_starts_and_does_all_that_does_not_need_it(new_settings):
     settings = new_settings(llm_base_url=f"http://127.0.0.1:{free_port()}/v1")
     with run_app(create_app(build_services(settings), settings)) as server, client_at(server.url) as client:
         answer = client.get("/readiness")

@@ -15,13 +15,13 @@ def file(tmp_path) -> Path:
 
 @pytest.fixture
 def sqlite(file) -> str:
-    """The URL of a SQLite file that is not there yet."""
+    """The URL of a SQLite file that does not exist yet."""
     return f"sqlite+aiosqlite:///{file}"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request) -> str:
-    """The URL of a database that holds nothing, of each kind that is supported."""
+    """The URL of an empty database, of each supported kind."""
     if request.param == "sqlite":
         return request.getfixturevalue("sqlite")
     return request.getfixturevalue("postgresql").empty_database()

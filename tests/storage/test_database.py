@@ -39,7 +39,7 @@ def test_a_url_that_cannot_be_used_stops_the_start(url):
     assert "secret" not in line
 
 
-def test_a_server_that_knows_no_such_database_or_user_stops_the_start(postgresql):
+def test_an_unknown_database_or_user_stops_the_start(postgresql):
     with pytest.raises(StartError, match='DATABASE_URL names: database "nothing" does not exist'):
         start(postgresql.url("nothing"))
     with pytest.raises(StartError, match='DATABASE_URL names: role "ada" does not exist'):
@@ -73,7 +73,7 @@ async def test_every_connection_to_sqlite_is_set_up(connected):
 
 @pytest.mark.anyio
 async def test_the_first_connection_waits_for_another_one_that_writes(tmp_path):
-    """That of a process that starts at the same time: the file is not in WAL mode yet."""
+    """As of a process that starts at the same time: the file is not in WAL mode yet."""
     file = tmp_path / "service.sqlite"
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -96,12 +96,12 @@ async def test_a_transaction_that_raises_leaves_no_trace(connected):
 
 
 @pytest.mark.anyio
-async def test_a_wrong_statement_is_a_fault_of_ours(connected, url):
+async def test_a_wrong_statement_is_our_error(connected, url):
     same = uuid4()
     with pytest.raises(IntegrityError):
         async with connected.transaction() as session:
             session.add_all([CaseRow(id=same, measurements=[]), CaseRow(id=same, measurements=[])])
-    # SQLite says the same of a table that has gone and of a table that never was.
+    # In SQLite, a table that was dropped and one that never existed give the same error.
     expected = ProgrammingError if "postgresql" in url else UnavailableError
     with pytest.raises(expected):
         async with connected.transaction() as session:
@@ -111,7 +111,7 @@ async def test_a_wrong_statement_is_a_fault_of_ours(connected, url):
 
 @asynccontextmanager
 async def counted():
-    """The connections that are open, and the most that ever were."""
+    """The number of open connections, and the highest so far."""
     seen = {"open": 0, "most": 0}
 
     def opened(*_):
@@ -132,7 +132,7 @@ async def counted():
 
 
 @pytest.mark.anyio
-async def test_a_burst_takes_turns(connected, monkeypatch):
+async def test_a_burst_shares_the_connections(connected, monkeypatch):
     monkeypatch.setattr(database, "MAX_WAIT_S", 300.0)  # on a busy machine the last ones wait for long
     await count(connected)
     async with counted() as seen:
@@ -141,7 +141,7 @@ async def test_a_burst_takes_turns(connected, monkeypatch):
 
 
 @pytest.mark.anyio
-async def test_who_waits_too_long_for_a_turn_is_told(connected, monkeypatch):
+async def test_a_transaction_that_waits_too_long_for_a_connection_fails(connected, monkeypatch):
     release = asyncio.Event()
     inside = []
 
@@ -165,7 +165,7 @@ async def test_who_waits_too_long_for_a_turn_is_told(connected, monkeypatch):
 
 @pytest.fixture
 async def cancelled_connecting():
-    """asyncpg tells the event loop of each connection whose making is cancelled: that is no fault."""
+    """asyncpg reports each cancelled attempt to connect to the event loop. That is not an error."""
     loop = asyncio.get_running_loop()
     handler = loop.get_exception_handler()
 
@@ -176,14 +176,14 @@ async def cancelled_connecting():
     loop.set_exception_handler(handle)
     yield
     await asyncio.sleep(0)
-    gc.collect()  # a future says only when it is collected that nobody has asked for its exception
+    gc.collect()  # a future reports an exception that nobody asked for only when it is collected
     loop.set_exception_handler(handler)
 
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("cancelled_connecting")
-async def test_who_is_cancelled_gives_its_turn_back(connected):
-    for moment in range(12):  # whatever it waits for at that moment
+async def test_a_cancelled_transaction_releases_its_connection(connected):
+    for moment in range(12):  # whatever each waits for at that moment
         tasks = [asyncio.create_task(count(connected)) for _ in range(2 * MAX_CONNECTIONS)]
         await asyncio.sleep(0.001 * moment)
         for task in tasks:

@@ -58,15 +58,15 @@ def _with_engine(url, use):
 
 
 def make_as_before_migrations(url: str) -> None:
-    """As the service did, when it had no migrations."""
-    made = [CreateTable(table) for table in Base.metadata.sorted_tables if table.name in {"cases", "usage"}]
-    made += [CreateIndex(index) for create in made for index in create.element.indexes]
-    execute(url, *made)
+    """Create the tables as the service did when it had no migrations."""
+    statements = [CreateTable(table) for table in Base.metadata.sorted_tables if table.name in {"cases", "usage"}]
+    statements += [CreateIndex(index) for create in statements for index in create.element.indexes]
+    execute(url, *statements)
 
 
 @pytest.fixture
 def alembic(url) -> Config:
-    """What the command line of Alembic works with."""
+    """The configuration of Alembic's command line."""
     return Config(toml_file="pyproject.toml", attributes={"url": url})
 
 
@@ -81,7 +81,7 @@ def test_the_revisions_are_one_numbered_line(alembic):
     assert [each.revision for each in script.walk_revisions()][::-1] == migrations.REVISIONS
 
 
-def test_every_migration_can_be_taken_back(url, alembic):
+def test_every_migration_can_be_undone(url, alembic):
     start(url)
     command.downgrade(alembic, "base")
     assert tables(url) == {"alembic_version"}

@@ -89,7 +89,7 @@ async def test_the_totals_of_cascades_leave_other_answers_out(store):
     assert (cascades.answers, cascades.cost) == (3, 1.25)
 
 
-async def test_spending_is_of_one_principal_and_from_a_moment_on(store):
+async def test_spending_counts_one_principal_from_a_moment_on(store):
     await store.add(
         RECORD, CASCADED, replace(RECORD, principal="grace"), replace(RECORD, at=NOON - timedelta(seconds=1))
     )
@@ -120,7 +120,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("values", BAD.values(), ids=BAD)
-async def test_records_that_cannot_be_written_are_logged_all_or_none_and_harm_no_others(store, values, caplog):
+async def test_records_that_cannot_be_written_are_logged_all_or_none_and_affect_no_others(store, values, caplog):
     before, after = ([store.add(RECORD) for _ in range(20)] for _ in range(2))
     await asyncio.gather(*before, store.add(RECORD, replace(RECORD, principal="grace", **values)), *after)
     assert (await store.totals()).answers == 40
@@ -153,7 +153,7 @@ async def test_cases_and_usage_share_a_database(store, url):
 
 @asynccontextmanager
 async def locked(file):
-    """Another process writes to the database: who else wants to, waits."""
+    """Another process writes to the database: other writers wait."""
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
@@ -192,7 +192,7 @@ async def test_a_database_that_cannot_be_opened_is_unavailable(tmp_path):
 def transactions() -> Iterator[list[object]]:
     """A list that grows with each commit."""
     commits: list[object] = []
-    note = commits.append  # one object: it is what the listener is known by
+    note = commits.append  # one object, by which the listener is removed again
     event.listen(Engine, "commit", note)
     try:
         yield commits
@@ -250,7 +250,7 @@ async def test_records_wait_for_a_database_that_is_away(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
-async def test_when_too_many_records_wait_no_more_work_is_taken(store, file, monkeypatch):
+async def test_when_too_many_records_wait_no_more_work_is_accepted(store, file, monkeypatch):
     monkeypatch.setattr(write_behind, "MAX_WAITING", 10)
     await store.add(RECORD)
     async with locked(file):
@@ -268,7 +268,7 @@ async def test_when_too_many_records_wait_no_more_work_is_taken(store, file, mon
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_what_cannot_be_written_before_the_end_is_logged(sqlite, file, monkeypatch, caplog):
+async def test_records_that_cannot_be_written_before_the_end_are_logged(sqlite, file, monkeypatch, caplog):
     monkeypatch.setattr(write_behind, "DRAIN_LIMIT_S", 0.1)
     store = SqlUsageStore(sqlite)
     await store.add(RECORD)
@@ -313,7 +313,7 @@ async def test_a_budget_is_reserved_until_none_is_left(store):
     assert await store.reserve("grace", 0.4, 1.0, NOON)
 
 
-async def test_what_is_spent_cannot_be_reserved(store):
+async def test_a_spent_budget_cannot_be_reserved(store):
     await store.add(*[replace(RECORD, cost=0.1)] * 10)  # 0.1 * 10 is a hair less than 1
     assert await store.reserve("ada", 0.4, 1.0, NOON) is None
     assert await store.reserve("ada", 0.4, 1.0, NOON + timedelta(seconds=1))
@@ -360,7 +360,7 @@ async def test_the_reservation_of_a_process_that_lives_is_renewed(store, url, mo
     await store.add(settles=reservation)
 
 
-async def test_who_is_cancelled_while_it_reserves_leaves_nothing_reserved(store):
+async def test_a_reservation_that_is_cancelled_leaves_nothing_reserved(store):
     for steps in range(12):
         reserving = asyncio.create_task(store.reserve("ada", 1.0, 1.0, NOON))
         for _ in range(steps):

@@ -12,14 +12,14 @@ class LanguageModelsDeployment:
     Give a large model a deployment of its own.
 
     Args:
-        sources: folder or hub name of each model, by the name it is called.
+        sources: folder or hub name of each model, by the name that callers use.
 
     Raises:
         StartError: a model cannot be loaded; the replica does not start.
     """
 
     def __init__(self, sources: Mapping[str, str]) -> None:
-        # Only a replica needs PyTorch: whoever names this class does not.
+        # Only a replica needs PyTorch; code that only refers to this class does not.
         from workshop.models.language_model import LanguageModel
 
         self._models = {name: LanguageModel.load(source, name) for name, source in sources.items()}

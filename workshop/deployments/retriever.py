@@ -8,7 +8,7 @@ from workshop.contracts.retriever import Hit, RetrieverCard
 
 
 class RetrieverDeployment:
-    """One replica holds one loaded index, and the vectors of the texts that it was asked about.
+    """One replica holds one loaded index, and a cache of vectors.
 
     Args:
         artifact: folder that ``CorpusRetriever.save`` wrote, readable on every node.

@@ -1,4 +1,4 @@
-"""Saved scikit-learn models: skops' format, which runs no code that it does not trust."""
+"""Saved scikit-learn models, in the format of skops: loading one runs no untrusted code."""
 
 import os
 import sys
@@ -6,8 +6,8 @@ from pathlib import Path
 
 from workshop.contracts.errors import StartError
 
-# At its import, skops looks into every module of scikit-learn, and one of these imports PyTorch where it is installed:
-# seconds, and 200 MB in each process, for nothing.
+# Importing skops imports every module of scikit-learn, and one of these imports PyTorch where it is installed. That
+# would cost seconds, and 200 MB in each process, for nothing.
 _hides_torch = "torch" not in sys.modules
 if _hides_torch:
     sys.modules["torch"] = None  # type: ignore[assignment]
@@ -20,7 +20,7 @@ __all__ = ["ArtifactError", "dumps", "loads", "write"]
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file whole: who reads it meanwhile sees the old one or the new one, never half of one."""
+    """Write a file atomically: a concurrent reader gets the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     unfinished.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Continuous batching that outlives a request which breaks it."""
+"""Continuous batching that survives a request that breaks it."""
 
 import asyncio
 import time
@@ -17,11 +17,11 @@ from transformers.generation.continuous_batching.utils import drain_queue
 from workshop.contracts.errors import ModelFailedError, UnavailableError
 
 CPU_CACHE_TOKENS = 8192
-"""What all answers under way may take together, in tokens. On a GPU, its memory decides."""
+"""Tokens that all answers under way may have together. On a GPU, its memory sets the limit."""
 
 _CPU_PAGE = 32
-_LOOK_AFTER_S = 1.0
-"""So often a request that gets no tokens looks whether the loop still runs."""
+_CHECK_EVERY_S = 1.0
+"""How often a request that gets no tokens checks whether the loop still runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,10 @@ class TokenRun:
 
     Attributes:
         prompt_ids: the prompt.
-        max_tokens: how many are added at most.
+        max_tokens: the most that are added.
         sampling: None takes the most probable token each time.
-        ids: the tokens so far, and in ``logprobs`` the logarithms of their probabilities.
+        ids: the tokens so far.
+        logprobs: the logarithms of their probabilities.
         finished: whether these are all.
     """
 
@@ -53,24 +54,24 @@ class TokenRun:
 
 
 class BatchLoops:
-    """Extends all prompts under way together, by a token at a time.
+    """Extends all prompts under way together, one token at a time.
 
-    An error in this loop ends it for all. Nobody knows whose fault it was, so each of them goes on alone, from where it
-    was: the others finish, and the guilty one fails.
+    An error in such a loop ends it for all requests, and does not tell which of them caused it. So each continues
+    alone, from where it was: the one at fault fails, and the others finish.
 
     Args:
         model: a causal language model.
         context_length: of prompt and answer together, in tokens.
         end_ids: tokens that end an answer.
-        pad_id: fills up.
+        pad_id: the padding token.
     """
 
     def __init__(self, model: Any, context_length: int, end_ids: list[int], pad_id: int | None) -> None:
         self._model = model
         self._context_length = context_length
         self._ids = {"eos_token_id": end_ids, "pad_token_id": pad_id}
-        # Whether tokens are drawn is fixed for a loop, so there are two for all, and two for one at a time. Each starts
-        # when it is first needed.
+        # A loop either samples or does not, so there are two shared loops, and two for requests that run alone. Each
+        # starts when it is first needed.
         self._loops: dict[_Kind, _Loop] = {}
         self._alone = asyncio.Lock()
         self._suspects = 0
@@ -78,7 +79,7 @@ class BatchLoops:
         self.generated_tokens = 0
 
     async def extend(self, run: TokenRun) -> AsyncGenerator[None, None]:
-        """Yields whenever the run has grown: a slow reader skips steps.
+        """Extend a run, and yield whenever it has grown. A slow reader skips steps.
 
         Raises:
             ModelFailedError: the model cannot extend this prompt.
@@ -95,7 +96,7 @@ class BatchLoops:
         try:
             async with self._alone:
                 if self._closings != closings:
-                    raise UnavailableError("the model stops")
+                    raise UnavailableError("the model is shutting down")
                 async with aclosing(self._extend(run, alone=True)) as steps:
                     async for _ in steps:
                         yield
@@ -120,7 +121,7 @@ class BatchLoops:
             raise
 
     def close(self) -> None:
-        """End the threads: while they run, the process does not end. Answers under way fail."""
+        """Stop the threads, which would keep the process alive. Answers under way fail."""
         self._closings += 1
         self._close(list(self._loops))
 
@@ -133,14 +134,14 @@ class BatchLoops:
 
     def _start(self, kind: "_Kind") -> "_Loop":
         # Temperature and top_p come with each request; these values only make transformers look for them.
-        drawing = {"do_sample": True, "temperature": 0.5, "top_p": 0.5, "top_k": 0} if kind.sampled else {}
+        sampling = {"do_sample": True, "temperature": 0.5, "top_p": 0.5, "top_k": 0} if kind.sampled else {}
         limits = {}
         if self._model.device.type == "cpu":
             limits = {"num_blocks": CPU_CACHE_TOKENS // _CPU_PAGE, "page_size": _CPU_PAGE, "max_batch_tokens": 2048}
         elif kind.alone:
             limits = {"num_blocks": self._context_length // ContinuousBatchingConfig.page_size + 1}
         manager = self._model.init_continuous_batching(
-            GenerationConfig(**self._ids, **drawing),
+            GenerationConfig(**self._ids, **sampling),
             ContinuousBatchingConfig(return_logprobs=True, per_request_processors=True, **limits),
         )
         manager.start()
@@ -148,14 +149,14 @@ class BatchLoops:
 
 
 class _Kind(NamedTuple):
-    """What a loop is for: requests whose tokens are drawn or not, one of them at a time or all together."""
+    """What a loop is for: requests that sample or do not, one at a time or all together."""
 
     sampled: bool
     alone: bool
 
 
 class _LoopDiedError(Exception):
-    """The loop has ended because of an error, whoever caused it."""
+    """The loop has ended because of an error, whichever request caused it."""
 
 
 class _Loop:
@@ -168,7 +169,7 @@ class _Loop:
 
     @property
     def runs(self) -> bool:
-        """Whether it takes requests."""
+        """Whether it accepts requests."""
         status = self._manager.background_thread_status
         return self._manager.is_running() and status.can_accept_new_requests() is None
 
@@ -183,8 +184,8 @@ class _Loop:
         def on_output(output: GenerationOutput) -> None:
             nonlocal latest, error
             if output.error is None:
-                n_known = len(latest.generated_tokens) if latest else 0
-                self._loops.generated_tokens += len(output.generated_tokens) - n_known
+                n_counted = len(latest.generated_tokens) if latest else 0
+                self._loops.generated_tokens += len(output.generated_tokens) - n_counted
                 latest = output
             else:
                 error = output
@@ -193,15 +194,15 @@ class _Loop:
         self._manager.register_result_handler(request_id, on_output)
         try:
             options = run.sampling and {"temperature": run.sampling.temperature, "top_p": run.sampling.top_p}
-            known = self._manager.add_request(
+            accepted_id = self._manager.add_request(
                 run.prompt_ids + run.ids,
                 request_id=request_id,
                 max_new_tokens=run.max_tokens - n_before,
                 streaming=True,
                 **(options or {}),
             )
-            if known is None:
-                raise self._death()
+            if accepted_id is None:
+                raise self._end_error()
             while not run.finished:
                 await self._wait(arrived)
                 if latest is not None:
@@ -209,44 +210,44 @@ class _Loop:
                     run.logprobs[n_before:] = latest.logprobs
                     run.finished = latest.is_finished()
                 if error is not None:
-                    raise ModelFailedError("the model failed") if self.runs else self._death()
+                    raise ModelFailedError("the model failed") if self.runs else self._end_error()
                 yield
         finally:
             if error is None and not run.finished:
                 self._manager.cancel_request(request_id)
-                # A cancelled request never says that it ends. What it made before it noticed is still counted.
+                # The loop does not report the end of a cancelled request. Tokens that come until then still count.
                 asyncio.get_running_loop().call_later(1.0, self._forget, request_id)
 
     def close(self) -> None:
-        """End the thread, and give its memory back."""
+        """Stop the thread and free its memory."""
         self.closed = True
         if self._manager.is_running():
             self._manager.stop(hard_stop=True)
         self.free()
 
     def free(self) -> None:
-        """Give back the memory of a loop that has ended or is about to."""
+        """Free the memory of a loop that has ended or is about to."""
         while self._manager.is_running():
             time.sleep(0.001)
         self._manager.batch_processor = None
         if error := self._manager.background_thread_status.fatal_error:
-            traceback.clear_frames(error.__traceback__)  # whoever keeps the error, a log for instance, keeps only that
+            traceback.clear_frames(error.__traceback__)  # so that a log that keeps the error keeps nothing else
 
     async def _wait(self, arrived: asyncio.Event) -> None:
         while not arrived.is_set():
             try:
-                async with asyncio.timeout(_LOOK_AFTER_S):
+                async with asyncio.timeout(_CHECK_EVERY_S):
                     await arrived.wait()
             except TimeoutError:
-                # It reads no requests after its end, and tells only those of its end that it has read before.
+                # A loop that has ended reads no more requests, and tells only those that it had read.
                 if not self._manager.is_running():
-                    raise self._death() from None
+                    raise self._end_error() from None
         arrived.clear()
 
-    def _death(self) -> Exception:
-        return UnavailableError("the model stops") if self.closed else _LoopDiedError()
+    def _end_error(self) -> Exception:
+        return UnavailableError("the model is shutting down") if self.closed else _LoopDiedError()
 
     def _forget(self, request_id: str) -> None:
         router = self._manager.output_router
         router.result_handlers.pop(request_id, None)
-        drain_queue(router.output_queue)  # what came for requests that were forgotten
+        drain_queue(router.output_queue)  # results for requests that were forgotten

@@ -1,4 +1,4 @@
-"""A retriever for ``await``, which embeds a text once."""
+"""An asynchronous retriever that embeds each text once."""
 
 import asyncio
 import hashlib
@@ -13,17 +13,17 @@ from workshop.contracts.retriever import Hit, RetrieverCard
 from workshop.models.retriever import CorpusRetriever, normalized
 
 MAX_TEXTS = 4096
-"""Kept in this process, the ones asked for last: at 384 dimensions, 13 MB."""
+"""How many of the most recently used are kept in this process: at 384 dimensions, 13 MB."""
 EXPIRE_S = 24 * 3600.0
 
 
 class CachedRetriever:
-    """``Retriever`` of an index in this process. It works in threads, so that the event loop stays free.
+    """``Retriever`` over an index in this process. It works in threads, so that the event loop stays free.
 
-    ``embed`` and ``search`` share the vectors of the texts that they have seen. A text that is asked for many times at
-    once is embedded once, too. The cache lies next to the index: no version has to be asked for, and another index
-    never gets this one's vectors. They are kept in this process, or in a Redis that all replicas share. A Redis that
-    does not answer is logged, and every text embedded anew.
+    ``embed`` and ``search`` share a cache of vectors. Concurrent calls with the same text embed it once. The cache is
+    next to the index, so the version in its keys is at hand, and another index never gets this one's vectors. They are
+    kept in this process, or in a Redis that all replicas share. If Redis does not answer, this is logged, and every
+    text is embedded again.
 
     Args:
         index: embeds and searches.
@@ -34,7 +34,7 @@ class CachedRetriever:
         self._index = index
         self._under_way: dict[str, asyncio.Task[dict[str, bytes]]] = {}
         self._cache = Cache()
-        # Plain bytes: a pickle would run the code of whoever can write to the Redis.
+        # Plain bytes: unpickling would run code from anyone who can write to that Redis.
         self._cache.setup(redis_url or f"mem://?size={MAX_TEXTS}&check_interval=0", pickle_type="null")
 
     async def embed(self, texts: Sequence[str]) -> FloatMatrix:
@@ -60,15 +60,15 @@ class CachedRetriever:
         rows = {key: row for key, row in zip(keys.values(), stored, strict=True) if row}
         missing = {key: text for text, key in keys.items() if key not in rows}
         if new := {key: text for key, text in missing.items() if key not in self._under_way}:
-            # A task of its own: others may wait for it when its first caller has left.
-            task = asyncio.create_task(self._make(new))
+            # A separate task: others may still wait for it when its first caller has left.
+            task = asyncio.create_task(self._embed_and_store(new))
             self._under_way |= dict.fromkeys(new, task)
         for task in {self._under_way[key] for key in missing}:
             rows |= await asyncio.shield(task)
         return np.stack([np.frombuffer(rows[keys[text]]) for text in texts])
 
-    async def _make(self, texts: Mapping[str, str]) -> dict[str, bytes]:
-        """Embed texts, given by the keys of their vectors."""
+    async def _embed_and_store(self, texts: Mapping[str, str]) -> dict[str, bytes]:
+        """Embed texts, and store the vectors. Texts and vectors are given by the vectors' keys."""
         try:
             vectors = await anyio.to_thread.run_sync(self._index.project, list(texts.values()))
             rows = {key: row.tobytes() for key, row in zip(texts, vectors, strict=True)}

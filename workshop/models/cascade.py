@@ -13,7 +13,7 @@ from workshop.contracts.generator import Message, Prompt, TextGenerator, Usage
 
 @dataclass(frozen=True, slots=True)
 class PricedModel:
-    """A model under its name, and what 1000 tokens of it cost in dollars, of prompt and answer together."""
+    """A named model, and its price in dollars per 1000 tokens, of prompt and answer together."""
 
     generator: TextGenerator
     name: str
@@ -26,7 +26,7 @@ class TwoModelCascade:
     Args:
         draft: cheap; answers first.
         main: better; answers where the draft is not good enough.
-        threshold: quality, 0 to 1, from which a draft is the answer.
+        threshold: quality, 0 to 1, from which a draft is accepted.
     """
 
     def __init__(self, draft: PricedModel, main: PricedModel, threshold: float) -> None:
@@ -58,9 +58,9 @@ def quality(logprobs: list[float]) -> float:
     """How sure a model was of its answer: the geometric mean of its tokens' probabilities, exp(mean logprob).
 
     The product of the probabilities is the model's own probability of the whole answer, but it falls with every token.
-    The geometric mean is what each token contributes on average: long and short answers compare. 0.8 reads as "at each
-    token, as sure as four to one". An answer without tokens scores 0. The model may well be sure of something wrong:
-    which threshold is right has to be measured.
+    The geometric mean is what each token contributes on average, so long and short answers can be compared. 0.8 means
+    odds of four to one at each token. An answer without tokens scores 0. The model may well be sure of something wrong:
+    the right threshold has to be measured.
     """
     if not logprobs:
         return 0.0
@@ -71,7 +71,7 @@ class _Run:
     """One query under way.
 
     Attributes:
-        answer: as far as it is.
+        answer: the answer so far.
         logprobs: of the tokens of the model that was asked last.
     """
 
@@ -82,7 +82,7 @@ class _Run:
         self.logprobs: list[float] = []
 
     async def ask(self, model: PricedModel) -> AsyncGenerator[TextPiece, None]:
-        """The model's answer in the place of an earlier one, at its price on top."""
+        """Stream the model's answer, which replaces an earlier one. Its cost is added."""
         before, text, self.logprobs = self.answer, "", []
         async with aclosing(model.generator.stream(self._prompt)) as chunks:
             async for chunk in chunks:

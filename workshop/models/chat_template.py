@@ -1,4 +1,4 @@
-"""Conversations as token ids, by a model's own chat template."""
+"""Turns conversations into token ids, with a model's own chat template."""
 
 import json
 import re
@@ -16,21 +16,21 @@ _PROBE = (Message("user", "Hello"), Message("assistant", "Hi"), Message("user", 
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer. Nobody but the template writes control tokens.
+    """The chat template of a tokenizer. Only the template can write control tokens.
 
-    Control tokens, such as ``<|user|>``, say who speaks. The name of one within a message stays plain text, so that
-    nobody can speak in another's name. To that end, the template gets a placeholder for each message, and a copy of the
-    tokenizer encodes the result: to this copy, the control tokens have secret names. The text between two control
-    tokens is encoded in one piece, so an ordinary conversation has the same tokens as without all this.
+    Control tokens, such as ``<|user|>``, mark who speaks. If a message contains the name of one, it stays plain text:
+    no message can impersonate another role. To this end, the template is given a placeholder for each message, and the
+    result is encoded by a copy of the tokenizer, in which the control tokens have secret names. The text between two
+    control tokens is encoded in one piece, so an ordinary conversation has the same tokens as without this protection.
 
-    There are two limits. A template that says who speaks in plain words, such as ``USER:``, has no control tokens to
-    protect. A template that looks into a message, for instance to leave out its thoughts, sees the placeholder.
+    There are two limits. A template that marks roles with plain words, such as ``USER:``, has no control tokens to
+    protect. A template that inspects a message, for instance to remove its reasoning, sees only the placeholder.
 
     Args:
         tokenizer: of ``transformers``, backed by ``tokenizers``.
 
     Raises:
-        ValueError: there is no chat template, or it cannot write a conversation down.
+        ValueError: there is no chat template, or it cannot render a conversation.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -38,10 +38,10 @@ class ChatTemplate:
             raise ValueError("it has no chat template: choose a model that is tuned for conversations")
         self._tokenizer = tokenizer
         template = tokenizer.get_chat_template()
-        # A private-use character first and last: no token and no template has it.
+        # It starts and ends with a private-use character, which no token and no template contains.
         secret = f"\ue000{secrets.randbits(128)}"
 
-        # White space marks nothing. Tokens that are added as ordinary text are marks where the template has them.
+        # A token of whitespace controls nothing. One that was added as ordinary text does if the template contains it.
         control = {
             id: token
             for id, token in tokenizer.backend_tokenizer.get_added_tokens_decoder().items()
@@ -52,7 +52,7 @@ class ChatTemplate:
         for token in state["added_tokens"]:
             token["special"] = token["id"] in control
         self._plain = Tokenizer.from_str(json.dumps(state))
-        self._plain.encode_special_tokens = True  # as the text that they are
+        self._plain.encode_special_tokens = True  # as plain text
         self._plain.no_truncation()
         self._plain.no_padding()
         self._plain.add_tokens(
@@ -62,38 +62,38 @@ class ChatTemplate:
             ]
         )
         self._ids = {self._plain.token_to_id(names[token.content]): id for id, token in control.items()}
-        # A vocabulary may hold a control token as an ordinary word, too. The unknown word is one that texts may have.
+        # A vocabulary may also contain a control token as an ordinary word. The unknown token may occur in any text.
         self._never_in_text = control.keys() - {tokenizer.unk_token_id}
 
         self._names = names
         self._placeholder = f"{secret}:{{}}\ue001"
         longest_first = sorted(map(re.escape, names), key=len, reverse=True)
         self._pattern = re.compile("|".join([*longest_first, re.escape(secret) + r":(\d+)" + "\ue001"]))
-        # Other kinds of models take a word of any length for one unknown token.
+        # Other kinds of models may turn a word of any length into one unknown token.
         is_bpe = isinstance(self._plain.model, BPE)
         self._longest_token = max(map(len, self._plain.get_vocab(with_added_tokens=False))) if is_bpe else None
         self._check()
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """The token ids of a conversation that the model shall continue. Takes a while for a long one: use a thread.
+        """The token ids of a conversation that the model is to continue. Slow for a long one: call it in a thread.
 
         Raises:
-            InvalidInputError: the template refuses the conversation; some take no system message, for instance.
+            InvalidInputError: the template rejects the conversation; some accept no system message, for instance.
         """
         try:
             rendered = self._render(messages)
         except Exception as error:  # a template is a program: it may raise anything
-            raise InvalidInputError(f"the model cannot take this conversation: {error}", 0, "messages") from error
+            raise InvalidInputError(f"the model does not accept this conversation: {error}", 0, "messages") from error
 
-        def final(match: re.Match[str]) -> str:
+        def replacement(match: re.Match[str]) -> str:
             return messages[int(match[1])].content.strip() if match[1] else self._names[match[0]]
 
-        # In a batch, if of one only: unlike a single text, it is encoded without holding up other threads.
-        [encoding] = self._plain.encode_batch_fast([self._pattern.sub(final, rendered)], add_special_tokens=False)
+        # A batch of one: unlike a single text, a batch is encoded without blocking other threads.
+        [encoding] = self._plain.encode_batch_fast([self._pattern.sub(replacement, rendered)], add_special_tokens=False)
         return [self._ids.get(id, id) for id in encoding.ids if id not in self._never_in_text]
 
-    def least_tokens(self, messages: Sequence[Message]) -> int:
-        """So many token ids a conversation has at least. Quickly said, however long it is."""
+    def min_tokens(self, messages: Sequence[Message]) -> int:
+        """A lower bound of the number of token ids in a conversation. Fast, however long it is."""
         if self._longest_token is None:
             return 0
         return sum(len(message.content.strip()) for message in messages) // self._longest_token
@@ -102,7 +102,7 @@ class ChatTemplate:
         marked = []
         for i, message in enumerate(messages):
             text = message.content.strip()
-            # White space stays around the placeholder: some templates trim it, others do not.
+            # Whitespace stays around the placeholder: some templates trim it, others do not.
             start, _, end = message.content.partition(text) if text else (message.content, "", "")
             content = start + self._placeholder.format(i) + end if text else start
             marked.append({"role": message.role, "content": content})
@@ -110,11 +110,11 @@ class ChatTemplate:
         return rendered
 
     def _check(self) -> None:
-        """Write a conversation down once: what is wrong with the template shows at the start."""
+        """Render a conversation once, so that a broken template is noticed at the start."""
         try:
             rendered = self._render(_PROBE)
         except Exception as error:
             raise ValueError(f"its chat template fails: {error}") from error
-        written = {int(match[1]) for match in self._pattern.finditer(rendered) if match[1]}
-        if written != set(range(len(_PROBE))):
-            raise ValueError("its chat template leaves out what is said")
+        rendered_messages = {int(match[1]) for match in self._pattern.finditer(rendered) if match[1]}
+        if rendered_messages != set(range(len(_PROBE))):
+            raise ValueError("its chat template leaves out messages")

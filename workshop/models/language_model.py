@@ -27,19 +27,18 @@ from workshop.models.chat_template import ChatTemplate
 
 logging.disable_progress_bar()
 
-COOLEST = 0.01
-"""Below this temperature the most probable token is taken. None other is drawn there anyway, and to divide by a smaller
-number overflows."""
+MIN_TEMPERATURE = 0.01
+"""Below it the most probable token is taken. No other would be sampled anyway, and dividing by less overflows."""
 
-FEW_PARAMETERS = 100_000_000
-"""A step of a smaller model is over before several threads have shared it: on 2 cores, one is 7 to 15 times faster."""
+SMALL_MODEL = 100_000_000
+"""Parameters below which one thread computes. A step is too short to share: on 2 cores, one is 7 to 15 times faster."""
 
 
 class LanguageModel:
     """A ``TextGenerator`` with continuous batching: a prompt joins those under way at the next token.
 
     Args:
-        name: how callers call it.
+        name: the name that callers use.
         model: a causal language model.
         tokenizer: its tokenizer, with a chat template.
 
@@ -75,7 +74,7 @@ class LanguageModel:
             tokenizer = AutoTokenizer.from_pretrained(source)
             network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
             model = cls(name or Path(source).name, network.to(device).eval(), tokenizer)
-        if device == "cpu" and network.num_parameters() < FEW_PARAMETERS:
+        if device == "cpu" and network.num_parameters() < SMALL_MODEL:
             torch.set_num_threads(1)
         return model
 
@@ -94,11 +93,12 @@ class LanguageModel:
 
     async def stream(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
         """See ``TextGenerator.stream``."""
-        self._check_length(self._template.least_tokens(prompt.messages), "at least ")
+        self._check_length(self._template.min_tokens(prompt.messages), "at least ")
         prompt_ids = await asyncio.to_thread(self._template.encode, prompt.messages)
         self._check_length(len(prompt_ids))
         room = self._card.context_length - len(prompt_ids)
-        sampling = Sampling(float(prompt.temperature), float(prompt.top_p)) if prompt.temperature >= COOLEST else None
+        samples = prompt.temperature >= MIN_TEMPERATURE
+        sampling = Sampling(float(prompt.temperature), float(prompt.top_p)) if samples else None
         run = TokenRun(prompt_ids, min(prompt.max_tokens or room, room), sampling)
         text = _Text(self._tokenizer, prompt.stop)
         n_tokens = 0
@@ -129,7 +129,7 @@ class LanguageModel:
             self._running -= 1
 
     async def aclose(self) -> None:
-        """Stop the threads that generate: while they run, the process does not end."""
+        """Stop the threads that generate, which would keep the process alive."""
         await asyncio.to_thread(self.close)
 
     def close(self) -> None:
@@ -147,7 +147,7 @@ class LanguageModel:
 
 
 def check_model(source: str) -> None:
-    """Look at all of a model but its weights, which would take seconds and the memory of a replica.
+    """Check all of a model except its weights: loading them takes seconds, and as much memory as a replica.
 
     Raises:
         StartError: there is no such model, or its files cannot be used.
@@ -191,7 +191,7 @@ class _Text:
         return text
 
     def take(self, *, everything: bool) -> str:
-        """The text since the last call, but for an end that may become a stop text."""
+        """The text since the last call. An ending that may become a stop text is held back."""
         keep = 0
         if not everything:
             starts = (stop[:length] for stop in self._stop for length in range(1, len(stop)))

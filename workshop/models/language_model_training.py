@@ -1,7 +1,7 @@
 """Trains the workshop's own language models on its corpus: a small draft and a larger main model.
 
-Both learn by heart. The larger one also recognises more of the phrasings that it has never seen: on that gap the
-cascade lives.
+Both memorise the answers. The larger one also recognises more of the phrasings that it has never seen: the cascade
+depends on that difference.
 """
 
 import json
@@ -35,7 +35,7 @@ CARD_FILE = "card.json"
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """All that decides the weights, beside the corpus."""
+    """Everything that determines the weights, apart from the corpus."""
 
     hidden_size: int
     layers: int
@@ -104,17 +104,17 @@ def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
 def exact_answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, batch_size: int = 170) -> float:
     """The share of held-out questions that the model answers word for word as the corpus does."""
     pairs = [(question, entry.answer) for entry in corpus.entries() for question in entry.held_out]
-    right = 0
+    n_exact = 0
     for start in range(0, len(pairs), batch_size):
         batch = pairs[start : start + batch_size]
         prompts = [_chat(tokenizer, [("user", question)]) for question, _ in batch]
         inputs = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
         inputs.pop("token_type_ids", None)
         with torch.inference_mode():
-            made = model.generate(**inputs, max_new_tokens=80, do_sample=False)
-        answers = tokenizer.batch_decode(made[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
-        right += sum(made == answer for made, (_, answer) in zip(answers, batch, strict=True))
-    return right / len(pairs)
+            generated = model.generate(**inputs, max_new_tokens=80, do_sample=False)
+        answers = tokenizer.batch_decode(generated[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+        n_exact += sum(given == expected for given, (_, expected) in zip(answers, batch, strict=True))
+    return n_exact / len(pairs)
 
 
 def _config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
@@ -166,7 +166,7 @@ def _batches(
             prompt = tokenizer(_chat(tokenizer, turns), add_special_tokens=False).input_ids
             answer = tokenizer(entry.answer + _END, add_special_tokens=False).input_ids
             examples.append((torch.tensor(prompt + answer), torch.tensor([_IGNORED] * len(prompt) + answer)))
-    # Of similar length, so that little of a batch is padding; in another company and order each time.
+    # Batches of similar length, so that little of each is padding. Their members and their order vary.
     examples.sort(key=lambda example: len(example[0]) + rng.random() * 8)
     batches = [examples[start : start + recipe.batch_size] for start in range(0, len(examples), recipe.batch_size)]
     rng.shuffle(batches)
@@ -179,7 +179,7 @@ def _batches(
 
 
 def _context(entry: corpus.Entry, rng: random.Random) -> list[tuple[str, str]]:
-    """What may stand before a question: nothing, an earlier turn, or sources."""
+    """What comes before a question: nothing, an earlier turn, or sources."""
     draw = rng.random()
     if draw < 0.1:
         earlier = rng.choice(corpus.entries())

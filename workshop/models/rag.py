@@ -26,17 +26,17 @@ UNSURE = RagAnswer(
 
 _ROLES: dict[str, Role] = {"system": "system", "human": "user", "ai": "assistant"}
 _PROMPT = ChatPromptTemplate([("system", "{sources}"), ("human", "{question}")])
-_NOTHING = Usage(0, 0)
+_NO_USAGE = Usage(0, 0)
 
 
-def _minus(usage: Usage, before: Usage) -> Usage:
+def _difference(usage: Usage, before: Usage) -> Usage:
     return Usage(usage.prompt_tokens - before.prompt_tokens, usage.completion_tokens - before.completion_tokens)
 
 
 class GeneratorChatModel(BaseChatModel):
-    """A ``TextGenerator`` as a LangChain chat model, for ``await`` only.
+    """A ``TextGenerator`` as a LangChain chat model that is asynchronous only.
 
-    ``max_tokens``, ``temperature`` and ``top_p`` are as in ``Prompt``; a call, or ``bind``, may give others.
+    ``max_tokens``, ``temperature`` and ``top_p`` are as in ``Prompt``; a call, or ``bind``, may override them.
     """
 
     generator: SkipValidation[TextGenerator]
@@ -56,7 +56,7 @@ class GeneratorChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **options: Any,
     ) -> ChatResult:
-        raise NotImplementedError("this model only answers ainvoke, astream and the like")
+        raise NotImplementedError("this model is asynchronous only: use ainvoke or astream")
 
     async def _agenerate(
         self,
@@ -76,10 +76,10 @@ class GeneratorChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **options: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        before = _NOTHING
+        before = _NO_USAGE
         async with aclosing(self.generator.stream(self._prompt(messages, stop, options))) as chunks:
             async for chunk in chunks:
-                metadata = self._metadata(chunk.finish_reason, _minus(chunk.usage, before))
+                metadata = self._metadata(chunk.finish_reason, _difference(chunk.usage, before))
                 yield ChatGenerationChunk(message=AIMessageChunk(content=chunk.text, **metadata))
                 before = chunk.usage
 
@@ -89,7 +89,7 @@ class GeneratorChatModel(BaseChatModel):
         return Prompt(turns, stop=tuple(stop or ()), **defaults | options)
 
     def _metadata(self, finish_reason: FinishReason | None, usage: Usage) -> dict[str, Any]:
-        """Of an answer, or of a piece: LangChain adds up the usage of pieces."""
+        """The metadata of an answer, or of a piece: LangChain adds up the usage of pieces."""
         metadata: dict[str, Any] = {
             "usage_metadata": UsageMetadata(
                 input_tokens=usage.prompt_tokens,
@@ -103,7 +103,7 @@ class GeneratorChatModel(BaseChatModel):
 
 
 class Rag:
-    """``QuestionAnswerer`` of a retriever and a language model.
+    """``QuestionAnswerer`` with a retriever and a language model.
 
     Args:
         retriever: finds the sources.
@@ -119,12 +119,12 @@ class Rag:
         self._reply = _PROMPT | GeneratorChatModel(generator=generator, model_name=model, max_tokens=MAX_TOKENS)
 
     async def stream(self, question: str, k: int) -> AsyncGenerator[RagEvent, None]:
-        """See ``QuestionAnswerer.stream``. As many of the sources are used as leave the model room to answer."""
+        """See ``QuestionAnswerer.stream``. It uses as many of the sources as leave the model room to answer."""
         hits = await self._retriever.search(question, k)
         if not hits or hits[0].score < self._threshold:
             yield UNSURE
             return
-        before = _NOTHING
+        before = _NO_USAGE
         for n_sources in range(len(hits), 0, -1):
             sources = sources_prompt(hit.passage.text for hit in hits[:n_sources])
             reply = AIMessageChunk(content="")
@@ -147,10 +147,10 @@ class Rag:
 
 
 async def _untraced(pieces: AsyncIterator[BaseMessage]) -> AsyncGenerator[BaseMessage, None]:
-    """The same pieces. Whatever LangSmith's environment variables say: what people ask here goes to no one else."""
+    """The same pieces, never traced, whatever LangSmith's environment variables say: it never sees a question."""
     async with aclosing(cast(AsyncGenerator[BaseMessage, None], pieces)):
         while True:
-            with tracing_context(enabled=False):  # at each step: between them, this is the reader's context
+            with tracing_context(enabled=False):  # only during a step: between steps, the context is the reader's
                 piece = await anext(pieces, None)
             if piece is None:
                 return

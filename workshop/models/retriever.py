@@ -26,7 +26,7 @@ from workshop.models.artifacts import ArtifactError
 
 DIMENSIONS = 384
 PASSAGE_WORDS = 120
-"""A lesson's passage has at most so many words, unless a single paragraph has more."""
+"""The most words in a passage of a lesson, unless a single paragraph has more."""
 
 _FILE = "retriever.skops"
 _REMEDY = "run: python -m workshop train"
@@ -44,15 +44,15 @@ class Embedding(Protocol):
     def project(self, texts: Sequence[str]) -> FloatMatrix:
         """Vectors of shape (n, dimensions), n ≥ 1, of length at most 1.
 
-        What a vector lacks is the share of its text that the embedding does not know.
+        The less of a text the embedding knows, the shorter is its vector.
         """
         ...
 
 
 class TfidfSvd:
-    """TF-IDF of the letters of words, two to four in a row, reduced by a truncated SVD. Forgives typing errors.
+    """TF-IDF of the character n-grams of words, of length 2 to 4, reduced by a truncated SVD. Tolerates typing errors.
 
-    Words such as "how" and "the" do not count: they would make all questions alike.
+    Stop words such as "how" and "the" are left out: they would make all questions alike.
 
     Args:
         vectorizer: fitted, without a norm.
@@ -68,7 +68,7 @@ class TfidfSvd:
 
     @classmethod
     def fit(cls, texts: Sequence[str]) -> Self:
-        """Learn from texts. The same every time."""
+        """Fit on texts. The same texts give the same embedding."""
         vectorizer = TfidfVectorizer(
             analyzer="char_wb", ngram_range=(2, 4), min_df=2, sublinear_tf=True, norm=None, dtype=np.float32
         )
@@ -81,8 +81,8 @@ class TfidfSvd:
         """See ``Embedding.project``."""
         contents = [_content(text) for text in texts]
         weights = self.vectorizer.transform(contents)
-        # What the corpus has never seen weighs as much as its rarest letters, and points nowhere: a question about
-        # something else is near to nothing, however well the little that is known of it fits.
+        # An n-gram that the corpus does not have weighs as much as its rarest one, and has no direction. So a question
+        # about something else has low scores only, however well its few known n-grams fit.
         known = self.vectorizer.vocabulary_
         unknown = np.array([len(set(self._ngrams(content)).difference(known)) for content in contents])
         squares = weights.power(2).sum(axis=1).A1 + unknown * self.vectorizer.idf_.max() ** 2
@@ -116,13 +116,13 @@ class SentenceEmbedding:
 
 
 class CorpusRetriever:
-    """Passages, and vectors that point to them: of the passage itself, and of the questions that it answers.
+    """Passages, and the vectors that lead to them: one for the passage, and one for each question that it answers.
 
     Args:
         embedding: makes the vectors.
         passages: what can be found.
         vectors: shape (n, dimensions), rows of length 1.
-        owners: shape (n,): index of the passage that each vector points to.
+        owners: shape (n,): index of the passage that each vector leads to.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class CorpusRetriever:
         self._passages = passages
         self._vectors = vectors
         self._owners = owners
-        self._most_vectors = int(np.bincount(owners).max())
+        self._max_vectors = int(np.bincount(owners).max())
         self._index = faiss.IndexFlatIP(dimensions)
         self._index.add(vectors)
 
@@ -171,7 +171,7 @@ class CorpusRetriever:
         return normalized(self.project(texts))
 
     def search(self, text: str, k: int) -> list[Hit]:
-        """See ``Retriever.search``. Finds nothing for a text of which it knows no part."""
+        """See ``Retriever.search``. Finds nothing for a text whose words it does not know at all."""
         return self.nearest(self.project([text]), k)
 
     def project(self, texts: Sequence[str]) -> FloatMatrix:
@@ -183,8 +183,8 @@ class CorpusRetriever:
         vector = projection.astype(np.float32)
         if not vector.any():
             return []
-        # So many vectors are of k passages at least, even if all of the first ones point to the same.
-        scores, rows = self._index.search(vector, min(k * self._most_vectors, self._index.ntotal))
+        # This many vectors lead to at least k passages, even if the first ones all lead to the same.
+        scores, rows = self._index.search(vector, min(k * self._max_vectors, self._index.ntotal))
         best: dict[int, float] = {}
         for owner, score in zip(self._owners[rows[0]].tolist(), scores[0].tolist(), strict=True):
             best.setdefault(owner, min(score, 1.0))
@@ -212,7 +212,7 @@ class CorpusRetriever:
             embedding_model: as in ``build``.
 
         Raises:
-            ArtifactError: missing, damaged, made with another embedding, or by code that is not trusted.
+            ArtifactError: missing, damaged, made with another embedding, or it contains untrusted code.
             StartError: the embedding model cannot be loaded.
         """
         try:
@@ -252,7 +252,7 @@ def lesson_passages(folder: Path) -> list[Passage]:
 
 
 def _prose(source: str) -> Iterator[str]:
-    """Passages of at most ``PASSAGE_WORDS``, each below its heading; tables, exercises and code stay out."""
+    """Passages of at most ``PASSAGE_WORDS``, each after its heading; tables, exercises and code are left out."""
     heading, words = "", list[str]()
     for paragraph in _paragraphs(source):
         is_heading, is_quiz = paragraph.startswith("#"), "<details>" in paragraph
@@ -276,7 +276,7 @@ def _paragraphs(source: str) -> Iterator[str]:
 
 
 def _passage(prefix: str, source: str, text: str) -> Passage:
-    """The id depends on the text only: it stays when other passages come and go."""
+    """The id depends on the text only: it stays the same when other passages come and go."""
     return Passage(f"{prefix}-{hashlib.sha256(text.encode()).hexdigest()[:10]}", source, text)
 
 

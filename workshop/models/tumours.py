@@ -37,7 +37,7 @@ class TumourClassifier:
 
     Args:
         pipeline: fitted, with ``predict_proba``; columns in the order of ``FEATURES``.
-        card: what it says of itself.
+        card: describes the model.
     """
 
     def __init__(self, pipeline: Pipeline, card: ModelCard) -> None:
@@ -74,7 +74,7 @@ class TumourClassifier:
         """Read an artifact.
 
         Raises:
-            ArtifactError: missing, damaged, or made by code that is not trusted.
+            ArtifactError: missing, damaged, or it contains untrusted code.
         """
         remedy = "run: python -m workshop train"
         try:
@@ -97,7 +97,7 @@ def training_data() -> tuple[FloatMatrix, NDArray[np.int64]]:
 
 
 def train(version: str = "1.0.0") -> TumourClassifier:
-    """Fit on four fifths of the rows and score on the rest. The same every time."""
+    """Fit on four fifths of the rows and score on the rest. The result is the same every time."""
     rows, labels = training_data()
     train_rows, test_rows, train_labels, test_labels = train_test_split(
         rows, labels, test_size=0.2, stratify=labels, random_state=0

@@ -1,1 +1,1 @@
-"""What the service keeps, behind the contracts. SQLite by default, any SQLAlchemy URL otherwise."""
+"""What the service stores, behind the contracts: in SQLite by default, or in PostgreSQL."""

@@ -45,7 +45,7 @@ class SqlCaseStore:
 
     async def get(self, case_id: UUID) -> Case:
         """See ``CaseStore.get``."""
-        return await self._only(select(CaseRow).where(CaseRow.id == case_id), case_id)
+        return await self._one(select(CaseRow).where(CaseRow.id == case_id), case_id)
 
     async def newest(self, limit: int) -> list[Case]:
         """See ``CaseStore.newest``."""
@@ -56,11 +56,11 @@ class SqlCaseStore:
     async def replace(self, case: Case) -> None:
         """See ``CaseStore.replace``."""
         content = {"measurements": list(case.measurements), "diagnosis": case.diagnosis}
-        await self._only(update(CaseRow).where(CaseRow.id == case.id).values(content).returning(CaseRow), case.id)
+        await self._one(update(CaseRow).where(CaseRow.id == case.id).values(content).returning(CaseRow), case.id)
 
     async def delete(self, case_id: UUID) -> None:
         """See ``CaseStore.delete``."""
-        await self._only(delete(CaseRow).where(CaseRow.id == case_id).returning(CaseRow), case_id)
+        await self._one(delete(CaseRow).where(CaseRow.id == case_id).returning(CaseRow), case_id)
 
     async def ready(self) -> None:
         """See ``CaseStore.ready``."""
@@ -70,8 +70,8 @@ class SqlCaseStore:
         """See ``CaseStore.aclose``."""
         await self._database.aclose()
 
-    async def _only(self, statement: TypedReturnsRows[CaseRow], case_id: UUID) -> Case:
-        """What a statement returns for a case. Raises NotFoundError when that is nothing."""
+    async def _one(self, statement: TypedReturnsRows[CaseRow], case_id: UUID) -> Case:
+        """The case that a statement returns. Raises NotFoundError if it returns none."""
         async with self._database.transaction() as session:
             row = (await session.scalars(statement)).first()
         if row is None:

@@ -35,12 +35,12 @@ SQLITE_SETTINGS = f"""
     PRAGMA foreign_keys = ON;
 """
 
-FAULTS_OF_OURS = IntegrityError, ProgrammingError, DataError, NotSupportedError
-"""A statement that is wrong whatever state the database is in. SQLite reports some of these as ``OperationalError``."""
+OUR_ERRORS = IntegrityError, ProgrammingError, DataError, NotSupportedError
+"""Errors of statements that are wrong in any state of the database. SQLite reports some as ``OperationalError``."""
 
 
 class Base(DeclarativeBase):
-    """The tables of the service. Whoever changes them adds a migration: see CONTRIBUTING.md."""
+    """The tables of the service. A change to them needs a migration: see CONTRIBUTING.md."""
 
     type_annotation_map: ClassVar[dict[Any, Any]] = {str: String(MAX_TEXT)}
 
@@ -50,14 +50,14 @@ def engine_at(url: str, max_statement_s: float | None = MAX_STATEMENT_S) -> Asyn
 
     Args:
         url: ``sqlite+aiosqlite:///path/of/a/file`` or ``postgresql+asyncpg://user:password@host/name``.
-        max_statement_s: how long PostgreSQL may take for a statement, in seconds; None for any length.
+        max_statement_s: how long PostgreSQL may take for a statement, in seconds; None for no limit.
 
     Raises:
         StartError: it is not a URL, or names another kind of database.
     """
     try:
         parts = make_url(url)
-    except (ArgumentError, ValueError):  # the error may name a part of the password
+    except (ArgumentError, ValueError):  # the error may contain a part of the password
         raise StartError(f"DATABASE_URL cannot be parsed; {SUPPORTED}") from None
     if parts.drivername == POSTGRESQL:
         return create_async_engine(
@@ -70,8 +70,8 @@ def engine_at(url: str, max_statement_s: float | None = MAX_STATEMENT_S) -> Asyn
     in_memory = " in memory" if parts.database in {None, "", ":memory:"} else ""
     if parts.drivername != SQLITE or in_memory:
         raise StartError(f"DATABASE_URL names {parts.drivername}{in_memory}; {SUPPORTED}")
-    # A connection for each transaction: what counts is what is on the disk. A pooled one would go on with a file that
-    # has been deleted, or mix pages that it remembers with those of a backup that was copied over it.
+    # A new connection for each transaction, since the file may be replaced. A pooled one would continue with a deleted
+    # file, or mix its cached pages with those of a backup that was copied over it.
     engine = create_async_engine(url, poolclass=NullPool)
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -98,7 +98,7 @@ async def _set_up(connection: aiosqlite.Connection) -> None:
 class Database:
     """Transactions on the database at a URL.
 
-    The first one brings the tables up to date. So does the first one after a failure: the database may be another one.
+    The first one brings the tables up to date. So does the first one after a failure: the database may have changed.
 
     Args:
         url: see ``engine_at``.
@@ -107,7 +107,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self._engine = engine_at(url)
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
-        self._places = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._preparation: asyncio.Task[None] | None = None
 
     @asynccontextmanager
@@ -121,10 +121,10 @@ class Database:
         """
         try:
             await self._prepare()
-            async with self._place(), self._sessions.begin() as session:
+            async with self._slot(), self._sessions.begin() as session:
                 yield session
-        except FAULTS_OF_OURS as error:
-            if isinstance(error, ProgrammingError):  # a table has gone, says PostgreSQL
+        except OUR_ERRORS as error:
+            if isinstance(error, ProgrammingError):  # PostgreSQL: a table may be missing
                 self._preparation = None
             raise
         except (DBAPIError, OSError, migrations.MigrationError) as error:
@@ -135,24 +135,24 @@ class Database:
         """Raises UnavailableError unless rows of this kind can be read and written."""
         async with self.transaction() as session:
             await session.execute(select(rows).limit(1))
-            await session.execute(delete(rows).where(false()))  # fails where nothing may be written
+            await session.execute(delete(rows).where(false()))  # fails if the database is read-only
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._engine.dispose()
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
+    async def _slot(self) -> AsyncIterator[None]:
         async with asyncio.timeout(MAX_WAIT_S):
-            await self._places.acquire()
+            await self._slots.acquire()
         try:
             yield
         finally:
-            self._places.release()
+            self._slots.release()
 
     async def _prepare(self) -> None:
-        # All that wait share one attempt, so that a server that is away costs each of them one time-out, not one after
-        # the other.
+        # All waiting transactions share one attempt: an unreachable server costs each of them one timeout, not several
+        # in a row.
         if self._preparation is None:
             self._preparation = asyncio.create_task(migrations.bring_up_to_date(self._engine, Base.metadata))
         await asyncio.shield(self._preparation)

@@ -23,14 +23,14 @@ from workshop.storage.write_behind import WriteBehind
 logger = logging.getLogger(__name__)
 
 LATENCY_LIMITS_MS = (5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 30_000.0, 60_000.0)
-"""The limits of ``UsageTotals.latency_counts``, but for infinity."""
+"""The limits of ``UsageTotals.latency_counts``, except infinity."""
 
 RESERVED_FOR = timedelta(seconds=60)
-"""A reservation is renewed while its process lives: that of a process that was killed ends after this time."""
+"""A reservation is renewed while its process lives: that of a process that was killed expires after this time."""
 RENEW_EVERY_S = 20.0
 
 ROUNDING = 1e-9
-"""A budget of which no larger share is left is used up: sums of floating-point numbers are not exact."""
+"""A budget with no more than this share left is used up: sums of floating-point numbers are not exact."""
 
 
 class UsageRow(Base):
@@ -56,7 +56,7 @@ class UsageRow(Base):
 
     @staticmethod
     def values(record: UsageRecord) -> dict[str, Any]:
-        """The contract's value, by column."""
+        """The values of a record, by column."""
         return asdict(record) | {
             "principal": _cut(record.principal),
             "model": _cut(record.model),
@@ -76,14 +76,14 @@ class ReservationRow(Base):
 
 
 Entry = tuple[Sequence[UsageRecord], Reservation | None]
-"""Records, and what they settle."""
+"""Records, and the reservation that they settle."""
 
 
 class SqlUsageStore:
     """``UsageStore`` in the database at a URL.
 
-    All that this process writes is written by one transaction after the other: SQLite has one writer at a time, and
-    more of them would only wait for each other.
+    This process writes with one transaction after another: SQLite has one writer at a time, and more of them would only
+    wait for each other.
 
     Args:
         url: see ``engine_at``.
@@ -92,7 +92,7 @@ class SqlUsageStore:
     def __init__(self, url: str) -> None:
         self._database = Database(url)
         self._entries = WriteBehind[Entry](self._write, _log_lost)
-        self._turn = asyncio.Lock()
+        self._write_lock = asyncio.Lock()
         self._reserving: set[asyncio.Task[Reservation | None]] = set()
         self._reserved: set[UUID] = set()
         self._renewing: asyncio.Task[None] | None = None
@@ -122,7 +122,7 @@ class SqlUsageStore:
             query = query.where(UsageRow.cascaded.is_not(None))
         async with self._database.transaction() as session:
             by_model = {row.model: row[:-1] for row in await session.execute(query)}
-        # One statement, added up here: the parts of the answer belong to the same moment.
+        # One statement, summed up here, so that all parts of the answer are of the same moment.
         nothing = [0] * len(sums)
         answers, cost, drafts, accepted, latency, *counts = map(sum, zip(nothing, *by_model.values(), strict=True))
         return UsageTotals(
@@ -142,7 +142,7 @@ class SqlUsageStore:
 
     async def reserve(self, principal: str, cost: float, budget: float, since: datetime) -> Reservation | None:
         """See ``UsageStore.reserve``."""
-        # A task of its own: a request is cancelled when its client leaves, and a transaction does not like to be.
+        # A separate task: a request is cancelled when its client leaves, and the transaction should not be.
         reserving = asyncio.create_task(self._reserve(_cut(principal), cost, budget, since.astimezone(UTC)))
         self._reserving.add(reserving)
         reserving.add_done_callback(self._reserving.discard)
@@ -170,23 +170,23 @@ class SqlUsageStore:
         rows = [UsageRow.values(record) for records, _ in entries for record in records]
         settled = [settles.id for _, settles in entries if settles is not None]
         try:
-            async with self._turn, self._database.transaction() as session:
+            async with self._write_lock, self._database.transaction() as session:
                 if rows:
                     await session.execute(insert(UsageRow), rows)
                 if settled:
                     await session.execute(delete(ReservationRow).where(ReservationRow.id.in_(settled)))
         except UnavailableError as error:
-            if _is_of_a_value(error.__cause__):
-                raise ValueError("the database does not take a value") from error
+            if _is_bad_value(error.__cause__):
+                raise ValueError("the database does not accept a value") from error
             raise
-        except ProgrammingError as error:  # a table has gone
+        except ProgrammingError as error:  # a table is missing
             raise UnavailableError("the database does not answer") from error
 
     async def _reserve(self, principal: str, cost: float, budget: float, since: datetime) -> Reservation | None:
         theirs = ReservationRow.principal == principal
-        async with self._turn, self._database.transaction() as session:
+        async with self._write_lock, self._database.transaction() as session:
             # From here to the end of the transaction, nobody else reserves for the principal. PostgreSQL has a lock for
-            # this. SQLite has one writer at a time, and the first statement that writes makes it us.
+            # this. SQLite has one writer at a time: this transaction, from its first write on.
             if session.get_bind().dialect.name == "postgresql":
                 await session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(principal, 0))))
             await session.execute(delete(ReservationRow).where(theirs, ReservationRow.expires <= datetime.now(UTC)))
@@ -209,14 +209,14 @@ class SqlUsageStore:
     async def _renew(self) -> None:
         while self._reserved:
             await asyncio.sleep(RENEW_EVERY_S)
-            with suppress(UnavailableError):  # while it is away, nobody else can reserve either
-                async with self._turn, self._database.transaction() as session:
+            with suppress(UnavailableError):  # while the database is unreachable, nobody else can reserve either
+                async with self._write_lock, self._database.transaction() as session:
                     mine = ReservationRow.id.in_(self._reserved)
                     await session.execute(update(ReservationRow).where(mine).values(expires=_expiry()))
 
 
-def _is_of_a_value(error: BaseException | None) -> bool:
-    """Whether the database would never take it: with asyncpg, SQLAlchemy's classes do not say."""
+def _is_bad_value(error: BaseException | None) -> bool:
+    """Whether the database would never accept a value. With asyncpg, the classes of SQLAlchemy's errors do not say."""
     if not isinstance(error, DBAPIError) or error.orig is None:
         return False
     sent_nothing = isinstance(error.orig.__cause__, ValueError)
@@ -232,14 +232,14 @@ def _expiry() -> datetime:
 
 
 def _log_lost(entry: Entry) -> None:
-    """Keep the records where somebody can find them, and book them by hand."""
+    """Log the records, so that somebody can find them and enter them by hand."""
     records, _ = entry
     for record in records:
         logger.error("lost: %s", json.dumps(asdict(record), default=str))
 
 
 def _cut(name: str) -> str:
-    """A name that fits its column: callers choose their own, where no keys are set."""
+    """A name cut to fit its column: where no keys are set, callers choose their own."""
     return name[:MAX_TEXT]
 
 

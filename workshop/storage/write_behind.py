@@ -1,4 +1,4 @@
-"""Writing without keeping anybody waiting, and without losing anything."""
+"""Writes in the background: callers do not wait, and nothing is lost."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 Entry = TypeVar("Entry")
 
 MAX_WAITING = 10_000
-"""Entries that may wait: about 10 MB of records. Databases write thousands in a second, so this means one is away."""
+"""Entries that may wait: about 10 MB of records. Databases write thousands per second, so this one is unreachable."""
 MAX_BATCH = 500
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 DRAIN_LIMIT_S = 2.0
@@ -22,34 +22,34 @@ DRAIN_LIMIT_S = 2.0
 
 
 class WriteBehind(Generic[Entry]):
-    """Writes entries in the order in which they come, many at a time, one batch after the other.
+    """Writes entries in the order in which they come, in batches, one after another.
 
-    While the database is away, entries wait, and the batch is tried again after a growing pause. An entry that can
-    never be written, because a value does not fit for instance, is given up alone.
+    While the database is unreachable, entries wait, and the batch is retried after a growing pause. An entry that can
+    never be written, for instance because a value does not fit, is dropped, and the others are written.
 
     Args:
-        write: writes a batch, all or nothing. After UnavailableError it is tried again; any other error means that one
-            of the entries is bad.
-        give_up: is told of each entry that cannot be written.
+        write: writes a batch, all or nothing. After UnavailableError it is retried; any other error means that one of
+            the entries is bad.
+        on_drop: called with each entry that is dropped.
     """
 
-    def __init__(self, write: Callable[[Sequence[Entry]], Awaitable[None]], give_up: Callable[[Entry], None]) -> None:
+    def __init__(self, write: Callable[[Sequence[Entry]], Awaitable[None]], on_drop: Callable[[Entry], None]) -> None:
         self._write = write
-        self._give_up = give_up
+        self._on_drop = on_drop
         self._waiting: deque[tuple[Entry, asyncio.Future[None]]] = deque()
         self._writing: asyncio.Task[None] | None = None
 
     def check_room(self) -> None:
-        """Ask this before the work that ends with an entry.
+        """Call this before starting work that ends with an entry.
 
         Raises:
             OverloadedError: too many entries wait.
         """
         if len(self._waiting) >= MAX_WAITING:
-            raise OverloadedError("the database is behind with the records of usage", retry_after_s=5.0)
+            raise OverloadedError("too many records of usage are waiting for the database", retry_after_s=5.0)
 
     def add(self, entry: Entry) -> asyncio.Future[None]:
-        """Take an entry. The result is done once it is written, or given up."""
+        """Queue an entry. The future is done once it is written, or dropped."""
         loop = asyncio.get_running_loop()
         written: asyncio.Future[None] = loop.create_future()
         self._waiting.append((entry, written))
@@ -58,13 +58,13 @@ class WriteBehind(Generic[Entry]):
         return written
 
     async def aclose(self) -> None:
-        """Wait until all is written, but not for ever: what cannot be written in time is given up."""
+        """Wait until everything is written, but not forever: what cannot be written in time is dropped."""
         if self._writing is not None:
             await asyncio.wait([self._writing], timeout=DRAIN_LIMIT_S)
             self._writing.cancel()
             await asyncio.wait([self._writing])
         while self._waiting:
-            self._drop_bad()
+            self._drop_first()
 
     async def _write_all(self) -> None:
         size, pause_s = MAX_BATCH, FIRST_PAUSE_S
@@ -77,22 +77,22 @@ class WriteBehind(Generic[Entry]):
                     logger.warning("cannot write now, %d entries wait: %s", len(self._waiting), error, exc_info=error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-            except Exception as error:  # whatever a driver makes of a value that it cannot write
+            except Exception as error:  # drivers raise various errors for a value that they cannot write
                 if len(batch) == 1:
                     logger.error("cannot write: %s", error, exc_info=error)
-                    self._drop_bad()
+                    self._drop_first()
                 size = max(1, len(batch) // 2)  # the halves that hold no bad entry are written
             else:
                 for _ in batch:
-                    self._done(self._waiting.popleft()[1])
+                    self._set_done(self._waiting.popleft()[1])
                 size, pause_s = min(2 * size, MAX_BATCH), FIRST_PAUSE_S
 
-    def _drop_bad(self) -> None:
+    def _drop_first(self) -> None:
         entry, written = self._waiting.popleft()
-        self._give_up(entry)
-        self._done(written)
+        self._on_drop(entry)
+        self._set_done(written)
 
     @staticmethod
-    def _done(written: asyncio.Future[None]) -> None:
-        if not written.done():  # whoever waited for it may have been cancelled
+    def _set_done(written: asyncio.Future[None]) -> None:
+        if not written.done():  # the task that waited for it may have been cancelled
             written.set_result(None)

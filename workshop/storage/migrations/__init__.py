@@ -1,7 +1,7 @@
 """Brings the tables of a database to the newest revision. CONTRIBUTING.md says how to add one.
 
 Alembic does the work. A process that finds the database up to date, as every replica but the first does, never imports
-it: that would take longer than everything else here.
+Alembic: that would take longer than everything else here.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ _alembic = threading.Lock()
 
 
 class MigrationError(Exception):
-    """The tables of a database are not those of this version of the service. One line that says what to do."""
+    """The tables of a database are not those of this version of the service. The message is one line with a remedy."""
 
 
 async def bring_up_to_date(engine: AsyncEngine, tables: MetaData) -> None:
-    """Migrate, unless it is done. Several processes may do this at once: one of them migrates, the others wait.
+    """Migrate if needed. Several processes may do this at once: one of them migrates, the others wait.
 
     Args:
         engine: of the database.
@@ -55,9 +55,9 @@ async def bring_up_to_date(engine: AsyncEngine, tables: MetaData) -> None:
                 "if tables were changed by hand, restore a backup"
             ) from error
     async with engine.connect() as connection:
-        lacking = await connection.run_sync(_lacking, tables)
-    if lacking:
-        raise MigrationError(f"it lacks {', '.join(lacking)}; restore a backup, or name another database")
+        missing = await connection.run_sync(_missing, tables)
+    if missing:
+        raise MigrationError(f"it lacks {', '.join(missing)}; restore a backup, or name another database")
 
 
 def _revision(connection: Connection) -> str | None:
@@ -67,17 +67,17 @@ def _revision(connection: Connection) -> str | None:
     return revision
 
 
-def _lacking(connection: Connection, tables: MetaData) -> list[str]:
-    """Tables and columns that are not there."""
-    there = inspect(connection)
-    lacking = []
+def _missing(connection: Connection, tables: MetaData) -> list[str]:
+    """Tables and columns that the database lacks."""
+    existing = inspect(connection)
+    missing = []
     for table in tables.sorted_tables:
-        if not there.has_table(table.name):
-            lacking.append(f"the table {table.name}")
+        if not existing.has_table(table.name):
+            missing.append(f"the table {table.name}")
             continue
-        names = {column["name"] for column in there.get_columns(table.name)}
-        lacking += [f"the column {table.name}.{column.name}" for column in table.columns if column.name not in names]
-    return lacking
+        names = {column["name"] for column in existing.get_columns(table.name)}
+        missing += [f"the column {table.name}.{column.name}" for column in table.columns if column.name not in names]
+    return missing
 
 
 def _migrate(url: str) -> None:

@@ -27,7 +27,7 @@ async def run_alone() -> None:
     if engine.url.drivername == SQLITE:
         lock = [
             "PRAGMA busy_timeout = 600000",
-            "PRAGMA foreign_keys = OFF",  # or rows are lost where a table is made anew
+            "PRAGMA foreign_keys = OFF",  # or rows are lost where a table is recreated
             "BEGIN IMMEDIATE",
         ]
     else:

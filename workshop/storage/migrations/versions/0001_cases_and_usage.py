@@ -1,6 +1,6 @@
 """Cases and usage.
 
-They stay as they are in a database from before migrations, which has them already.
+A database from before migrations has these tables already, and keeps them as they are.
 """
 
 import sqlalchemy as sa

@@ -310,7 +310,7 @@ interactive(look, threshold=slider)
 # %%
 from fastapi import FastAPI
 
-from workshop.lab.exercises.lesson_14 import SURE_FROM, draft, main
+from workshop.lab.fixtures.lesson_14 import SURE_FROM, draft, main
 
 SURE_FROM, await draft("What is a replica?")
 
@@ -581,7 +581,7 @@ strict.stop()
 # %%
 from fastapi import BackgroundTasks, HTTPException
 
-from workshop.lab.exercises.lesson_14 import BUDGET, PRICE, ledger
+from workshop.lab.fixtures.lesson_14 import BUDGET, PRICE, ledger
 
 # %% exercise="14.3"
 office = FastAPI()
@@ -751,7 +751,7 @@ curve(lines_by_k | {"the model alone is right": {1: alone, 5: alone}}, x="k", y=
 # lists the hits' sources in order. `await search(question, k)` gives the hits, the best first.
 
 # %%
-from workshop.lab.exercises.lesson_14 import RELEVANT, search, write
+from workshop.lab.fixtures.lesson_14 import RELEVANT, search, write
 
 await search("When does the library open?", k=2)
 

@@ -93,9 +93,8 @@ def chooses(answer: Answer) -> None:
     ]
     for points, target, best, why in cases:
         got = answer.call(points, target)
-        if best and isinstance(got, int | float):
-            why = f"Return the whole point, not one figure of it. {why}"
-        expect(got, best, why=why)
+        is_figure = best is not None and isinstance(got, int | float)
+        expect(got, best, why="Return the whole point, not one figure of it." if is_figure else why)
 
 
 # ----------------------------------------------------------------------------------------------- 14.3: the budget
@@ -121,7 +120,7 @@ def keeps_the_budget(answer: Answer) -> None:
                 raise NotYet("The caller had to wait until the ledger was written. Charge after the answer.")
         charged = ledger.total(user, PRICE)
         expect(charged, PRICE, why="After the answer, the ledger shows its price.", given=f"one answer to {user}")
-        _expect_answer(client, user, f"One answer was given, and {ledger.total(user)} of {BUDGET} dollars are spent.")
+        _expect_answer(client, user, f"One answer was charged: {ledger.total(user)} of {BUDGET} dollars are spent.")
         ledger.total(user, 2 * PRICE)
         refused = _ask(client, user)
         expect(refused.status_code, 402, why=f"{ledger.total(user)} of {BUDGET} dollars are spent.")

@@ -118,8 +118,8 @@ def said(guess):
 import asyncio
 
 
-async def call_all(call, items, at_once=16):
-    gate = asyncio.Semaphore(at_once)
+async def call_all(call, items):
+    gate = asyncio.Semaphore(16)
 
     async def call_in_turn(item):
         async with gate:
@@ -197,14 +197,11 @@ columns({name: probabilities(reply) for name, reply in shown.items()}, y="probab
 # that are right and all that are wrong.
 
 # %%
-longest = max(len(probabilities(reply)) for reply in drafts)
-grid = np.full((len(drafts), longest), np.nan)
-for row, reply in enumerate(drafts):
-    grid[row, : len(probabilities(reply))] = [value for _, value in probabilities(reply)]
+shortest = min(len(probabilities(reply)) for reply in drafts)
+grid = np.array([[value for _, value in probabilities(reply)[:shortest]] for reply in drafts])
+means = {"right": grid[draft_right].mean(axis=0), "wrong": grid[~draft_right].mean(axis=0)}
 
 # %%
-shortest = np.isfinite(grid).all(axis=0).sum()
-means = {"right": grid[draft_right, :shortest].mean(axis=0), "wrong": grid[~draft_right, :shortest].mean(axis=0)}
 curve({name: dict(enumerate(values, 1)) for name, values in means.items()}, x="token", y="mean probability")
 
 # %%
@@ -433,8 +430,8 @@ for row in sure_and_wrong[:3]:
 # Each is a correct sentence, but the answer to another question. A higher threshold makes such drafts rarer. It also
 # throws away more right ones.
 #
-# And how reliable is the curve itself? We draw as many questions again at random from ours, a thousand times, and count
-# the right answers at threshold 0.95 each time.
+# And how reliable is the curve itself? A thousand times, we draw as many questions at random from ours, where one may
+# come twice, and count the right answers at threshold 0.95.
 
 # %%
 cascade_right = np.where(scores >= 0.95, draft_right, main_right)
@@ -489,7 +486,7 @@ for value in (Settings().cascade_threshold, 0.95):
     print(f"{value}: {describe(at(value))}")
 
 # %% [markdown]
-# The higher threshold costs more and keeps more right answers. `WORKSHOP_CASCADE_THRESHOLD` changes the service's.
+# The higher threshold costs more, and more answers are right. `WORKSHOP_CASCADE_THRESHOLD` changes the service's.
 #
 # Two questions show both ways through the cascade. The easy one has the right draft of the highest quality. The hard
 # one has the draft of the lowest quality among those that the main model puts right.
@@ -840,7 +837,7 @@ opened.push_async_callback(sender.aclose)
 
 
 async def answered_right(k):
-    got = await call_all(lambda pair: sender.post("/rag/query", json={"query": pair[0], "k": k}), some, at_once=4)
+    got = await call_all(lambda pair: sender.post("/rag/query", json={"query": pair[0], "k": k}), some)
     return 100 * np.mean([reply.json()["answer"] == truth for reply, (_, truth) in zip(got, some, strict=True)])
 
 
@@ -848,7 +845,10 @@ async def answered_right(k):
 alone = 100 * main_right[::4].mean()
 rag_right = {k: await answered_right(k) for k in ks}
 found_right = {k: await found(k) for k in ks}
+
+# %%
 print(f"you said {said(guess)}, it was {max(rag_right, key=rag_right.get)}")
+{"found": [f"{value:.0f} %" for value in found_right.values()], "right": [f"{rag_right[k]:.0f} %" for k in ks]}
 
 # %%
 lines_by_k = {"the right passage is found": found_right, "the answer is right": rag_right}

@@ -151,7 +151,8 @@ for name, correct in {DRAFT: draft_right, MAIN: main_right}.items():
     print(f"{name:15} you said {said(guess[name])}, it was {100 * correct.mean():.0f} %")
 
 # %%
-{"only the draft is right": (draft_right & ~main_right).sum(), "only the main model": (main_right & ~draft_right).sum()}
+print("only the draft is right:     ", (draft_right & ~main_right).sum(), "of", len(questions))
+print("only the main model is right:", (main_right & ~draft_right).sum(), "of", len(questions))
 
 # %% [markdown]
 # For a tenth of the money, the draft gets two thirds as many right as the main model, and some that the main model gets
@@ -739,7 +740,8 @@ async def compare(question):
     entry = next(entry for entry in corpus.entries() if entry.answer == hit.passage.text)
     vectors = await retriever.embed([question, entry.answer, *entry.questions])
     passage, *others = vectors[1:] @ vectors[0]
-    return {"cosine with the passage": passage, "with its nearest question": max(others), "score": hit.score}
+    values = {"cosine with the passage": passage, "with its nearest question": max(others), "score": hit.score}
+    return {name: round(float(value), 2) for name, value in values.items()}
 
 
 # %%

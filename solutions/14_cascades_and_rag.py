@@ -106,11 +106,6 @@ len(questions), questions[:3]
 # %%
 guess = {DRAFT: ..., MAIN: ...}
 
-
-def said(guess):
-    return "nothing" if guess is ... else guess
-
-
 # %% [markdown]
 # We send sixteen questions at a time: a model makes the next token of all sixteen in one step.
 
@@ -148,7 +143,7 @@ def dollars(replies, model):
 draft_right, main_right = right(drafts), right(mains)
 draft_cost, main_cost = dollars(drafts, DRAFT), dollars(mains, MAIN)
 for name, correct in {DRAFT: draft_right, MAIN: main_right}.items():
-    print(f"{name:15} you said {said(guess[name])}, it was {100 * correct.mean():.0f} %")
+    print(f"{name:15} you said {guess[name]}, it was {100 * correct.mean():.0f} %")
 
 # %%
 print("only the draft is right:     ", (draft_right & ~main_right).sum(), "of", len(questions))
@@ -244,7 +239,7 @@ ways = {
 # %%
 for name, score in ways.items():
     ordered = (score[draft_right][:, None] > score[~draft_right]).mean()
-    print(f"{name:8} you said {said(guess[name])}, it was {100 * ordered:.0f} %")
+    print(f"{name:8} you said {guess[name]}, it was {100 * ordered:.0f} %")
 
 # %% [markdown]
 # All three are far better than a coin. Product and quality are about equal here, where the longest
@@ -321,7 +316,7 @@ def describe(point):
 print("threshold 0:", describe(at(0)))
 print("threshold 1:", describe(at(1)))
 print(f"main alone:  {100 * main_right.mean():.0f} % right, {MILLION * main_cost.mean():.1f} dollars a million")
-print("you said", said(guess))
+print("you said", guess)
 
 # %% [markdown]
 # It costs more: a cascade that keeps no draft pays for every question twice. With prices of one to ten it must keep one
@@ -564,8 +559,8 @@ batch_s = time.perf_counter() - started
 batch["results"][-1]["error"]["detail"]
 
 # %%
-print(f"answered: you said {said(guess['answered'])}, it was {batch['answered']}")
-print(f"times faster: you said {said(guess['times faster'])}, it was {one_by_one_s / batch_s:.1f}")
+print(f"answered: you said {guess['answered']}, it was {batch['answered']}")
+print(f"times faster: you said {guess['times faster']}, it was {one_by_one_s / batch_s:.1f}")
 bars({"one by one": {"ms": 1000 * one_by_one_s}, "/v1/batch": {"ms": 1000 * batch_s}}, y="ms for fifteen questions")
 
 # %% [markdown]
@@ -625,7 +620,7 @@ try:
 except openai.APIStatusError as error:
     print(error.status_code, error.body["message"])
     print("Retry-After:", error.response.headers["Retry-After"], "seconds")
-print(f"bob: you said {said(guess['bob'])}, it was {answered}")
+print(f"bob: you said {guess['bob']}, it was {answered}")
 
 # %% [markdown]
 # A 402, and the seconds until midnight UTC, when a new day begins. Bob's last answer may exceed the budget, since its
@@ -634,7 +629,7 @@ print(f"bob: you said {said(guess['bob'])}, it was {answered}")
 # %%
 results = await asyncio.gather(*(ask_as("carol", question) for question in questions[:16]), return_exceptions=True)
 answered = sum(not isinstance(result, openai.APIStatusError) for result in results)
-print(f"carol: you said {said(guess['carol'])}, it was {answered}")
+print(f"carol: you said {guess['carol']}, it was {answered}")
 
 # %% [markdown]
 # Carol gets fewer at once than Bob in turn. Until an answer ends, the service reserves its highest possible price:
@@ -694,7 +689,7 @@ guess = ...
 
 # %%
 unknown = "Why is the sky blue?"
-print("you said", said(guess))
+print("you said", guess)
 (await ask(MAIN, unknown)).choices[0].message.content
 
 # %% [markdown]
@@ -849,7 +844,7 @@ rag_right = {k: await answered_right(k) for k in ks}
 found_right = {k: await found(k) for k in ks}
 
 # %%
-print(f"you said {said(guess)}, it was {max(rag_right, key=rag_right.get)}")
+print(f"you said {guess}, it was {max(rag_right, key=rag_right.get)}")
 {"found": [f"{value:.0f} %" for value in found_right.values()], "right": [f"{rag_right[k]:.0f} %" for k in ks]}
 
 # %%

@@ -21,7 +21,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage and its score, -1 to 1: the higher, the nearer to what was searched for."""
+    """A passage and its cosine similarity with what was searched for, -1 to 1."""
 
     passage: Passage
     score: float

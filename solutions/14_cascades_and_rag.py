@@ -33,7 +33,7 @@ from contextlib import AsyncExitStack
 
 opened = AsyncExitStack()
 folder = tempfile.mkdtemp()
-opened.callback(shutil.rmtree, folder, ignore_errors=True)
+_ = opened.callback(shutil.rmtree, folder, ignore_errors=True)
 
 # %%
 from workshop.api.app import create_app
@@ -64,7 +64,6 @@ client = AsyncOpenAI(base_url=f"{server.url}/v1", api_key="ada")
 opened.push_async_callback(client.close)
 
 
-# %%
 async def ask(model, question):
     message = {"role": "user", "content": question}
     return await client.chat.completions.create(model=model, messages=[message], logprobs=True)
@@ -144,8 +143,6 @@ draft_right, main_right = right(drafts), right(mains)
 draft_cost, main_cost = dollars(drafts, DRAFT), dollars(mains, MAIN)
 for name, correct in {DRAFT: draft_right, MAIN: main_right}.items():
     print(f"{name:15} you said {guess[name]}, it was {100 * correct.mean():.0f} %")
-
-# %%
 print("only the draft is right:     ", (draft_right & ~main_right).sum(), "of", len(questions))
 print("only the main model is right:", (main_right & ~draft_right).sum(), "of", len(questions))
 
@@ -161,7 +158,6 @@ def figures(correct, cost):
     return {"% right": 100 * correct.mean(), "dollars for a million questions": MILLION * cost.mean()}
 
 
-# %%
 perfect = figures(draft_right | main_right, draft_cost + np.where(draft_right, 0, main_cost))
 choices = {"draft": figures(draft_right, draft_cost), "main": figures(main_right, main_cost)}
 bars(choices | {"perfect choice": perfect}, y="")
@@ -183,7 +179,6 @@ def probabilities(reply):
     return [(token.token or "(end)", math.exp(token.logprob)) for token in reply.choices[0].logprobs.content]
 
 
-# %%
 good, bad = draft_right.argmax(), (~draft_right).argmax()
 shown = {f"right: {questions[good]}": drafts[good], f"wrong: {questions[bad]}": drafts[bad]}
 columns({name: probabilities(reply) for name, reply in shown.items()}, y="probability")
@@ -196,12 +191,9 @@ columns({name: probabilities(reply) for name, reply in shown.items()}, y="probab
 shortest = min(len(probabilities(reply)) for reply in drafts)
 grid = np.array([[value for _, value in probabilities(reply)[:shortest]] for reply in drafts])
 means = {"right": grid[draft_right].mean(axis=0), "wrong": grid[~draft_right].mean(axis=0)}
-
-# %%
+for name, values in means.items():
+    print(f"{name}: {values[0]:.2f} at token 1, {values[5:].mean():.2f} from token 6 on")
 curve({name: dict(enumerate(values, 1)) for name, values in means.items()}, x="token", y="mean probability")
-
-# %%
-{name: f"token 1: {values[0]:.2f}, tokens from 6 on: {values[5:].mean():.2f}" for name, values in means.items()}
 
 # %% [markdown]
 # The doubt is greatest at the first tokens, where the model chooses which answer to give. After that it mostly recites,
@@ -235,8 +227,6 @@ ways = {
     "quality": np.array([quality(row) for row in logprobs]),
     "lowest": np.array([math.exp(min(row)) for row in logprobs]),
 }
-
-# %%
 for name, score in ways.items():
     ordered = (score[draft_right][:, None] > score[~draft_right]).mean()
     print(f"{name:8} you said {guess[name]}, it was {100 * ordered:.0f} %")
@@ -299,18 +289,16 @@ def at(threshold):
     return Point(threshold, 100 * accuracy, MILLION * cost, 100 * kept.mean())
 
 
+def describe(point):
+    return f"{point.accuracy:.0f} % right, {point.cost:.1f} dollars a million, keeps {point.kept:.0f} % of the drafts"
+
+
 # %% [markdown]
 # Threshold 0 keeps every draft, threshold 1 keeps none. What does a cascade that keeps none cost, compared with the
 # main model alone: less, the same, or more?
 
 # %%
 guess = ...
-
-
-# %%
-def describe(point):
-    return f"{point.accuracy:.0f} % right, {point.cost:.1f} dollars a million, keeps {point.kept:.0f} % of the drafts"
-
 
 # %%
 print("threshold 0:", describe(at(0)))
@@ -519,8 +507,6 @@ http.post("/query", json={"query": easy, "force_direct": True}).json()
 # %%
 blocks = http.get("/query/stream", params={"query": hard}).text.strip().split("\n\n")
 events = [dict(line.split(": ", 1) for line in block.splitlines()) for block in blocks]
-
-# %%
 for event in events:
     data = json.loads(event["data"])
     print(data["text"] if event["event"] == "chunk" else f"\n[{event['event']}] {data}\n", end="")
@@ -542,12 +528,10 @@ http.get("/stats").json()
 guess = {"answered": ..., "times faster": ...}
 
 # %%
-bodies = [{"query": question} for question in questions[:15]]
-too_long = {"query": "?!" * 900}
-
-# %%
 import time
 
+bodies = [{"query": question} for question in questions[:15]]
+too_long = {"query": "?!" * 900}
 started = time.perf_counter()
 one_by_one = [http.post("/query", json=body).status_code for body in bodies]
 one_by_one_s = time.perf_counter() - started
@@ -556,9 +540,7 @@ one_by_one_s = time.perf_counter() - started
 started = time.perf_counter()
 batch = http.post("/batch", json={"queries": [*bodies, too_long]}).json()
 batch_s = time.perf_counter() - started
-batch["results"][-1]["error"]["detail"]
-
-# %%
+print(batch["results"][-1]["error"]["detail"])
 print(f"answered: you said {guess['answered']}, it was {batch['answered']}")
 print(f"times faster: you said {guess['times faster']}, it was {one_by_one_s / batch_s:.1f}")
 bars({"one by one": {"ms": 1000 * one_by_one_s}, "/v1/batch": {"ms": 1000 * batch_s}}, y="ms for fifteen questions")
@@ -599,12 +581,9 @@ except openai.NotFoundError as error:
 guess = {"bob": ..., "carol": ...}
 
 # %%
-budget = float(4.5 * main_cost.mean())
-strict = serve("lesson 14: budget", daily_budget=budget)[0]
-budget
+strict = serve("lesson 14: budget", daily_budget=4.5 * main_cost.mean())[0]
 
 
-# %%
 async def ask_as(name, question):
     messages = [{"role": "user", "content": question}]
     theirs = client.with_options(base_url=f"{strict.url}/v1", api_key=name)
@@ -712,10 +691,6 @@ http.post("/rag/query", json={"query": known, "k": 2}).json()
 # SVD reduces the counts to a few hundred numbers. `/v1/embeddings` returns the vectors, each scaled to length 1.
 
 # %%
-retriever = services.language.retriever
-await retriever.card()
-
-# %%
 same = ["What is a raylet for?", "Tell me what raylets are for", "Why is the sky blue?"]
 reply = await client.embeddings.create(model="tfidf-svd", input=same)
 vectors = np.array([item.embedding for item in reply.data])
@@ -730,6 +705,9 @@ vectors = np.array([item.embedding for item in reply.data])
 
 
 # %%
+retriever = services.language.retriever
+
+
 async def compare(question):
     hit = (await retriever.search(question, k=1))[0]
     entry = next(entry for entry in corpus.entries() if entry.answer == hit.passage.text)
@@ -739,7 +717,6 @@ async def compare(question):
     return {name: round(float(value), 2) for name, value in values.items()}
 
 
-# %%
 stranger = "What is the raylet on each submarine for?"
 {text: await compare(text) for text in (known, stranger)}
 
@@ -788,7 +765,6 @@ async def best_scores(texts):
     return [hits[0].score if hits else 0.0 for hits in found]
 
 
-# %%
 threshold = Settings().rag_threshold
 groups = {"held-out questions": await best_scores(questions), "about something else": await best_scores(others)}
 marks(groups | {"the service's threshold": [threshold]}, x="score of the nearest passage")
@@ -842,8 +818,6 @@ async def answered_right(k):
 alone = 100 * main_right[::4].mean()
 rag_right = {k: await answered_right(k) for k in ks}
 found_right = {k: await found(k) for k in ks}
-
-# %%
 print(f"you said {guess}, it was {max(rag_right, key=rag_right.get)}")
 {"found": [f"{value:.0f} %" for value in found_right.values()], "right": [f"{rag_right[k]:.0f} %" for k in ks]}
 
@@ -908,8 +882,6 @@ with serve("lesson 14: other model", main_model=f"{folder}/house-model")[0] as o
 
 # %%
 front = serve("lesson 14: front", llm_base_url=f"{server.url}/v1")[0]
-
-# %%
 direct = {"query": hard, "force_direct": True}
 for service in (server, front):
     given = httpx.post(f"{service.url}/v1/query", json=direct, timeout=60).json()

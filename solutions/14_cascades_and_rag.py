@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 14 Cascades and RAG
 #
-# The better of two language models costs ten times as much. You will pay for it only where it is needed, find out by
-# measuring where that is, and then give a model the text to answer from.
+# The better of two language models costs ten times as much. You will measure where it is needed, pay for it only there,
+# and then give a model the text to answer from.
 #
 # Afterwards you can
 #
@@ -12,50 +12,58 @@
 # - answer from sources, and say so when there are none,
 # - change the model behind the service with one setting.
 #
-# The code runs in {{ minutes }} and takes {{ memory }} at most. With the exercises, plan 90 minutes.
+# The code runs in {{ minutes }} and takes {{ memory }} at most. With the exercises, plan 90 minutes. After a pause,
+# `start_at` from `workshop.lab` brings you back: `await start_at("14.2")` runs everything before exercise 2.
 
 # %%
-from workshop.lab import bars, check, columns, curve, hint, marks, run_app, service_map, solution
+from workshop.lab import bars, check, columns, curve, hint, marks, run_app, service_map, solution, start_at
 
 service_map("14")
 
 # %% [markdown]
 # ## A tenth of the price
 #
-# The final service runs on a port of its own here, with its two language models inside. What it writes down goes to a
-# temporary folder, so that its statistics start at zero. `serve` returns the server, and what stands behind its routes.
+# We start the final service here, with its two language models inside. Its database is in a temporary folder, so its
+# statistics start at zero. `opened` remembers all that the lesson opens, and the last cell closes it.
 
 # %%
+import shutil
 import tempfile
+from contextlib import AsyncExitStack
 
+opened = AsyncExitStack()
+folder = tempfile.mkdtemp()
+_ = opened.callback(shutil.rmtree, folder, ignore_errors=True)
+
+# %%
 from workshop.api.app import create_app
 from workshop.integration.services import build_services
 from workshop.settings import Settings
 
-folder = tempfile.mkdtemp()
 
-
-# %%
 def serve(name, **changes):
     settings = Settings(database_url=f"sqlite+aiosqlite:///{folder}/usage.sqlite", **changes)
     services = build_services(settings)
-    return run_app(create_app(services, settings), name=name), services
+    server = run_app(create_app(services, settings), name=name)
+    opened.callback(server.stop)
+    return server, services
 
 
+# %%
 server, services = serve("lesson 14")
 server.url
 
 # %% [markdown]
-# Its routes speak OpenAI's protocol. So OpenAI's own client can use it, unmodified: only the address is ours. The key
-# says who is asking.
+# The service speaks OpenAI's protocol. So OpenAI's own client can use it without a change: we give it our address, and
+# a key that says who is asking.
 
 # %%
 from openai import AsyncOpenAI
 
 client = AsyncOpenAI(base_url=f"{server.url}/v1", api_key="ada")
+opened.push_async_callback(client.close)
 
 
-# %%
 async def ask(model, question):
     message = {"role": "user", "content": question}
     return await client.chat.completions.create(model=model, messages=[message], logprobs=True)
@@ -66,8 +74,8 @@ reply = await ask("workshop-main", "What is a deployment handle?")
 reply.choices[0].message.content
 
 # %% [markdown]
-# The models' names are `workshop-draft` and `workshop-main`. Here are their sizes, and their prices in dollars for 1000
-# tokens of question and answer together. We made the prices up, but such ratios are common.
+# The models' names are `workshop-draft` and `workshop-main`. Here are their numbers of parameters, and their prices in
+# dollars for 1000 tokens of question and answer together. The prices are invented, but such ratios are common.
 
 # %%
 import json
@@ -80,8 +88,8 @@ sizes = {name: json.loads((WEIGHTS / name / "card.json").read_text())["parameter
 sizes, price
 
 # %% [markdown]
-# Both learned a small corpus about this workshop's subjects by heart. Now they get phrasings of its questions that
-# neither has ever seen. They are tiny, so marking is easy: an answer is right if it is the corpus' own, word for word.
+# Both were trained to recite a small corpus of questions and answers about this workshop's subjects. Now they get its
+# questions in words that neither has seen. Marking is easy: an answer is right if it is the corpus' own, word for word.
 
 # %%
 from workshop import corpus
@@ -91,21 +99,21 @@ questions, truths = zip(*pairs, strict=True)
 len(questions), questions[:3]
 
 # %% [markdown]
-# The main model has about nine times as many parameters. How many per cent of these questions will each get right?
-# Write down what you believe.
+# The main model has about nine times as many parameters. What percentage of these questions will each model get right?
+# Write a number in place of each `...`.
 
 # %%
-guess = {DRAFT: 10, MAIN: 90}
+guess = {DRAFT: ..., MAIN: ...}
 
 # %% [markdown]
-# Sixteen questions at a time: a model makes the next token of all of them in one step.
+# We send sixteen questions at a time: a model makes the next token of all sixteen in one step.
 
 # %%
 import asyncio
 
 
-async def call_all(call, items, at_once=16):
-    gate = asyncio.Semaphore(at_once)
+async def call_all(call, items):
+    gate = asyncio.Semaphore(16)
 
     async def call_in_turn(item):
         async with gate:
@@ -134,11 +142,13 @@ def dollars(replies, model):
 draft_right, main_right = right(drafts), right(mains)
 draft_cost, main_cost = dollars(drafts, DRAFT), dollars(mains, MAIN)
 for name, correct in {DRAFT: draft_right, MAIN: main_right}.items():
-    print(f"{name:15} you said {guess[name]:3} %, it was {100 * correct.mean():.0f} %")
+    print(f"{name:15} you said {guess[name]}, it was {100 * correct.mean():.0f} %")
+print("only the draft is right:     ", (draft_right & ~main_right).sum(), "of", len(questions))
+print("only the main model is right:", (main_right & ~draft_right).sum(), "of", len(questions))
 
 # %% [markdown]
-# The draft gets most of what the main model gets, for a tenth of the money. And each is right where the other is not.
-# Now suppose that we always knew when a draft is wrong, and asked the main model only then.
+# For a tenth of the money, the draft gets two thirds as many right as the main model, and some that the main model gets
+# wrong. Now suppose that we always knew when a draft is wrong, and asked the main model only then.
 
 # %%
 MILLION = 1_000_000
@@ -148,19 +158,18 @@ def figures(correct, cost):
     return {"% right": 100 * correct.mean(), "dollars for a million questions": MILLION * cost.mean()}
 
 
-# %%
-someone_who_knows = figures(draft_right | main_right, draft_cost + np.where(draft_right, 0, main_cost))
+perfect = figures(draft_right | main_right, draft_cost + np.where(draft_right, 0, main_cost))
 choices = {"draft": figures(draft_right, draft_cost), "main": figures(main_right, main_cost)}
-bars(choices | {"perfect choice": someone_who_knows}, y="")
+bars(choices | {"perfect choice": perfect}, y="")
 
 # %% [markdown]
-# Better than the main model, and cheaper. That is what a cascade is after: draft first, and the main model only if
-# needed. Only one thing is missing. Who tells a wrong draft from a right one, without asking somebody better?
+# A perfect choice would be better than the main model, and cheaper. A cascade tries to come near it: it asks the draft
+# first, and the main model only if needed. But how can it tell a wrong draft from a right one without the main model?
 #
 # ## How sure was it?
 #
-# A language model picks each token by its probability. `logprobs=True` brings the logarithms of those that it picked.
-# Here are two drafts, one right and one wrong.
+# A language model gives a probability to each token that could come next. `logprobs=True` returns the logarithms for
+# the tokens that it chose. Here are the first draft that is right, and the first that is wrong.
 
 # %%
 import math
@@ -170,21 +179,30 @@ def probabilities(reply):
     return [(token.token or "(end)", math.exp(token.logprob)) for token in reply.choices[0].logprobs.content]
 
 
-# %%
-first = np.array([probabilities(reply)[0][1] for reply in drafts])
-good, bad = np.where(draft_right, first, 0).argmax(), np.where(draft_right, 1, first).argmin()
+good, bad = draft_right.argmax(), (~draft_right).argmax()
 shown = {f"right: {questions[good]}": drafts[good], f"wrong: {questions[bad]}": drafts[bad]}
 columns({name: probabilities(reply) for name, reply in shown.items()}, y="probability")
 
 # %% [markdown]
-# All its doubt is in the first words. There it chooses which answer to give. Once it has chosen it recites, and is sure
-# of each word, right or wrong. A large model's doubts are spread wider, but are found in the same place: its
-# probabilities.
+# One pair proves little. So here is the mean probability of the first token, the second, and so on, over all drafts
+# that are right and all that are wrong.
+
+# %%
+shortest = min(len(probabilities(reply)) for reply in drafts)
+grid = np.array([[value for _, value in probabilities(reply)[:shortest]] for reply in drafts])
+means = {"right": grid[draft_right].mean(axis=0), "wrong": grid[~draft_right].mean(axis=0)}
+for name, values in means.items():
+    print(f"{name}: {values[0]:.2f} at token 1, {values[5:].mean():.2f} from token 6 on")
+curve({name: dict(enumerate(values, 1)) for name, values in means.items()}, x="token", y="mean probability")
+
+# %% [markdown]
+# The doubt is greatest at the first tokens, where the model chooses which answer to give. After that it mostly recites,
+# even a wrong answer. Yet wrong drafts stay a little less sure than right ones, and over thirty tokens that adds up.
 #
 # ## From many numbers to one
 #
-# A cascade needs one number for the whole answer. Each answer is a chain of choices, so the product of the
-# probabilities suggests itself. The service uses their geometric mean.
+# A cascade needs one number for the whole answer. The product of the probabilities is the model's own probability of
+# that answer. The service uses their geometric mean instead, and calls it the quality.
 
 
 # %% mirrors="workshop.models.cascade:quality"
@@ -195,22 +213,43 @@ def quality(logprobs: list[float]) -> float:
 
 
 # %% [markdown]
-# Why not the product? Take a model that is sure of each token by 98 per cent, in an answer of 20 tokens and in one of
-# 200.
+# The lowest probability would be a third way. Which of the three tells right drafts from wrong ones? Take every pair of
+# a right draft and a wrong one: in how many per cent of the pairs does the right one score higher? A coin would give
+# 50.
 
 # %%
+guess = {"product": ..., "quality": ..., "lowest": ...}
+
+# %%
+logprobs = [[token.logprob for token in reply.choices[0].logprobs.content] for reply in drafts]
+ways = {
+    "product": np.array([math.exp(sum(row)) for row in logprobs]),
+    "quality": np.array([quality(row) for row in logprobs]),
+    "lowest": np.array([math.exp(min(row)) for row in logprobs]),
+}
+for name, score in ways.items():
+    ordered = (score[draft_right][:, None] > score[~draft_right]).mean()
+    print(f"{name:8} you said {guess[name]}, it was {100 * ordered:.0f} %")
+
+# %% [markdown]
+# All three are far better than a coin. Product and quality are about equal here, where the longest
+# answer has only twice as many tokens as the shortest.
+# To see why the service prefers the mean, take a model that is 98 per cent sure of each token, and two lengths.
+
+# %%
+print("our drafts have", min(map(len, logprobs)), "to", max(map(len, logprobs)), "tokens")
 {n: {"product": 0.98**n, "quality": quality([math.log(0.98)] * n)} for n in (20, 200)}
 
 # %% [markdown]
-# The product punishes long answers, whatever they say. The mean compares what each token contributes.
+# The product falls with every token, so each length would need a threshold of its own. The mean allows one threshold
+# for short and long answers.
 #
-# Now the question that matters: are the drafts with a high quality the right ones? Each draft goes into one of five
-# boxes.
+# Now look closer: how many drafts of each quality are right? We sort them into five boxes.
 
 # %%
 from itertools import pairwise
 
-scores = np.array([quality([token.logprob for token in reply.choices[0].logprobs.content]) for reply in drafts])
+scores = ways["quality"]
 edges = [0, 0.92, 0.94, 0.96, 0.98, 1]
 boxes = np.digitize(scores, edges[1:-1])
 
@@ -224,13 +263,12 @@ bars(
 )
 
 # %% [markdown]
-# At the left nearly all are wrong, at the right nearly all are right. In between they mix, so no threshold will be
-# perfect.
+# At the left nearly all are wrong, at the right nearly all are right. In between they mix, so no threshold is perfect.
 #
 # ## Quality against cost
 #
-# The rule of the cascade: keep a draft whose quality reaches the threshold, else ask the main model and pay for both.
-# We have all answers already, so any threshold can be tried without asking again.
+# The cascade follows one rule: keep a draft whose quality reaches the threshold, otherwise ask the main model and pay
+# for both. We have all answers already, so we can try any threshold without asking again.
 
 # %%
 from typing import NamedTuple
@@ -251,24 +289,26 @@ def at(threshold):
     return Point(threshold, 100 * accuracy, MILLION * cost, 100 * kept.mean())
 
 
-# %% [markdown]
-# Threshold 0 keeps every draft, threshold 1 keeps none. What does a cascade that keeps none cost, compared with the
-# main model alone: less, the same, or more? And at which threshold would you expect half of the main model's price?
-
-
-# %%
 def describe(point):
     return f"{point.accuracy:.0f} % right, {point.cost:.1f} dollars a million, keeps {point.kept:.0f} % of the drafts"
 
+
+# %% [markdown]
+# Threshold 0 keeps every draft, threshold 1 keeps none. What does a cascade that keeps none cost, compared with the
+# main model alone: less, the same, or more?
+
+# %%
+guess = ...
 
 # %%
 print("threshold 0:", describe(at(0)))
 print("threshold 1:", describe(at(1)))
 print(f"main alone:  {100 * main_right.mean():.0f} % right, {MILLION * main_cost.mean():.1f} dollars a million")
+print("you said", guess)
 
 # %% [markdown]
-# A cascade that keeps no draft pays for every question twice. With prices of one to ten it must keep one draft in ten
-# to break even. The curve shows what lies between, and what you would get by tossing a coin for each question instead.
+# It costs more: a cascade that keeps no draft pays for every question twice. With prices of one to ten it must keep one
+# draft in ten to break even. The curve shows the thresholds between, and what tossing a coin for each question gives.
 
 # %%
 points = [at(threshold) for threshold in (0, *np.quantile(scores, np.linspace(0, 1, 25)), 1)]
@@ -289,8 +329,9 @@ def look(threshold):
 look(0.95)
 
 # %% [markdown]
-# The height above the coin's line is what the score is worth. Without it, a cascade would only mix two models. Follow
-# the curve from the right: for a while it costs less and less, and hardly a right answer is lost.
+# The height above the coin's line is what the quality is worth: with a coin, a cascade would only mix two models.
+# Follow the curve from the right: at first the cost falls, and hardly a right answer is lost. Then answers are lost as
+# well.
 #
 # Move the slider. Where would you stop?
 
@@ -303,14 +344,14 @@ interactive(look, threshold=slider)
 # %% [markdown]
 # ### Exercise 1: a cascade behind a route
 #
-# `/ask?question=…` keeps the draft if its quality is at least `SURE_FROM`, else it asks the main model; with
-# `direct=true` it asks the main model at once. It answers `{"text": …, "model": "draft" or "main", "cost": …}`, the
-# cost of all that was asked. `await draft(question)` and `await main(question)` give a `Reply`.
+# `/ask?question=…` keeps the draft if its quality is at least `SURE_FROM`. Otherwise it asks the main model. With
+# `direct=true` it asks the main model alone. It answers `{"text": …, "model": "draft" or "main", "cost": …}`, where the
+# cost is that of all models asked. `await draft(question)` and `await main(question)` return a `Reply`.
 
 # %%
 from fastapi import FastAPI
 
-from workshop.lab.exercises.lesson_14 import SURE_FROM, draft, main
+from workshop.lab.fixtures.lesson_14 import SURE_FROM, draft, main
 
 SURE_FROM, await draft("What is a replica?")
 
@@ -340,8 +381,8 @@ check("14.1", cheap)
 # %% [markdown]
 # ### Exercise 2: the threshold, by rule
 #
-# `choose(points, target)` returns the cheapest of the points whose accuracy is at least `target`, or `None` if there is
-# none. A point has an `accuracy` and a `cost`; the points come in any order.
+# Of the points whose accuracy is at least `target`, `choose(points, target)` returns the cheapest. It returns `None` if
+# no point is that accurate. A point has the fields of `Point` above. The points come in any order.
 
 
 # %% exercise="14.2"
@@ -362,7 +403,7 @@ check("14.2", choose)
 #
 # ## Sure is not right
 #
-# The quality says how sure a model is. These drafts were sure, and wrong.
+# The quality says how sure a model is. Here are the three wrong drafts with the highest quality.
 
 # %%
 sure_and_wrong = [row for row in np.argsort(-scores) if not draft_right[row]]
@@ -370,23 +411,27 @@ for row in sure_and_wrong[:3]:
     print(f"{scores[row]:.3f}  {questions[row]}\n       {drafts[row].choices[0].message.content}\n")
 
 # %% [markdown]
-# Each is a correct sentence, the answer to another question. No threshold finds these: it can only make them rarer.
+# Each is a correct sentence, but the answer to another question. A higher threshold makes such drafts rarer. It also
+# throws away more right ones.
 #
-# And how firm is the curve itself? Here is the same threshold on either half of the questions.
+# And how reliable is the curve itself? A thousand times, we draw as many questions at random from ours, where one may
+# come twice, and count the right answers at threshold 0.95.
 
 # %%
-kept = scores >= 0.95
-cascade_right = np.where(kept, draft_right, main_right)
-[f"{100 * half.mean():.0f} % right" for half in (cascade_right[::2], cascade_right[1::2])]
+cascade_right = np.where(scores >= 0.95, draft_right, main_right)
+draws = np.random.default_rng(0).choice(cascade_right, size=(1000, len(questions))).mean(axis=1)
+low, high = np.percentile(draws, [2.5, 97.5])
+print(f"{100 * cascade_right.mean():.0f} % right; 95 of 100 draws lie between {100 * low:.0f} % and {100 * high:.0f} %")
 
 # %% [markdown]
-# The halves differ by chance alone. With so few questions, thresholds that differ by a hair cannot be told apart.
-# Choose yours on many questions of your own users, and look again when the model or the users change.
+# Other questions of the same kind would have given another curve. With so few, thresholds that lie close together
+# cannot be told apart. Choose yours on many questions of your own users, and measure again when the model or the users
+# change.
 #
 # ## In the service
 #
-# This is the heart of the final service. It streams, so a reader may have seen half a draft when the draft turns out
-# too weak. Then a `Switch` says that the text so far is void.
+# This is the cascade of the final service. It streams, so a reader has already seen a draft when its quality turns out
+# too low. A `Switch` then tells the reader to discard the text so far.
 
 # %% mirrors="workshop.models.cascade:TwoModelCascade.stream"
 from collections.abc import AsyncGenerator
@@ -417,50 +462,58 @@ async def stream(self, query: Query) -> AsyncGenerator[CascadeEvent, None]:
 
 
 # %% [markdown]
-# Plain asyncio: no web, no Ray, no idea where the two models run. A `_Run` adds up tokens and dollars on the way. The
-# threshold is a setting. This is what it stands for on our curve, and what 0.95 would.
+# This is plain asyncio: no web framework and no Ray, and it does not matter where the two models run. A `_Run` adds up
+# tokens and dollars. The threshold is a setting. Here is its point on our curve, and that of 0.95.
 
 # %%
 for value in (Settings().cascade_threshold, 0.95):
     print(f"{value}: {describe(at(value))}")
 
 # %% [markdown]
-# Ours prefers quality to price. `WORKSHOP_CASCADE_THRESHOLD` changes it, without a line of code.
+# The higher threshold costs more, and more answers are right. `WORKSHOP_CASCADE_THRESHOLD` changes the service's.
 #
-# `/v1/query` gives the whole answer. First a question that the draft is sure of, then one that it is not.
+# Two questions show both ways through the cascade. The easy one has the right draft of the highest quality. The hard
+# one has the draft of the lowest quality among those that the main model puts right.
+
+# %%
+easy = questions[np.where(draft_right, scores, 0).argmax()]
+hard = questions[np.where(main_right & ~draft_right, scores, 1).argmin()]
+easy, hard
+
+# %% [markdown]
+# `/v1/query` returns the whole answer, first to the easy question.
 
 # %%
 import httpx
 
-easy, hard = questions[scores.argmax()], questions[scores.argmin()]
 http = httpx.Client(base_url=f"{server.url}/v1", headers={"Authorization": "Bearer ada"}, timeout=60)
+opened.callback(http.close)
 http.post("/query", json={"query": easy}).json()
 
 # %%
 http.post("/query", json={"query": hard}).json()
 
 # %% [markdown]
-# `draft_accepted` and `cascaded` say what happened, `cost` what it cost. Whoever needs the better model in any case
-# sends `force_direct`.
+# `draft_accepted` and `cascaded` say which way the question went, and `cost` is in dollars. A client that wants the
+# main model alone sends `force_direct`.
 
 # %%
 http.post("/query", json={"query": easy, "force_direct": True}).json()
 
 # %% [markdown]
-# The same as a stream of server-sent events, as lesson 05 has them. Look for the place where the draft is thrown away.
+# Here is the hard question's answer as a stream of server-sent events, the format of lesson 05. Find the event that
+# discards the draft.
 
 # %%
 blocks = http.get("/query/stream", params={"query": hard}).text.strip().split("\n\n")
 events = [dict(line.split(": ", 1) for line in block.splitlines()) for block in blocks]
-
-# %%
 for event in events:
     data = json.loads(event["data"])
     print(data["text"] if event["event"] == "chunk" else f"\n[{event['event']}] {data}\n", end="")
 
 # %% [markdown]
-# The service has kept count of everything, from the first answer on: of chats and queries, by model and by dollars. It
-# does so in a database, so replicas add to one sum, and a restart loses nothing.
+# The service has counted every chat and query since it started, and their dollars. The counts are in a database, so all
+# replicas add to the same ones, and they survive a restart.
 
 # %%
 http.get("/stats").json()
@@ -469,15 +522,16 @@ http.get("/stats").json()
 # ## Many at once
 #
 # `/v1/batch` takes up to 32 questions and answers them at the same time. We send sixteen, one of them far too long for
-# the models. What becomes of the other fifteen? And how much faster than one by one will it be?
+# the models. How many of the other fifteen are answered? And how many times faster than one by one is the batch?
 
 # %%
-bodies = [{"query": question} for question in questions[:15]]
-too_long = {"query": "?!" * 900}
+guess = {"answered": ..., "times faster": ...}
 
 # %%
 import time
 
+bodies = [{"query": question} for question in questions[:15]]
+too_long = {"query": "?!" * 900}
 started = time.perf_counter()
 one_by_one = [http.post("/query", json=body).status_code for body in bodies]
 one_by_one_s = time.perf_counter() - started
@@ -486,18 +540,18 @@ one_by_one_s = time.perf_counter() - started
 started = time.perf_counter()
 batch = http.post("/batch", json={"queries": [*bodies, too_long]}).json()
 batch_s = time.perf_counter() - started
-batch["answered"], batch["failed"], batch["results"][-1]["error"]["detail"]
-
-# %%
+print(batch["results"][-1]["error"]["detail"])
+print(f"answered: you said {guess['answered']}, it was {batch['answered']}")
+print(f"times faster: you said {guess['times faster']}, it was {one_by_one_s / batch_s:.1f}")
 bars({"one by one": {"ms": 1000 * one_by_one_s}, "/v1/batch": {"ms": 1000 * batch_s}}, y="ms for fifteen questions")
 
 # %% [markdown]
-# The failed one is reported in its place, and harms nobody. The speed comes from the model, which makes the next token
-# for all of them in one step. Behind the route there is nothing but `asyncio.gather`.
+# The failed one is reported in its place, and the others are answered. The speed comes from the model, which makes the
+# next token of all of them in one step. The route itself only calls `asyncio.gather`.
 #
 # ## Any client
 #
-# OpenAI's client was the first. LangChain's chat model is another, and it does not know either that it talks to us.
+# LangChain's chat model speaks OpenAI's protocol as well, so it needs nothing but our address.
 
 # %%
 from langchain_openai import ChatOpenAI
@@ -506,8 +560,7 @@ chat = ChatOpenAI(base_url=f"{server.url}/v1", api_key="ada", model=MAIN)
 (await chat.ainvoke("What is a deployment handle?")).content
 
 # %% [markdown]
-# Clients expect errors in OpenAI's form, too, not in ours of lesson 04. Only then do they raise the exception that
-# their users catch.
+# Clients expect errors in OpenAI's format, too. Only then do they raise the exception that their users catch.
 
 # %%
 import openai
@@ -520,16 +573,17 @@ except openai.NotFoundError as error:
 # %% [markdown]
 # ## A budget for the day
 #
-# Now a second service, with a tight budget for each principal and day: the price of four and a half average answers of
-# the main model. Bob asks this model one question after the other. How many answers does he get?
+# A second service gives each user a small budget per day: the price of four and a half average answers of the main
+# model. Bob asks this model one question after the other. Carol is in a hurry, and sends sixteen at once. How many
+# answers does each of them get?
 
 # %%
-budget = 4.5 * main_cost.mean()
-strict = serve("lesson 14: budget", daily_budget=budget)[0]
-budget
-
+guess = {"bob": ..., "carol": ...}
 
 # %%
+strict = serve("lesson 14: budget", daily_budget=4.5 * main_cost.mean())[0]
+
+
 async def ask_as(name, question):
     messages = [{"role": "user", "content": question}]
     theirs = client.with_options(base_url=f"{strict.url}/v1", api_key=name)
@@ -543,45 +597,47 @@ try:
         await ask_as("bob", question)
         answered += 1
 except openai.APIStatusError as error:
-    print(answered, "answers, then", error.status_code, error.body["message"])
+    print(error.status_code, error.body["message"])
     print("Retry-After:", error.response.headers["Retry-After"], "seconds")
+print(f"bob: you said {guess['bob']}, it was {answered}")
 
 # %% [markdown]
-# A 402, and the seconds until midnight UTC, when a new day begins. The last answer went beyond the budget: its price
-# was known only when it was there. Carol is in a hurry. She asks sixteen questions at once. How many are answered?
+# A 402, and the seconds until midnight UTC, when a new day begins. Bob's last answer may exceed the budget, since its
+# price is known only at its end. Now Carol's sixteen.
 
 # %%
 results = await asyncio.gather(*(ask_as("carol", question) for question in questions[:16]), return_exceptions=True)
-sum(not isinstance(result, openai.APIStatusError) for result in results)
+answered = sum(not isinstance(result, openai.APIStatusError) for result in results)
+print(f"carol: you said {guess['carol']}, it was {answered}")
 
 # %% [markdown]
-# Hardly any, although the budget would have paid for four. The price of an answer is known when it ends. Until then,
-# the service reserves the highest possible one: here, all that is left. Without that, all sixteen would have been let in.
-# What was reserved and not used is Carol's again.
+# Carol gets fewer at once than Bob in turn. Until an answer ends, the service reserves its highest possible price:
+# here, all that is left. Without the reservation, all sixteen would have been let in. Afterwards, Carol gets back what
+# was reserved and not used.
 
 # %%
 (await ask_as("carol", questions[0])).choices[0].message.content
 
 # %% [markdown]
-# `max_tokens` makes the highest possible price lower. Whoever sends it can have more answers at once.
+# `max_tokens` lowers the highest possible price. A client that sends it can have more answers at once.
 
 # %%
 strict.stop()
 
 # %% [markdown]
-# The service hands its records to a writer, which puts them into the database by the hundred: nobody waits in order to
-# pay. In a small service, a background task is enough. It runs when the answer has been sent.
+# The service collects its records and writes them to the database in groups, so no caller waits for the database. In a
+# small service, a background task is enough: FastAPI runs it after the answer has been sent.
 #
 # ### Exercise 3: pay afterwards
 #
-# `/answer?user=…` answers `{"text": "An answer."}` and charges `PRICE` to the user, without making the caller wait for
-# the ledger. Who has spent `BUDGET` gets a 402 with a `Retry-After`. The ledger: `await ledger.spent(user)` is quick,
-# `await ledger.add(user, dollars)` takes half a second.
+# `/answer?user=…` answers `{"text": "An answer."}` and charges the user `PRICE`, without making the caller wait for the
+# ledger. A user who has spent `BUDGET` gets a 402 with a `Retry-After`, in seconds or as an HTTP date.
+# `await ledger.spent(user)` is quick; `await ledger.add(user, dollars)` takes half a second.
 
 # %%
 from fastapi import BackgroundTasks, HTTPException
 
-from workshop.lab.exercises.lesson_14 import BUDGET, PRICE, ledger
+from workshop.lab.fixtures.lesson_14 import BUDGET, PRICE, ledger
 
 # %% exercise="14.3"
 office = FastAPI()
@@ -605,33 +661,34 @@ check("14.3", office)
 # %% [markdown]
 # ## Answers from sources
 #
-# What does the main model say about something that it cannot know? Guess first: nothing, nonsense, or something else?
+# What does the main model say about something that it never learned: nothing, nonsense, or something else?
 
 # %%
-(await ask(MAIN, "Why is the sky blue?")).choices[0].message.content
+guess = ...
+
+# %%
+unknown = "Why is the sky blue?"
+print("you said", guess)
+(await ask(MAIN, unknown)).choices[0].message.content
 
 # %% [markdown]
-# A fluent answer to some other question. A model that only recites cannot do better. Retrieval-augmented generation,
-# RAG, first searches for passages that fit the question. The model then answers from these, or is not asked at all.
+# It gives an answer to some other question. A model that only recites cannot do better. Retrieval-augmented generation
+# (RAG) first searches for passages that fit the question. The model then answers from these, or is not asked at all.
 
 # %%
-http.post("/rag/query", json={"query": "Why is the sky blue?", "k": 1}).json()
+http.post("/rag/query", json={"query": unknown, "k": 1}).json()
 
 # %%
-http.post("/rag/query", json={"query": "What is the raylet on each node for?", "k": 2}).json()
+known = "What is the raylet on each node for?"
+http.post("/rag/query", json={"query": known, "k": 2}).json()
 
 # %% [markdown]
-# Now the answer has sources that a reader can check, each with a score.
+# This answer has sources that a reader can check, each with a score.
 #
 # ## How the search works
 #
-# Each passage becomes a vector: its letters in groups of two to four, rare groups weighing more (TF-IDF), condensed to
-# a few hundred numbers (SVD). A question becomes one the same way. FAISS finds the vectors that point in nearly the
-# same direction. The cosine of the angle is the score.
-
-# %%
-retriever = services.language.retriever
-await retriever.card()
+# A text becomes a vector in two steps. TF-IDF counts its groups of two to four letters, where rare groups weigh more.
+# SVD reduces the counts to a few hundred numbers. `/v1/embeddings` returns the vectors, each scaled to length 1.
 
 # %%
 same = ["What is a raylet for?", "Tell me what raylets are for", "Why is the sky blue?"]
@@ -640,24 +697,49 @@ vectors = np.array([item.embedding for item in reply.data])
 (vectors @ vectors.T).round(2)
 
 # %% [markdown]
-# These came from `/v1/embeddings`. The vectors have length 1, so a product of two is the cosine: two phrasings of one
-# question are close, the third has nothing to do with either. The search does the same with all passages at once.
+# With length 1, the product of two vectors is the cosine of the angle between them. Two phrasings of one question are
+# close, and the third question is far from both.
+#
+# The search compares a question with vectors in an index, where each passage has one of its own. A passage of the
+# corpus also has one for each question that it answers: questions resemble each other more than they resemble answers.
+
 
 # %%
-known, unknown = "What is the raylet on each node for?", "Why is the sky blue?"
+retriever = services.language.retriever
+
+
+async def compare(question):
+    hit = (await retriever.search(question, k=1))[0]
+    entry = next(entry for entry in corpus.entries() if entry.answer == hit.passage.text)
+    vectors = await retriever.embed([question, entry.answer, *entry.questions])
+    passage, *others = vectors[1:] @ vectors[0]
+    values = {"cosine with the passage": passage, "with its nearest question": max(others), "score": hit.score}
+    return {name: round(float(value), 2) for name, value in values.items()}
+
+
+stranger = "What is the raylet on each submarine for?"
+{text: await compare(text) for text in (known, stranger)}
+
+# %% [markdown]
+# The score is lower than the cosine with the nearest question, because the search does not scale the question's vector
+# to length 1. Letter groups that the index does not know, as in the second question's new word, make that vector
+# shorter, and so does what SVD leaves out. So a question about something else scores low, even if a part of it fits.
+
+# %%
 for hit in await retriever.search(known, k=3):
     print(f"{hit.score:.2f}  {hit.passage.source}: {hit.passage.text[:80]}…")
 
 # %% [markdown]
-# Some passage is always the nearest, even to a question about the sky. Only its score tells that it is far away.
+# FAISS finds the passages with the highest scores. Some passage is always the nearest, whatever the question is about.
+# Only its score tells how far away it is.
 
 # %%
 nearest = {text: [hit.score for hit in await retriever.search(text, k=10)] for text in (known, unknown)}
 curve({text: dict(enumerate(found, 1)) for text, found in nearest.items()}, x="nearest passages", y="score")
 
 # %% [markdown]
-# Where is the line between them? For a good answer, measure both kinds: our held-out questions, and questions about
-# something else. Some of these use our words on purpose.
+# From which score should the service answer? To choose a threshold, measure both kinds: our held-out questions, and
+# questions about something else. Some of these use our words on purpose.
 
 # %%
 others = """Why is the sky blue?
@@ -683,7 +765,6 @@ async def best_scores(texts):
     return [hits[0].score if hits else 0.0 for hits in found]
 
 
-# %%
 threshold = Settings().rag_threshold
 groups = {"held-out questions": await best_scores(questions), "about something else": await best_scores(others)}
 marks(groups | {"the service's threshold": [threshold]}, x="score of the nearest passage")
@@ -692,8 +773,8 @@ marks(groups | {"the service's threshold": [threshold]}, x="score of the nearest
 {name: f"{np.mean(np.array(found) >= threshold):.0%} reach it" for name, found in groups.items()}
 
 # %% [markdown]
-# Again a score, again a threshold, and again both kinds of mistakes. A higher line would refuse more good questions, a
-# lower one would let more of the others in. The worst of them gets in today.
+# Again there is a score, a threshold, and mistakes of both kinds. A higher threshold would refuse more good questions,
+# a lower one would let in more of the others. Here is the one of the others with the highest score.
 
 # %%
 worst = others[np.argmax(groups["about something else"])]
@@ -701,18 +782,20 @@ print(worst)
 http.post("/rag/query", json={"query": worst, "k": 1}).json()
 
 # %% [markdown]
-# The letters fit, the meaning does not. A sentence embedding knows more of meanings: `WORKSHOP_EMBEDDING_MODEL` names
-# one. Its scores are of another scale, so it needs a threshold of its own. And compare answer and source: having a
-# source does not force a model to keep to it.
+# This embedding compares letters, not meanings. A sentence embedding knows more of meanings, and
+# `WORKSHOP_EMBEDDING_MODEL` names one. Its scores are on another scale, so it needs a threshold of its own.
 #
 # ## How many sources?
 #
-# `k` is the number of passages that the model gets. With more of them, the right one is more often included. Does the
-# answer get better, too? Draw both lines in your mind, for `k` from 1 to 5.
+# `k` is the number of passages that the model gets. With more of them, the right one is included more often. For which
+# of these `k` is the answer right most often?
+
+# %%
+ks = [1, 2, 3, 5]
+guess = ...
 
 # %%
 some = pairs[::4]
-ks = [1, 2, 3, 5]
 
 
 async def found(k):
@@ -723,10 +806,11 @@ async def found(k):
 
 # %%
 sender = httpx.AsyncClient(base_url=f"{server.url}/v1", timeout=120)
+opened.push_async_callback(sender.aclose)
 
 
 async def answered_right(k):
-    got = await call_all(lambda pair: sender.post("/rag/query", json={"query": pair[0], "k": k}), some, at_once=4)
+    got = await call_all(lambda pair: sender.post("/rag/query", json={"query": pair[0], "k": k}), some)
     return 100 * np.mean([reply.json()["answer"] == truth for reply, (_, truth) in zip(got, some, strict=True)])
 
 
@@ -734,24 +818,27 @@ async def answered_right(k):
 alone = 100 * main_right[::4].mean()
 rag_right = {k: await answered_right(k) for k in ks}
 found_right = {k: await found(k) for k in ks}
+print(f"you said {guess}, it was {max(rag_right, key=rag_right.get)}")
+{"found": [f"{value:.0f} %" for value in found_right.values()], "right": [f"{rag_right[k]:.0f} %" for k in ks]}
 
 # %%
 lines_by_k = {"the right passage is found": found_right, "the answer is right": rag_right}
 curve(lines_by_k | {"the model alone is right": {1: alone, 5: alone}}, x="k", y="%")
 
 # %% [markdown]
-# The search gets better, the answers get worse. Each further passage is one more to confuse the right one with, and this
-# small model has never seen more than three. With five it is worse off than with none. Large models bear more, but
-# they pay for each, in tokens and in errors. Measure before you raise `k`.
+# From one passage to five, the search gets better and the answers get worse. Each further passage is one more to
+# confuse with the right one, and this small model was trained on three at most. Large models cope with more, but every
+# passage costs tokens. Measure before you raise `k`.
 #
 # ### Exercise 4: answer, or say that you cannot
 #
-# `/rag?question=…&k=…` searches. If no hit scores at least `RELEVANT`, its `answer` is `"I am not sure."`, with no
-# `sources` and `sure` false, and no model is asked. Else `await write(question, texts)` gives the answer, and `sources`
-# lists the hits' sources in order. `await search(question, k)` gives the hits, the best first.
+# `/rag?question=…&k=…` answers `{"answer": …, "sources": …, "sure": …}`. `await search(question, k)` returns the hits,
+# the best first. If at least one hit scores `RELEVANT` or more, `await write(question, texts)` turns the texts of all
+# hits into the answer, `sources` lists the hits' sources in order, and `sure` is true. Otherwise no model is asked, the
+# answer is `"I am not sure."`, `sources` is empty, and `sure` is false.
 
 # %%
-from workshop.lab.exercises.lesson_14 import RELEVANT, search, write
+from workshop.lab.fixtures.lesson_14 import RELEVANT, search, write
 
 await search("When does the library open?", k=2)
 
@@ -778,39 +865,34 @@ check("14.4", desk)
 # %% [markdown]
 # ## Another model by one setting
 #
-# Next month there will be a better model. The main model is a folder, or a name on the Hugging Face hub, and one
-# setting says which. Our new one is the draft's copy, under another name.
+# Next month there will be a better model. One setting names the main model: a folder, or a model on the Hugging Face
+# hub. Ours here is a copy of the draft in another folder.
 
 # %%
-import shutil
-
 _ = shutil.copytree(WEIGHTS / DRAFT, f"{folder}/house-model", dirs_exist_ok=True)
 with serve("lesson 14: other model", main_model=f"{folder}/house-model")[0] as other:
     print([model["id"] for model in httpx.get(f"{other.url}/v1/models").json()["data"]])
 
 # %% [markdown]
-# The last one is the embedding of the search. In a terminal the setting is an environment variable,
-# `WORKSHOP_MAIN_MODEL`.
+# The last one in the list is the search's embedding. In a terminal, the environment variable `WORKSHOP_MAIN_MODEL` is
+# this setting.
 #
-# A model may also live on another server, a vLLM with GPUs, say. Any that speaks OpenAI's protocol will do, and ours
-# does. So let one service be the model of another.
+# A model may also run on another server, such as vLLM on GPUs. Any server that speaks OpenAI's protocol will do, and
+# ours does. So one service can use another one's model.
 
 # %%
 front = serve("lesson 14: front", llm_base_url=f"{server.url}/v1")[0]
-
-# %%
 direct = {"query": hard, "force_direct": True}
 for service in (server, front):
     given = httpx.post(f"{service.url}/v1/query", json=direct, timeout=60).json()
     print(f"{given['model_used']} after {given['latency_ms']:.0f} ms: {given['content'][:60]}…")
 
 # %% [markdown]
-# The same answer, from a model behind another port. No line of a route, of the cascade or of RAG has changed: they know
-# the contract `TextGenerator`, and one class behind it speaks HTTP. In a terminal: `LLM_BASE_URL`. On Ray Serve the
-# same routes run with each model in a deployment of its own, as lesson 10 shows.
+# The second answer is the same, but its model runs behind another port. No line of a route, of the cascade or of RAG
+# has changed: they know the contract `TextGenerator`, and one class behind it speaks HTTP. In a terminal, the
+# environment variable `LLM_BASE_URL` is this setting.
 #
-# What is far away can be gone. The front service would log the whole story of its failure; here we need only the
-# answer.
+# A server elsewhere can fail. We stop it, and mute the front service's log, since its answer says enough here.
 
 # %%
 import logging
@@ -819,19 +901,20 @@ logging.getLogger("workshop.api.errors").setLevel(logging.CRITICAL)
 server.stop()
 
 # %%
-impatient = AsyncOpenAI(base_url=f"{front.url}/v1", api_key="ada", max_retries=0)
+impatient = client.with_options(base_url=f"{front.url}/v1", max_retries=0)
 try:
     await impatient.chat.completions.create(model=MAIN, messages=[{"role": "user", "content": hard}])
 except openai.InternalServerError as error:
     print(error.status_code, error.body["message"])
 
 # %% [markdown]
-# The service asked three times, then told its caller the truth with a 503. The draft still runs in its own process.
+# The front service asked three times, then answered its caller with a 503. Its draft model still works: it runs inside.
 #
 # ### Exercise 5: better a draft than nothing
 #
-# `ask_either(client, question)` returns the main model's text. If its server fails, with a status of 500 or above, it
-# returns the draft's. Any other error reaches the caller. The `client` is an `AsyncOpenAI`.
+# `ask_either(client, question)` returns the main model's text. If that call fails with a status of 500 or above, it
+# returns the draft's text. Any other error reaches the caller, also when the draft fails. The `client` is an
+# `AsyncOpenAI`, and the models are `workshop-main` and `workshop-draft`.
 
 
 # %% exercise="14.5"
@@ -855,20 +938,20 @@ check("14.5", ask_either)
 # ## Quiz
 #
 # **1.** A cascade keeps 5 of 100 drafts. The draft costs a tenth of the main model. Is it worth having?
-# <details><summary>Answer</summary>No. It pays 100 drafts, as much as 10 main answers, to save 5 of them. From one
-# draft in ten kept, it saves money.</details>
+# <details><summary>Answer</summary>No. 100 drafts cost as much as 10 main answers, and they save 5. It saves money only
+# if it keeps more than one draft in ten.</details>
 #
 # **2.** A draft has a quality of 0.99. Is it right?
-# <details><summary>Answer</summary>Probably, but the number does not say so: it says that the model was sure. How often
-# sure drafts are right has to be measured, for this model and these questions.</details>
+# <details><summary>Answer</summary>The number does not say: it says that the model was sure. Measure how often drafts
+# of this quality are right, for this model and your questions.</details>
 #
 # **3.** A service checks the budget before an answer, charges after it, and reserves nothing. Who can overspend?
-# <details><summary>Answer</summary>Whoever asks many questions at once: all are let in before the first is charged.
-# Even with a reservation, the last answer may go a little beyond the budget, if it may take what is left.</details>
+# <details><summary>Answer</summary>Anyone who asks many questions at once: all are let in before the first is
+# charged.</details>
 #
 # **4.** The right passage is among the five nearest more often than among the nearest one. Why not always take five?
-# <details><summary>Answer</summary>The model has to tell it from four others, and each costs tokens. Here the answers
-# got worse. Measure the answers, not only the search.</details>
+# <details><summary>Answer</summary>The model has to tell it from four others, and each costs tokens. Our small model's
+# answers got worse. Measure the answers, not only the search.</details>
 #
 # **5.** Your company moves the main model to a vLLM server. What changes in the code of the service?
 # <details><summary>Answer</summary>Nothing. <code>LLM_BASE_URL</code> names the server and
@@ -879,21 +962,17 @@ check("14.5", ask_either)
 # | you want | use | and measure |
 # |---|---|---|
 # | the main model's answers for less | a draft, its quality, a threshold | accuracy against cost, over all thresholds |
-# | no surprise on the bill | a daily budget, reserved before the answer and settled after it | what comes in at once |
+# | no surprise on the bill | a daily budget, reserved before the answer and settled after it | questions sent at once |
 # | answers that can be checked | RAG with sources | the answers over `k`, not only the hits |
 # | "I am not sure" instead of an invention | a threshold on the search's score | known and unknown questions |
 # | another model | one setting | everything above, again |
 #
-# You began with two models at one to ten. The cheap one was right more often than its price suggests, its own doubts
-# told where, and a curve told how far to trust them. Next: lesson 15 takes the whole service into production.
+# You began with two models, one at a tenth of the other's price. The cheap one was right more often than its price
+# suggests. Its own probabilities showed where, and a curve showed how far to trust them.
 #
 # ## Tear-down
+#
+# This closes all that the lesson has opened, wherever you stopped.
 
 # %%
-for service in (server, strict, front):
-    service.stop()
-http.close()
-await sender.aclose()
-await client.close()
-await impatient.close()
-shutil.rmtree(folder, ignore_errors=True)
+await opened.aclose()

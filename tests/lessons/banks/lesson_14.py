@@ -1,16 +1,21 @@
 """Answers to lesson 14: cascades and RAG."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from operator import attrgetter
+from typing import Annotated, Any
 
 import openai
-from fastapi import BackgroundTasks, FastAPI, HTTPException
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException
 from fastapi.responses import JSONResponse
 from openai import AsyncOpenAI
+from pydantic import BaseModel
 from starlette.background import BackgroundTask
 
-from workshop.lab.exercises.lesson_14 import (
+from workshop.lab.fixtures.lesson_14 import (
     BUDGET,
     PRICE,
     RELEVANT,
@@ -56,6 +61,67 @@ async def collects_replies(question: str, direct: bool = False) -> Any:
     return {"text": last.text, "model": model, "cost": sum(each.cost for each in replies.values())}
 
 
+class Bill(BaseModel):
+    text: str
+    model: str
+    cost: float
+
+
+async def as_a_model(question: str, direct: bool = False) -> Bill:
+    drafted = None if direct else await draft(question)
+    if drafted is not None and drafted.quality >= SURE_FROM:
+        return Bill(text=drafted.text, model="draft", cost=drafted.cost)
+    final = await main(question)
+    return Bill(text=final.text, model="main", cost=final.cost + getattr(drafted, "cost", 0))
+
+
+def with_def(question: str, direct: bool = False) -> Any:
+    return asyncio.run(returns_early(question, direct))
+
+
+async def adds_up_in_a_loop(question: str, direct: bool = False) -> Any:
+    cost = 0.0
+    for name, model in (("draft", draft), ("main", main)):
+        if direct and name == "draft":
+            continue
+        got = await model(question)
+        cost += got.cost
+        if got.quality >= SURE_FROM:
+            break
+    return JSONResponse(reply(got, name, cost))
+
+
+_total = Counter[str]()
+
+
+async def adds_to_one_sum(question: str, direct: bool = False) -> Any:
+    answered = await returns_early(question, direct)
+    _total["cost"] += answered["cost"]
+    return answered | {"cost": _total["cost"]}
+
+
+async def writes_the_costs_down(question: str, direct: bool = False) -> Any:
+    answered = await returns_early(question, direct)
+    return answered | {"cost": 1.8 if answered["model"] == "draft" else 18 if direct else 19.8}
+
+
+async def swaps_the_branches(question: str, direct: bool = False) -> Any:
+    return await returns_early(question, not direct)
+
+
+async def drafts_in_any_case(question: str, direct: bool = False) -> Any:
+    first = await draft(question)
+    if first.quality >= SURE_FROM and not direct:
+        return reply(first, "draft")
+    second = await main(question)
+    return reply(second, "main", second.cost if direct else first.cost + second.cost)
+
+
+async def names_no_model(question: str, direct: bool = False) -> Any:
+    answered = await returns_early(question, direct)
+    return {"text": answered["text"], "cost": answered["cost"]}
+
+
 async def forgets_the_drafts_cost(question: str, direct: bool = False) -> Any:
     first = None if direct else await draft(question)
     if first and first.quality >= SURE_FROM:
@@ -98,6 +164,56 @@ def by_loop(points: list[Any], target: float) -> Any:
         if point.accuracy >= target and (best is None or point.cost < best.cost):
             best = point
     return best
+
+
+def by_sorting(points: list[Any], target: float) -> Any:
+    points.sort(key=attrgetter("cost"))
+    while points and points[0].accuracy < target:
+        points.pop(0)
+    return points[0] if points else None
+
+
+def unpacks(points: list[Any], target: float) -> Any:
+    good = [(cost, point) for point in points for _, accuracy, cost, _ in [point] if accuracy >= target]
+    return min(good)[1] if good else None
+
+
+def with_try(points: list[Any], target: float) -> Any:
+    try:
+        return min((point for point in points if point.accuracy >= target), key=lambda point: point.cost)
+    except ValueError:
+        return None
+
+
+def the_least_accurate(points: list[Any], target: float) -> Any:
+    good = [point for point in points if point.accuracy >= target]
+    return min(good, key=lambda point: point.accuracy, default=None)
+
+
+def the_cheapest_of_all(points: list[Any], target: float) -> Any:
+    return min(points, key=lambda point: point.cost, default=None)
+
+
+def only_the_cheapest(points: list[Any], target: float) -> Any:
+    best = min(points, key=lambda point: point.cost)
+    return best if best.accuracy >= target else None
+
+
+def its_threshold(points: list[Any], target: float) -> Any:
+    best = by_loop(points, target)
+    return best.threshold if best else None
+
+
+def its_cost(points: list[Any], target: float) -> Any:
+    return min((point.cost for point in points if point.accuracy >= target), default=None)
+
+
+def all_that_reach_it(points: list[Any], target: float) -> Any:
+    return [point for point in points if point.accuracy >= target] or None
+
+
+def the_dearest(points: list[Any], target: float) -> Any:
+    return max((point for point in points if point.accuracy >= target), key=lambda point: point.cost, default=None)
 
 
 def more_than(points: list[Any], target: float) -> Any:
@@ -155,6 +271,85 @@ async def in_a_task(user: str) -> Any:
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
     return {"text": "An answer."}
+
+
+def in_a_thread(user: str, background: BackgroundTasks) -> Any:
+    if asyncio.run(ledger.spent(user)) >= BUDGET:
+        raise refusal()
+    background.add_task(lambda: asyncio.run(ledger.add(user, PRICE)))
+    return {"text": "An answer."}
+
+
+async def charge_at_the_end(user: str) -> AsyncGenerator[None, None]:
+    if await ledger.spent(user) >= BUDGET:
+        raise refusal()
+    yield
+    await ledger.add(user, PRICE)
+
+
+async def in_a_dependency(user: str, _: Annotated[None, Depends(charge_at_the_end)]) -> Any:
+    return {"text": "An answer."}
+
+
+def retry_after(value: str) -> Callable[..., Any]:
+    """The right answer, with another value of the header."""
+
+    async def answers(user: str, background: BackgroundTasks) -> Any:
+        if await ledger.spent(user) >= BUDGET:
+            raise HTTPException(402, headers={"Retry-After": value})
+        return await in_the_background(user, background)
+
+    return answers
+
+
+async def until_midnight(user: str, background: BackgroundTasks) -> Any:
+    now = datetime.now(UTC)
+    midnight = datetime(now.year, now.month, now.day, tzinfo=UTC) + timedelta(days=1)
+    return await retry_after(format_datetime(midnight, usegmt=True))(user, background)
+
+
+async def calls_instead_of_passing(user: str, background: BackgroundTasks) -> Any:
+    if await ledger.spent(user) >= BUDGET:
+        raise refusal()
+    background.add_task(ledger.add(user, PRICE))  # type: ignore[arg-type]
+    return {"text": "An answer."}
+
+
+async def allows_one_more(user: str, background: BackgroundTasks) -> Any:
+    if await ledger.spent(user) > BUDGET:
+        raise refusal()
+    return await in_the_background_unchecked(user, background)
+
+
+async def in_the_background_unchecked(user: str, background: BackgroundTasks) -> Any:
+    background.add_task(ledger.add, user, PRICE)
+    return {"text": "An answer."}
+
+
+async def refuses_with_429(user: str, background: BackgroundTasks) -> Any:
+    if await ledger.spent(user) >= BUDGET:
+        raise HTTPException(429, headers={"Retry-After": "3600"})
+    return await in_the_background_unchecked(user, background)
+
+
+async def charges_what_it_refuses(user: str) -> Any:
+    _tasks.add(asyncio.create_task(ledger.add(user, PRICE)))
+    if await ledger.spent(user) >= BUDGET:
+        raise refusal()
+    return {"text": "An answer."}
+
+
+async def charges_twice(user: str, background: BackgroundTasks) -> Any:
+    background.add_task(ledger.add, user, PRICE)
+    if await ledger.spent(user) >= BUDGET:
+        raise refusal()
+    return await in_the_background_unchecked(user, background)
+
+
+async def forgets_await_at_the_ledger(user: str, background: BackgroundTasks) -> Any:
+    if ledger.spent(user) >= BUDGET:  # type: ignore[operator]
+        raise refusal()
+    return await in_the_background_unchecked(user, background)
 
 
 async def charges_first(user: str) -> Any:
@@ -216,6 +411,82 @@ async def by_the_maximum(question: str, k: int = 1) -> Any:
     return UNSURE
 
 
+async def unless_none_is_relevant(question: str, k: int = 1) -> Any:
+    hits = await search(question, k)
+    if all(hit.score < RELEVANT for hit in hits):
+        return UNSURE
+    return await written_from(question, hits)
+
+
+async def if_any_is_relevant(question: str, k: int = 1) -> Any:
+    hits = await search(question, k)
+    return await written_from(question, hits) if any(hit.score >= RELEVANT for hit in hits) else JSONResponse(UNSURE)
+
+
+async def with_match(question: str, k: int = 1) -> Any:
+    match await search(question, k):
+        case [best, *others] if best.score >= RELEVANT:
+            return await written_from(question, [best, *others])
+    return UNSURE
+
+
+async def written_from(question: str, hits: list[Any]) -> Any:
+    text = await write(question, [hit.passage.text for hit in hits])
+    return {"answer": text, "sources": [hit.passage.source for hit in hits], "sure": True}
+
+
+async def if_all_are_relevant(question: str, k: int = 1) -> Any:
+    hits = await search(question, k)
+    return await written_from(question, hits) if hits and all(hit.score >= RELEVANT for hit in hits) else UNSURE
+
+
+async def all_of_nothing(question: str, k: int = 1) -> Any:
+    hits = await search(question, k)
+    return await written_from(question, hits) if all(hit.score >= RELEVANT for hit in hits) else UNSURE
+
+
+async def unless_one_is_irrelevant(question: str, k: int = 1) -> Any:
+    hits = await search(question, k)
+    return UNSURE if any(hit.score < RELEVANT for hit in hits) or not hits else await written_from(question, hits)
+
+
+async def by_the_last(question: str, k: int = 1) -> Any:
+    hits = await search(question, k)
+    return await written_from(question, hits) if hits and hits[-1].score >= RELEVANT else UNSURE
+
+
+async def by_the_mean(question: str, k: int = 1) -> Any:
+    hits = await search(question, k)
+    mean = sum(hit.score for hit in hits) / max(len(hits), 1)
+    return await written_from(question, hits) if mean >= RELEVANT else UNSURE
+
+
+async def from_the_relevant_only(question: str, k: int = 1) -> Any:
+    hits = [hit for hit in await search(question, k) if hit.score >= RELEVANT]
+    return await written_from(question, hits) if hits else UNSURE
+
+
+async def writes_once_per_hit(question: str, k: int = 1) -> Any:
+    hits = await search(question, k)
+    if not hits or hits[0].score < RELEVANT:
+        return UNSURE
+    texts = [await write(question, [hit.passage.text]) for hit in hits]
+    return {"answer": " ".join(texts), "sources": [hit.passage.source for hit in hits], "sure": True}
+
+
+async def names_sources_though_unsure(question: str, k: int = 1) -> Any:
+    hits = await search(question, k)
+    return await from_sources(question, k) | {"sources": [hit.passage.source for hit in hits]}
+
+
+async def quotes_without_the_model(question: str, k: int = 1) -> Any:
+    hits = await search(question, k)
+    if not hits or hits[0].score < RELEVANT:
+        return UNSURE
+    answer = f"From {len(hits)} sources: {hits[0].passage.text}"
+    return {"answer": answer, "sources": [hit.passage.source for hit in hits], "sure": True}
+
+
 async def always_sure(question: str, k: int = 1) -> Any:
     hits = await search(question, k)
     text = await write(question, [hit.passage.text for hit in hits])
@@ -273,6 +544,84 @@ async def by_status(client: AsyncOpenAI, question: str) -> Any:
     return await ask(client, "workshop-draft", question)
 
 
+async def with_match_on_the_status(client: AsyncOpenAI, question: str) -> Any:
+    try:
+        return await ask(client, "workshop-main", question)
+    except openai.APIStatusError as error:
+        match error.status_code:
+            case status if status >= 500:
+                return await ask(client, "workshop-draft", question)
+        raise
+
+
+async def raises_the_first_error(client: AsyncOpenAI, question: str) -> Any:
+    try:
+        return await ask(client, "workshop-main", question)
+    except openai.InternalServerError as error:
+        try:
+            return await ask(client, "workshop-draft", question)
+        except openai.OpenAIError:
+            raise error from None
+
+
+def with_a_coroutine(client: AsyncOpenAI, question: str) -> Any:
+    return by_status(client, question)
+
+
+async def connection_errors_only(client: AsyncOpenAI, question: str) -> Any:
+    try:
+        return await ask(client, "workshop-main", question)
+    except openai.APIConnectionError:
+        return await ask(client, "workshop-draft", question)
+
+
+async def only_a_503(client: AsyncOpenAI, question: str) -> Any:
+    try:
+        return await ask(client, "workshop-main", question)
+    except openai.APIStatusError as error:
+        if error.status_code != 503:
+            raise
+    return await ask(client, "workshop-draft", question)
+
+
+async def also_when_limited(client: AsyncOpenAI, question: str) -> Any:
+    try:
+        return await ask(client, "workshop-main", question)
+    except (openai.InternalServerError, openai.RateLimitError):
+        return await ask(client, "workshop-draft", question)
+
+
+async def any_status(client: AsyncOpenAI, question: str) -> Any:
+    try:
+        return await ask(client, "workshop-main", question)
+    except openai.APIStatusError:
+        return await ask(client, "workshop-draft", question)
+
+
+async def nothing_at_last(client: AsyncOpenAI, question: str) -> Any:
+    for model in ("workshop-main", "workshop-draft"):
+        try:
+            return await ask(client, model, question)
+        except openai.InternalServerError:
+            continue
+    return None
+
+
+async def asks_the_main_model_twice(client: AsyncOpenAI, question: str) -> Any:
+    try:
+        return await ask(client, "workshop-main", question)
+    except openai.InternalServerError:
+        return await by_class(client, question)
+
+
+async def the_completion(client: AsyncOpenAI, question: str) -> Any:
+    messages: Any = [{"role": "user", "content": question}]
+    try:
+        return await client.chat.completions.create(model="workshop-main", messages=messages)
+    except openai.InternalServerError:
+        return await client.chat.completions.create(model="workshop-draft", messages=messages)
+
+
 async def catches_all(client: AsyncOpenAI, question: str) -> Any:
     try:
         return await ask(client, "workshop-main", question)
@@ -305,13 +654,24 @@ async def forgets_return(client: AsyncOpenAI, question: str) -> Any:
 
 BANK = {
     "14.1": {
-        "right": [app("/ask", returns_early), app("/ask", collects_replies)],
+        "right": [
+            app("/ask", returns_early),
+            app("/ask", collects_replies),
+            app("/ask", as_a_model),
+            app("/ask", with_def),
+            app("/ask", adds_up_in_a_loop),
+        ],
         "wrong": [
-            (app("/ask", forgets_the_drafts_cost), "The cost is of every model that was asked"),
+            (app("/ask", forgets_the_drafts_cost), "1.6 for draft + 16 for main"),
             (app("/ask", asks_both), "asked: draft, then main"),
             (app("/ask", must_exceed), "the draft's quality is 0.9"),
             (app("/ask", ignores_direct), "`direct` is asked for"),
+            (app("/ask", drafts_in_any_case), "`direct` is asked for"),
+            (app("/ask", swaps_the_branches), "the draft's quality is 0.97"),
             (app("/ask", always_the_draft), "the draft's quality is 0.62"),
+            (app("/ask", writes_the_costs_down), "The cost of this question is"),
+            (app("/ask", adds_to_one_sum), "The cost of this question is"),
+            (app("/ask", names_no_model), "'model': 'draft'"),
             (app("/ask", forgets_await), "no attribute"),
             (app("/answer", returns_early), "404"),
         ],
@@ -319,6 +679,9 @@ BANK = {
     "14.2": {
         "right": [
             by_loop,
+            by_sorting,
+            unpacks,
+            with_try,
             lambda points, target: min(
                 (point for point in points if point.accuracy >= target), key=lambda point: point.cost, default=None
             ),
@@ -329,41 +692,89 @@ BANK = {
         "wrong": [
             (more_than, "equals the target"),
             (without_default, "empty"),
-            (the_most_accurate, "The cheapest one"),
+            (the_most_accurate, "The cheapest point"),
+            (the_least_accurate, "only the cost counts"),
+            (the_cheapest_of_all, "The cheapest point whose accuracy reaches the target"),
+            (only_the_cheapest, "The cheapest point whose accuracy reaches the target"),
+            (the_dearest, "The cheapest point"),
             (the_first, "in any order"),
             (up_to_the_first_miss, "Accuracy may fall"),
+            (its_threshold, "Return the whole point"),
+            (its_cost, "Return the whole point"),
+            (all_that_reach_it, "The cheapest point"),
             (lambda points, target: None, "`return`"),
         ],
     },
     "14.3": {
-        "right": [app("/answer", in_the_background), app("/answer", on_the_response), app("/answer", in_a_task)],
+        "right": [
+            app("/answer", in_the_background),
+            app("/answer", on_the_response),
+            app("/answer", in_a_task),
+            app("/answer", in_a_thread),
+            app("/answer", in_a_dependency),
+            app("/answer", until_midnight),
+        ],
         "wrong": [
             (app("/answer", charges_first), "The caller had to wait"),
             (app("/answer", never_charges), "the ledger shows its price"),
+            (app("/answer", calls_instead_of_passing), "the first argument must be callable"),
+            (app("/answer", forgets_await_at_the_ledger), "'coroutine' and 'float'"),
             (app("/answer", never_refuses), "402"),
+            (app("/answer", allows_one_more), "402"),
+            (app("/answer", refuses_with_429), "429"),
+            (app("/answer", charges_what_it_refuses), "two are charged"),
+            (app("/answer", charges_twice), "charged"),
             (app("/answer", does_not_say_when), "`Retry-After`"),
+            (app("/answer", retry_after("tomorrow")), "'tomorrow'"),
+            (app("/answer", retry_after("0")), "whole seconds"),
+            (app("/answer", retry_after("0.5")), "whole seconds"),
+            (app("/answer", retry_after("Sat, 31 Dec 2005 23:59:59 GMT")), "a date in the future"),
+            (app("/answer", retry_after("2100-12-31T23:59:59+00:00")), "a date in the future"),
+            (app("/answer", retry_after("Midnight GMT")), "a date in the future"),
             (app("/answer", one_for_all), "the ledger shows its price"),
             (app("/answer", refuses_too_soon), "0.5 of 1.0 dollars are spent"),
         ],
     },
     "14.4": {
-        "right": [app("/rag", from_sources), app("/rag", by_the_maximum)],
+        "right": [
+            app("/rag", from_sources),
+            app("/rag", by_the_maximum),
+            app("/rag", unless_none_is_relevant),
+            app("/rag", if_any_is_relevant),
+            app("/rag", with_match),
+        ],
         "wrong": [
             (app("/rag", always_sure), "The model must not be asked"),
             (app("/rag", asks_before_it_looks), "The model must not be asked"),
-            (app("/rag", ignores_k), "from the 2 best texts"),
+            (app("/rag", if_all_are_relevant), "one that is high enough will do"),
+            (app("/rag", all_of_nothing), "one that is high enough will do"),
+            (app("/rag", unless_one_is_irrelevant), "one that is high enough will do"),
+            (app("/rag", by_the_last), "one that is high enough will do"),
+            (app("/rag", by_the_mean), "one that is high enough will do"),
+            (app("/rag", from_the_relevant_only), "from the texts of all 3 hits"),
+            (app("/rag", writes_once_per_hit), "writes once"),
+            (app("/rag", quotes_without_the_model), "the model was not asked"),
+            (app("/rag", ignores_k), "from the texts of all 2 hits"),
             (app("/rag", fails_without_hits), "IndexError"),
             (app("/rag", names_no_sources), "opening hours"),
-            (app("/rag", must_score_more), "The best score is 0.5"),
+            (app("/rag", names_sources_though_unsure), "The best score is 0.49"),
+            (app("/rag", must_score_more), "0.5: one that is high enough will do"),
         ],
     },
     "14.5": {
-        "right": [by_class, by_status],
+        "right": [by_class, by_status, with_match_on_the_status, raises_the_first_error, with_a_coroutine],
         "wrong": [
-            (catches_all, "the caller must hear of it"),
-            (main_only, "503"),
-            (draft_only, "the main model answers with 200"),
-            (asks_both_models, "only when the main model fails"),
+            (catches_all, "the caller must get the error"),
+            (any_status, "the caller must get the error"),
+            (also_when_limited, "workshop-main fails with 429"),
+            (connection_errors_only, "the draft can answer"),
+            (only_a_503, "workshop-main fails with 500"),
+            (main_only, "InternalServerError, with status 503"),
+            (draft_only, "workshop-main answers, workshop-draft answers"),
+            (asks_both_models, "the draft only when it fails"),
+            (asks_the_main_model_twice, "Ask the main model once"),
+            (nothing_at_last, "Nobody has answered"),
+            (the_completion, "ChatCompletion"),
             (forgets_return, "`return`"),
         ],
     },

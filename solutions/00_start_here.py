@@ -40,7 +40,7 @@ service_map("00")
 # | team | folder | knows |
 # |---|---|---|
 # | FastAPI | `api/` | HTTP, never Ray |
-# | Ray Serve | `deployments/` | processes and GPUs, never HTTP |
+# | Ray Serve | `deployments/` | processes and machines, never HTTP |
 # | infrastructure | `integration/` | both, and how they fit together |
 #
 # What they agree on is in `contracts/`. Plain machine learning is in `models/`.

@@ -1,19 +1,19 @@
 # %% [markdown]
 # # 00 Start here
 #
-# A trained model is of no use to anyone while it sits in a notebook. You will put one behind a web address, ask it about
-# real tumours, and catch it giving a sure answer to a question that makes no sense.
+# As long as a trained model sits in a notebook, nobody else can use it. You will put one behind a web address, ask it
+# about real tumours, and catch it giving a confident answer to a question that makes no sense.
 #
 # Afterwards you can
 #
 # - work through a lesson: predict, run, check,
 # - name the folder where each team's code lives,
-# - serve a model with FastAPI and ask it over HTTP,
+# - serve a model with FastAPI and call it over HTTP,
 # - say what FastAPI checks for you, and what it cannot know.
 #
 # The code runs in {{ minutes }} and takes {{ memory }} at most. With the exercises, plan 15 minutes.
 #
-# Click on the grey cell below and press Shift+Enter. For some seconds it looks at this machine; it changes nothing.
+# Click on the grey cell below and press Shift+Enter. It takes a few seconds to check this machine, and changes nothing.
 
 # %%
 from workshop.lab.doctor import doctor
@@ -21,40 +21,40 @@ from workshop.lab.doctor import doctor
 doctor()
 
 # %% [markdown]
-# A tick is good. An exclamation mark says what will be slower or look different. A cross comes with its remedy: solve
-# that first, then run the cell again.
+# A tick is good. An exclamation mark tells you what will be slower or look different. A cross comes with a remedy:
+# apply it first, then run the cell again.
 #
 # ## What you will build
 #
-# A service that tells malignant tumours from benign ones, one part per lesson. The coloured part belongs to this lesson:
-# today you are the client.
+# You will build a service that tells malignant tumours from benign ones, part by part. The coloured part of the map
+# belongs to this lesson: today you are the client.
 
 # %%
-from workshop.lab import check, hint, run_app, run_command, service_map, solution
+from workshop.lab import check, hint, run_app, run_command, service_map, solution, stop_all
 
 service_map("00")
 
 # %% [markdown]
-# The grey lanes are folders in `workshop/`. Three teams work on this service, and none has to read another's code.
+# The grey lanes are folders in `workshop/`. Three teams work on this service without reading each other's code.
 #
 # | team | folder | knows |
 # |---|---|---|
 # | FastAPI | `api/` | HTTP, never Ray |
-# | Ray Serve | `deployments/` | processes and GPUs, never HTTP |
-# | infrastructure | `integration/` | both, and puts them together |
+# | Ray Serve | `deployments/` | processes and machines, never HTTP |
+# | infrastructure | `integration/` | both, and how they fit together |
 #
-# What they agree on is in `contracts/`, plain machine learning in `models/`.
+# What they agree on is in `contracts/`. Plain machine learning is in `models/`.
 #
-# The finished service is there already. In a terminal you would start it with `python -m workshop api`; from a notebook it
-# goes like this.
+# The finished service comes with the workshop. In a terminal you start it with `python -m workshop api`; in a notebook,
+# like this.
 
 # %%
 finished = run_command("workshop api --port {port}", name="finished service")
 finished.url
 
 # %% [markdown]
-# It listens at this address and speaks HTTP, like any web site. `httpx` sends requests; `trust_env=False` keeps them from
-# taking a detour through a proxy.
+# It listens at this address and speaks HTTP, like any web site. `httpx` sends requests; with `trust_env=False` it
+# ignores a proxy that may be set on this machine.
 
 # %%
 import httpx
@@ -62,8 +62,8 @@ import httpx
 httpx.get(finished.url + "/health", trust_env=False).json()
 
 # %% [markdown]
-# It predicts tumours, and it answers questions with two small language models of its own. Opened in a browser, its address
-# shows a page to try both.
+# It classifies tumours, and it answers questions with two small language models of its own. If this notebook runs on
+# your own computer, open the address in a browser: the page there lets you try both.
 
 # %%
 asked = {"query": "What is Ray Serve?"}
@@ -73,15 +73,15 @@ httpx.post(finished.url + "/v1/query", json=asked, trust_env=False, timeout=60).
 finished.stop()
 
 # %% [markdown]
-# `python -m workshop serve` starts the same service on Ray Serve, where models get processes and machines of their own. A
-# client cannot tell which of the two has answered. How that can be is the subject of this workshop.
+# `python -m workshop serve` starts the same service on Ray Serve, where models can have their own processes and
+# machines. A client cannot tell which of the two has answered. This workshop shows how that works.
 #
 # ## How a lesson works
 #
-# Run the cells from top to bottom. Where a lesson asks what you expect, write that down before you run the next cell. To
-# be wrong there is the fastest way to learn.
+# Run the cells from top to bottom. Where a lesson asks what you expect, put your prediction in place of the `...`
+# before you run the next cell. A wrong prediction shows you what to look at.
 #
-# Here is something to guess about: 569 tumours, with 30 measurements of each.
+# Here are 569 tumours, with 30 measurements of each.
 
 # %%
 from workshop.models.tumours import training_data
@@ -90,7 +90,7 @@ rows, labels = training_data()
 rows.shape
 
 # %% [markdown]
-# `labels` says what the pathologists found: 0 for a malignant tumour, 1 for a benign one. These are the first twenty-five.
+# `labels` holds the pathologists' diagnoses: 0 for malignant, 1 for benign. These are the first twenty-five.
 
 # %%
 labels[:25]
@@ -122,8 +122,8 @@ check("00.1", malignant)
 # | ✓ Right | go on |
 # | ! Could not check | your code stopped with an error, which is shown |
 #
-# Try as often as you like. A check looks at what your code does, never at how it is written. If you are stuck, ask for a
-# hint. Ask again for a stronger one.
+# Try as often as you like. A check looks at what your code does, never at how it is written. If you are stuck, ask for
+# a hint. Run the cell again for a stronger one.
 
 # %%
 hint("00.1")
@@ -135,12 +135,12 @@ hint("00.1")
 solution("00.1")
 
 # %% [markdown]
-# No later cell needs your answers, so you may skip an exercise. If you come late, or the kernel was restarted, import
+# No later cell needs your answers, so you may skip an exercise. If you join late or have restarted the kernel, import
 # `start_at` from `workshop.lab`: `await start_at("00.2")` runs everything before exercise 2.
 #
 # ## Your first endpoint
 #
-# Now by hand, from the inside out. The model comes from a file, and scores rows.
+# Now you serve the model yourself. It is loaded from a file, and gives scores for rows of measurements.
 
 # %%
 from workshop.models.tumours import TumourClassifier
@@ -150,8 +150,8 @@ model = TumourClassifier.load(Settings().artifact)
 model.predict(rows[[0]])
 
 # %% [markdown]
-# Two probabilities, one for each class. An endpoint is a function with an address. This one makes a readable answer of the
-# scores; `{row}` in the address becomes its argument.
+# Two probabilities, one for each class. An endpoint is a function with an address. This one turns the scores into a
+# readable answer; `{row}` in the address becomes its argument.
 
 # %%
 from fastapi import FastAPI
@@ -167,8 +167,8 @@ def predict(row: int):
 
 
 # %% [markdown]
-# `run_app` serves the app on a free port, beside this notebook. It is a real server: any program on this machine can ask
-# it. Only its log is turned off, to keep the page short.
+# `run_app` serves the app on a free port, in a thread of this notebook. It is a real server: any program on this
+# machine can call it. Only its log is turned off, to keep the page short.
 
 # %%
 server = run_app(app, name="lesson 00", log_level="critical")
@@ -181,7 +181,7 @@ def ask(path: str):
 ask("/predict/0").json()
 
 # %% [markdown]
-# Was that right? `truth` holds the true diagnosis of each tumour, in words.
+# Is that right? `truth` holds the diagnosis of each tumour as a word.
 
 # %%
 truth = [model.card.classes[label] for label in labels]
@@ -190,8 +190,8 @@ truth[0]
 # %% [markdown]
 # ### Exercise 2: beside the truth
 #
-# Write an endpoint that gives both: `{"predicted": "malignant", "truth": "malignant"}`. An endpoint is still a function:
-# `predict(0)` works here as it did before.
+# Write an endpoint that returns both: `{"predicted": "malignant", "truth": "malignant"}`. An endpoint is still a
+# function: you can call `predict(0)` as before.
 
 # %% exercise="00.2"
 second = FastAPI()
@@ -212,11 +212,11 @@ check("00.2", second)
 # %% [markdown]
 # ## How often is it wrong?
 #
-# One after the other, we ask the service about all 569 tumours. How many of its answers will be wrong? Write down what you
-# believe.
+# We ask the service about all 569 tumours, one after the other. How many of its answers will be wrong? Replace the
+# `...` with your prediction.
 
 # %%
-guess = 50
+guess = ...
 
 # %%
 with httpx.Client(base_url=server.url, trust_env=False) as client:  # one connection for all
@@ -226,24 +226,24 @@ wrong = [row for row in range(569) if answers[row]["label"] != truth[row]]
 print(f"you said {guess}, it was {len(wrong)}")
 
 # %% [markdown]
-# Few. But it had seen four fifths of these tumours with their diagnosis in training, so expect somewhat worse of new
-# ones. And look at how sure it is where it is wrong.
+# Few are wrong. But the model was trained on four fifths of these tumours, so expect more errors with new ones. And
+# look at how confident it is where it is wrong.
 
 # %%
 for row in wrong:
     print(f"tumour {row} is {truth[row]:9}  the answer: {answers[row]}")
 
 # %% [markdown]
-# To miss a malignant tumour is the worse mistake, and most of these are of that kind. Look at tumour 297: the service is
-# nearly certain. A high probability does not mean that the answer is right.
+# To miss a malignant tumour is the worse mistake, and most of these are of that kind. For tumour 297 the probability is
+# 99 %. A high probability does not mean that the answer is right.
 #
 # ## Four odd questions
 #
-# The tumours have the numbers 0 to 568. What will the service say to these four? 200 means that it answered, 4xx that
+# The tumours have the numbers 0 to 568. Which status will each of these four requests get? 200 means success, 4xx that
 # the client made a mistake, 5xx that the service did.
 
 # %%
-guess = {"568": 200, "569": 200, "-1": 200, "many": 200}
+guess = {"568": ..., "569": ..., "-1": ..., "many": ...}
 
 # %%
 replies = {row: ask(f"/predict/{row}") for row in guess}
@@ -253,28 +253,28 @@ for row, reply in replies.items():
 # %% [markdown]
 # ## What just happened?
 #
-# **many** is no number. The signature says `row: int`, so FastAPI turned the request away before your function ran. The
-# whole answer tells the client what was wrong, and you have not written a line for it.
+# **many** is not a number. The signature says `row: int`, so FastAPI refused the request before your function ran. Its
+# answer tells the client what was wrong, and you did not have to write any code for it.
 
 # %%
 replies["many"].json()
 
 # %% [markdown]
-# **569** is a number, so your function ran, and failed. The client learns only that the service is broken. The reason is
-# not for its eyes. Here you can call the function yourself, and see it.
+# **569** is a number, so your function ran, and failed. The client learns only that the service failed: FastAPI does not
+# show the details of an error to clients. You can call the function here and see them.
 
 # %% tags=["raises-exception"]
 predict(569)
 
 # %% [markdown]
-# **-1** is the worst of the four: a sure answer, and no error anywhere. Compare it with that of tumour 568. To Python, -1
-# is the last row.
+# **-1** is the worst of the four: a confident answer, and no error anywhere. It is the answer for tumour 568, because
+# in Python the index -1 means the last row.
 #
-# A type can say what a row *is*. Which rows *exist*, only you can know.
+# The type says that a row is a whole number. Only your code can know which rows exist.
 #
 # ### Exercise 3: no such tumour
 #
-# Answer 404 for every tumour that does not exist, and the prediction for every one that does. In FastAPI,
+# Return the prediction, as `predict` does, for every tumour that exists, and status 404 for all others. In FastAPI,
 # `raise HTTPException(404, "why")` ends an endpoint with that status.
 
 # %% exercise="00.3"
@@ -305,8 +305,8 @@ check("00.3", careful)
 # <code>predict</code>, so it does not run.</details>
 #
 # **2.** Why is a 404 better than a 500 for tumour 569, when the client gets no prediction in either case?
-# <details><summary>Answer</summary>A 500 says that the service is broken: someone will be woken up, and clients will try
-# again. A 404 says that the question is wrong, and that asking again will not help.</details>
+# <details><summary>Answer</summary>A 500 says that the service is broken: someone on call may be woken, and clients will
+# try again. A 404 says that the request is wrong, and that sending it again will not help.</details>
 #
 # **3.** The model moves to a machine with a GPU. In which folders does code change?
 # <details><summary>Answer</summary><code>deployments/</code> or <code>integration/</code>. Not <code>api/</code>: an
@@ -314,19 +314,19 @@ check("00.3", careful)
 #
 # ## Recap
 #
-# | request | answer | who saw to it |
+# | request | answer | who takes care of it |
 # |---|---|---|
 # | a tumour that exists | 200, label and probability | your endpoint |
 # | text where a number belongs | 422, with the reason | FastAPI, from `row: int` |
 # | a number, but no such tumour | 404 | you, in exercise 3 |
-# | anything that you forgot | 500, or a sure and senseless answer | nobody |
+# | anything that you forgot | 500, or a confident but meaningless answer | nobody |
 #
-# The model is out of the notebook: whoever knows the address can ask it. So far one client asked, one request at a time.
-# Lesson 01 sends ten at once.
+# The model is out of the notebook: any program that can reach the address can use it. So far there was one client, with
+# one request at a time. Lesson 01 sends ten at once.
 #
 # ## Tear-down
 #
-# Each lesson ends by stopping what it started.
+# Each lesson ends with a cell that stops its servers. You can run it at any point.
 
 # %%
-server.stop()
+stop_all()

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psutil
 import pytest
+from fastapi import FastAPI
 
-from workshop.lab import commands, progress, run_command
+from workshop.lab import commands, progress, run_app, run_command, stop_all
 
 APP = "from fastapi import FastAPI\napp = FastAPI()\n@app.get('/')\ndef answer(): return {answer!r}\n"
 
@@ -36,6 +37,17 @@ def test_the_same_name_replaces_what_runs(tmp_path):
         assert httpx.get(second.url).json() == 2
         with pytest.raises(httpx.ConnectError):
             httpx.get(first.url)
+
+
+def test_stop_all_stops_commands_and_apps(tmp_path):
+    write_app(tmp_path)
+    command = run_command("uvicorn small_app:app --port {port}", name="t", folder=tmp_path)
+    app = run_app(FastAPI(), name="a")
+    stop_all()
+    for url in (command.url, app.url):
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(url)
+    stop_all()  # a second time does nothing
 
 
 def test_a_command_that_ends_says_what_it_printed(tmp_path):

@@ -23,6 +23,7 @@ _HOME = {
     "solution": "checks",
     "start_at": "lessons",
     "start_serve": "cluster",
+    "stop_all": "running",
     "stop_serve": "cluster",
     "timeline": "pictures",
 }

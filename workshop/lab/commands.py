@@ -1,6 +1,5 @@
 """Run a server's command line beside the notebook."""
 
-import atexit
 import os
 import shlex
 import subprocess
@@ -14,11 +13,12 @@ import httpx
 import psutil
 
 from workshop.lab.progress import START_LIMIT_S, waiting_for
+from workshop.lab.running import running
 from workshop.machine import free_port
 
 STOP_LIMIT_S = 10.0
 
-_running: dict[str, "Command"] = {}
+_named: dict[str, "Command"] = {}
 
 
 def run_command(command: str, *, name: str, folder: str | Path | None = None) -> "Command":
@@ -35,9 +35,9 @@ def run_command(command: str, *, name: str, folder: str | Path | None = None) ->
     Raises:
         RuntimeError: it ended, or did not answer in time; with what it printed.
     """
-    if name in _running:
-        _running[name].stop()
-    _running[name] = started = Command(command, folder)
+    if name in _named:
+        _named[name].stop()
+    _named[name] = started = Command(command, folder)
     started.wait_until_it_answers()
     return started
 
@@ -58,6 +58,7 @@ class Command(AbstractContextManager["Command"]):
             stdout=self._output,
             stderr=subprocess.STDOUT,
         )
+        running.add(self)
 
     @property
     def processes(self) -> list[psutil.Process]:
@@ -94,6 +95,7 @@ class Command(AbstractContextManager["Command"]):
 
     def stop(self) -> None:
         """End the command and all that it started. A second call does nothing."""
+        running.discard(self)
         if self._process.poll() is not None:
             return
         processes = self.processes
@@ -105,9 +107,3 @@ class Command(AbstractContextManager["Command"]):
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-@atexit.register
-def _stop_all() -> None:
-    for command in _running.values():
-        command.stop()

@@ -22,6 +22,7 @@ def explore(url: str, patterns: Mapping[str, str]) -> ipywidgets.Widget:
 
     return ipywidgets.interactive(
         draw,
+        {"auto_display": True},  # show the figure that `draw` returns
         pattern=ipywidgets.Dropdown(options=list(patterns)),
         requests=ipywidgets.IntSlider(10, 1, 100, continuous_update=False),
         delay=ipywidgets.IntSlider(100, 10, 500, 10, description="delay (ms)", continuous_update=False),

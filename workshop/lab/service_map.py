@@ -40,13 +40,10 @@ PARTS = [
     Part("logs, metrics", 7, 258, 174, height=30),
     Part("auth, limits", 8, 258, 210, height=30),
     Part("dependencies", 3, 380, 174, height=30),
-    Part("errors, files", 4, 380, 210, height=30),
+    Part("errors", 4, 380, 210, height=30),
     Part("two runtimes", 10, 652, 174, height=30),
     Part("replicas", 11, 788, 174, height=30),
-    Part("GPU", 12, 788, 210, height=30),
-    Part("registry", 13, 924, 174, height=30),
-    Part("cascade, RAG", 14, 924, 210, height=30),
-    Part("containers, Kubernetes, dashboards", 15, 136, 266, width=888, height=28),
+    Part("cascade, RAG", 14, 924, 174, height=30),
 ]
 
 # Who owns what: the name of the package over the boxes of one team.
@@ -106,7 +103,7 @@ class ServiceMap:
         boxes = "".join(self._box(part) for part in PARTS)
         label = escape(f"Map of the service. This lesson: {self._names('lit')}.")
         return f"""<div style="max-width:1050px">
-<svg viewBox="0 20 1050 304" width="100%" role="img" aria-label="{label}" text-anchor="middle"
+<svg viewBox="0 20 1050 264" width="100%" role="img" aria-label="{label}" text-anchor="middle"
  font-family="system-ui,-apple-system,Segoe UI,Roboto,Helvetica,Arial,sans-serif" font-size="13">
 <defs><marker id="map-arrow" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="7" markerHeight="7" orient="auto">
 <path d="M0 0L8 4L0 8z" fill="currentColor" fill-opacity=".6"/></marker></defs>
@@ -122,8 +119,8 @@ class ServiceMap:
     def _legend(self) -> str:
         words: list[tuple[State, str]] = [("built", "built so far"), ("lit", "this lesson"), ("later", "later")]
         return "".join(
-            _box(Part(text, 0, x, 306, width=22, height=12), state)
-            + f'<text x="{x + 30}" y="316" font-size="11" text-anchor="start" fill="currentColor" '
+            _box(Part(text, 0, x, 266, width=22, height=12), state)
+            + f'<text x="{x + 30}" y="276" font-size="11" text-anchor="start" fill="currentColor" '
             f'fill-opacity=".75">{text}</text>'
             for x, (state, text) in zip((136, 246, 350), words, strict=True)
         )

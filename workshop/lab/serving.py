@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import socket
 import threading
@@ -13,12 +12,12 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from workshop.lab.progress import START_LIMIT_S, waiting_for
+from workshop.lab.running import running
 
 STOP_LIMIT = 3.0  # seconds; an app that has not begun to close by then blocks the event loop
 CLOSE_LIMIT = 30.0  # seconds; how long the app may take to close what it holds
 
 _named: dict[str, Server] = {}
-_running: set[Server] = set()
 
 
 def run_app(app: ASGIApp, port: int = 0, name: str | None = None, **options: Any) -> Server:
@@ -56,11 +55,11 @@ class Server(AbstractContextManager["Server"]):
         self.thread.start()
         with waiting_for("the app"):
             self._wait_until_started()
-        _running.add(self)
+        running.add(self)
 
     def stop(self) -> None:
         """Stop serving and free the port. A second call does nothing."""
-        _running.discard(self)
+        running.discard(self)
         if self.name is not None and _named.get(self.name) is self:
             del _named[self.name]
         self._uvicorn.should_exit = True
@@ -97,7 +96,7 @@ class Server(AbstractContextManager["Server"]):
         self.stop()
 
     def __repr__(self) -> str:
-        state = "running" if self in _running else "stopped"
+        state = "running" if self in running else "stopped"
         return f"<Server {self.name or ''} {self.url} {state}>".replace("  ", " ")
 
 
@@ -150,9 +149,3 @@ def _listen(port: int) -> socket.socket:
         listener.close()
         raise OSError(error.errno, f"Port {port} is taken. Port 0 picks a free one.") from error
     return listener
-
-
-@atexit.register
-def _stop_all() -> None:
-    for server in list(_running):
-        server.stop()

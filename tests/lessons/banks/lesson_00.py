@@ -53,6 +53,18 @@ def forgets_return(row: int) -> Any:
     {"predicted": predict(row)["label"], "truth": truth[row]}
 
 
+def swapped(row: int) -> Any:
+    return {"predicted": truth[row], "truth": predict(row)["label"]}
+
+
+def with_the_class_number(row: int) -> Any:
+    return {"predicted": predict(row)["label"], "truth": int(labels[row])}
+
+
+def always_the_first(row: int) -> Any:
+    return {"predicted": predict(0)["label"], "truth": truth[0]}
+
+
 # 00.3: no such tumour
 
 
@@ -95,6 +107,25 @@ def by_the_type(row: Annotated[int, Path(ge=0, le=568)]) -> Any:
     return predict(row)
 
 
+def forgets_to_predict(row: int) -> Any:
+    if not 0 <= row < len(rows):
+        raise HTTPException(404)
+
+
+def label_only(row: int) -> Any:
+    if not 0 <= row < len(rows):
+        raise HTTPException(404)
+    return predict(row)["label"]
+
+
+def without_the_sign(row: int) -> Any:
+    return asks_first(abs(row))
+
+
+def says_it_in_a_200(row: int) -> Any:
+    return predict(row) if 0 <= row < len(rows) else {"detail": "There is no such tumour.", "status": 404}
+
+
 def takes_text(row: str) -> Any:
     if not row.isdigit() or int(row) >= len(rows):
         raise HTTPException(404)
@@ -121,6 +152,9 @@ BANK = {
             (app(COMPARE, prediction_twice), "GET /compare/297"),
             (app(COMPARE, with_the_probability), "probability"),
             (app(COMPARE, forgets_return), "is a `return` missing"),
+            (app(COMPARE, swapped), "GET /compare/297"),
+            (app(COMPARE, with_the_class_number), "malignant"),
+            (app(COMPARE, always_the_first), "GET /compare/19"),
             (app("/compare", in_one_line), "404"),
             (in_one_line, "A FastAPI app is needed"),
         ],
@@ -134,7 +168,11 @@ BANK = {
             (app(PREDICT, one_too_many), "IndexError"),
             (app(PREDICT, one_too_few), "This tumour exists"),
             (app(PREDICT, by_the_type), "422"),
-            (app(PREDICT, takes_text), "FastAPI's to refuse"),
+            (app(PREDICT, forgets_to_predict), "is a `return` missing"),
+            (app(PREDICT, label_only), "must stay the same"),
+            (app(PREDICT, without_the_sign), "GET /predict/-1"),
+            (app(PREDICT, says_it_in_a_200), "There is no such tumour"),
+            (app(PREDICT, takes_text), "Leave it to FastAPI"),
         ],
     },
 }

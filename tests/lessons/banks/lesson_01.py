@@ -11,7 +11,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI
 
 from workshop.lab import load
-from workshop.lab.exercises.lesson_01 import make_report
+from workshop.lab.fixtures.lesson_01 import diagnose, look_up, make_report, old_library, prediction
 
 
 def app(path: str, endpoint: Callable[..., Any], *others: tuple[str, Callable[..., Any]]) -> FastAPI:
@@ -22,16 +22,6 @@ def app(path: str, endpoint: Callable[..., Any], *others: tuple[str, Callable[..
 
 
 # 01.1: cure a service
-
-
-async def look_up(patient: int) -> dict[str, Any]:
-    await asyncio.sleep(0.05)
-    return {"patient": patient}
-
-
-def old_library(record: dict[str, Any]) -> dict[str, Any]:
-    time.sleep(0.1)
-    return record | {"label": "benign"}
 
 
 async def in_anyio_thread(patient: int) -> Any:
@@ -48,16 +38,36 @@ async def in_own_pool(patient: int) -> Any:
         return await asyncio.wrap_future(pool.submit(old_library, record))
 
 
-async def asks_nobody(patient: int) -> Any:
-    return {"patient": patient, "label": "benign"}
-
-
 def plain_def(patient: int) -> Any:
     return old_library(asyncio.run(look_up(patient)))
 
 
+async def asks_nobody(patient: int) -> Any:
+    return {"patient": patient, "label": "benign"}
+
+
+async def sleeps_instead(patient: int) -> Any:
+    record = await look_up(patient)
+    await asyncio.sleep(0.1)
+    return record | {"label": "benign"}
+
+
+async def never_looks_up(patient: int) -> Any:
+    return await to_thread.run_sync(old_library, {"patient": patient})
+
+
 async def still_blocks(patient: int) -> Any:
     return old_library(await look_up(patient))
+
+
+async def blocks_on_the_result(patient: int) -> Any:
+    record = await look_up(patient)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(old_library, record).result()
+
+
+async def one_at_a_time(patient: int) -> Any:
+    return await to_thread.run_sync(old_library, await look_up(patient), limiter=one_thread)
 
 
 async def forgets_the_library(patient: int) -> Any:
@@ -70,6 +80,13 @@ async def forgets_return(patient: int) -> Any:
 
 async def forgets_await(patient: int) -> Any:
     return to_thread.run_sync(old_library, look_up(patient))
+
+
+async def forgets_to_await_the_record(patient: int) -> Any:
+    return await to_thread.run_sync(old_library, look_up(patient))
+
+
+one_thread = CapacityLimiter(1)
 
 
 # 01.2: a limit of its own
@@ -106,34 +123,88 @@ def office_with_a_larger_common_pool() -> FastAPI:
     return app("/report", report)
 
 
+def office_that_blocks() -> FastAPI:
+    async def report() -> Any:
+        return make_report()
+
+    return app("/report", report)
+
+
+def office_that_counts_for_itself() -> FastAPI:
+    async def report() -> Any:
+        return {"at_once": 1}
+
+    return app("/report", report)
+
+
+def office_that_forgets_return() -> FastAPI:
+    limiter = CapacityLimiter(60)
+
+    async def report() -> Any:
+        await to_thread.run_sync(make_report, limiter=limiter)
+
+    return app("/report", report)
+
+
 # 01.3: the first service
 
 
-def diagnose(row: int) -> str:
-    time.sleep(0.2)
-    return {0: "malignant", 19: "benign"}.get(row, "benign")
-
-
 async def awaits_a_thread(row: int) -> Any:
-    return {"label": await to_thread.run_sync(diagnose, row), "model_version": "1.0.0"}
+    made = await to_thread.run_sync(diagnose, row)
+    return {"label": made.label, "model_version": made.model_version}
 
 
 def plain_predict(row: int) -> Any:
-    return {"label": diagnose(row), "model_version": "1.0.0"}
+    return diagnose(row)
 
 
 async def blocking_predict(row: int) -> Any:
-    return {"label": diagnose(row), "model_version": "1.0.0"}
+    return diagnose(row)
 
 
 def predict_without_version(row: int) -> Any:
-    return {"label": diagnose(row)}
+    return {"label": diagnose(row).label}
+
+
+def predict_with_a_fixed_version(row: int) -> Any:
+    return {"label": diagnose(row).label, "model_version": "1.0.0"}
+
+
+def predict_with_the_first_version(row: int) -> Any:
+    return {"label": diagnose(row).label, "model_version": first.model_version}
+
+
+def predict_without_diagnose(row: int) -> Any:
+    return prediction(row)
+
+
+def predict_from_memory(row: int) -> Any:
+    return {"label": "malignant", "model_version": "1.0.0"}
 
 
 async def health() -> Any:
     return {"status": "healthy"}
 
 
+def health_in_a_thread() -> Any:
+    return {"status": "healthy"}
+
+
+async def health_that_diagnoses() -> Any:
+    diagnose(0)
+    return {"status": "healthy"}
+
+
+async def health_that_sleeps() -> Any:
+    time.sleep(0.1)  # noqa: ASYNC251 - this is the mistake to be found
+    return {"status": "healthy"}
+
+
+def health_without_return() -> None:
+    pass
+
+
+first = prediction(0)
 HEALTH = ("/health", health)
 PREDICT = "/predict/{row}"
 DIAGNOSIS = "/diagnosis/{patient}"
@@ -181,6 +252,22 @@ def tight(url: str) -> bool:
     return load(url, requests=8).total_ms > 2 * load(url, requests=1).total_ms
 
 
+def one_by_one(url: str) -> bool:
+    return load(url, requests=8, concurrency=1).total_ms > 4 * load(url, requests=1).total_ms
+
+
+def the_other_way_round(url: str) -> bool:
+    return load(url, requests=8).total_ms < 4 * load(url, requests=1).total_ms
+
+
+def slow_is_free(url: str) -> bool:
+    return load(url, requests=8).total_ms < 350
+
+
+def asks_the_middleware(url: str) -> bool:
+    return any(record.ms > 2000 * record.worked_s for record in load(url, requests=8))
+
+
 def no_return(url: str) -> None:
     load(url, requests=8)
 
@@ -190,10 +277,15 @@ BANK = {
         "right": [app(DIAGNOSIS, cure) for cure in (in_anyio_thread, in_asyncio_thread, in_own_pool, plain_def)],
         "wrong": [
             (app(DIAGNOSIS, still_blocks), "still wait for each other"),
-            (app(DIAGNOSIS, forgets_the_library), "The answer itself must stay the same"),
-            (app(DIAGNOSIS, asks_nobody), "Was `old_library` called"),
+            (app(DIAGNOSIS, blocks_on_the_result), "still wait for each other"),
+            (app(DIAGNOSIS, one_at_a_time), "still wait for each other"),
+            (app(DIAGNOSIS, forgets_the_library), "Return what `old_library` makes"),
+            (app(DIAGNOSIS, asks_nobody), "Return what `old_library` makes"),
+            (app(DIAGNOSIS, sleeps_instead), "Each request must call `old_library`"),
+            (app(DIAGNOSIS, never_looks_up), "needs a record from look_up"),
             (app(DIAGNOSIS, forgets_return), "is a `return` missing"),
             (app(DIAGNOSIS, forgets_await), "error"),
+            (app(DIAGNOSIS, forgets_to_await_the_record), "got <coroutine object look_up"),
             (app("/diagnoses/{patient}", in_anyio_thread), "404"),
         ],
     },
@@ -202,17 +294,31 @@ BANK = {
         "wrong": [
             (office(None), "too few"),
             (office(CapacityLimiter(6)), "too few"),
+            (office_that_blocks(), "too few"),
+            (office_that_counts_for_itself(), "too few"),
             (office(CapacityLimiter(100)), "too many"),
             (office_with_a_limiter_per_request(), "too many"),
             (office_with_a_larger_common_pool(), "that everything else needs"),
+            (office_that_forgets_return(), "is a `return` missing"),
         ],
     },
     "01.3": {
-        "right": [app(PREDICT, awaits_a_thread, HEALTH), app(PREDICT, plain_predict, HEALTH)],
+        "right": [
+            app(PREDICT, awaits_a_thread, HEALTH),
+            app(PREDICT, plain_predict, HEALTH),
+            app(PREDICT, plain_predict, ("/health", health_in_a_thread)),
+        ],
         "wrong": [
             (app(PREDICT, blocking_predict, HEALTH), "still wait for each other"),
             (app(PREDICT, predict_without_version, HEALTH), "model_version"),
+            (app(PREDICT, predict_with_a_fixed_version, HEALTH), "Take the version from what it returns"),
+            (app(PREDICT, predict_with_the_first_version, HEALTH), "Take the version from what it returns"),
+            (app(PREDICT, predict_without_diagnose, HEALTH), "Each request must call `diagnose`"),
+            (app(PREDICT, predict_from_memory, HEALTH), "GET /predict/19"),
             (app(PREDICT, plain_predict), "`/health` is missing"),
+            (app(PREDICT, plain_predict, ("/health", health_that_diagnoses)), "`/health` blocks the event loop"),
+            (app(PREDICT, plain_predict, ("/health", health_that_sleeps)), "`/health` blocks the event loop"),
+            (app(PREDICT, plain_predict, ("/health", health_without_return)), "is a `return` missing"),
         ],
     },
     "01.4": {
@@ -220,7 +326,11 @@ BANK = {
         "wrong": [
             (one_request, "an endpoint that"),
             (always, "an endpoint that awaits"),
-            (fixed_limit, "an endpoint that blocks for 50 ms"),
+            (fixed_limit, "an endpoint that blocks for 30 ms"),
+            (one_by_one, "an endpoint that awaits"),
+            (the_other_way_round, "an endpoint that"),
+            (slow_is_free, "an endpoint that"),
+            (asks_the_middleware, "error"),
             (no_return, "is a `return` missing"),
         ],
     },

@@ -1,104 +1,69 @@
 """Lesson 01: async and sync."""
 
 import asyncio
-import threading
 import time
+from functools import partial
 from typing import Any
 
-from anyio import from_thread, to_thread
+import httpx
 from fastapi import FastAPI
 
 from workshop.lab.checks import Answer, Client, NotYet, exercise, expect
+from workshop.lab.fixtures.lesson_01 import (
+    DIAGNOSE_S,
+    Meeting,
+    diagnoses,
+    label_of,
+    library,
+    new_version,
+    prediction,
+    record_of,
+    reports,
+)
+from workshop.lab.load_generator import in_parallel
 from workshop.lab.serving import run_app
 
-TOGETHER = 10
+TOGETHER = 5
+"""Requests at the same time: asyncio.to_thread has no more threads than this on one core."""
+REPORTS = 60
 
 
-def _expect_overlap(client: Client, path: str, *, work_s: float, work: str) -> None:
-    """Ten requests at once must take nowhere near ten times as long as one, on this machine, now."""
-    alone = min(_seconds(client, 1, path) for _ in range(3))
-    if alone < work_s:
-        raise NotYet(f"That was too fast. Was `{work}` called?", got=f"an answer after {1000 * alone:.0f} ms")
-    together = _seconds(client, TOGETHER, path)
-    if together > alone * TOGETHER / 2:
+def _all_at_once(client: Client, paths: list[str], meeting: Meeting, function: str) -> list[httpx.Response]:
+    """Send the requests together. All must be inside the blocking function at the same time."""
+    with meeting.expecting(len(paths)):
+        replies = in_parallel(*(partial(client.get, path) for path in paths))
+    given = f"{len(paths)} requests at once, such as GET {paths[0]}"
+    if meeting.calls < len(paths):
+        raise NotYet(f"Each request must call `{function}`.", given=given, got=f"{meeting.calls} calls")
+    if meeting.most < len(paths):
         raise NotYet(
             "The requests still wait for each other.",
-            given=f"{TOGETHER} times GET {path} at once",
-            expected=f"about as long as one request, {1000 * alone:.0f} ms",
-            got=f"{1000 * together:.0f} ms",
+            given=given,
+            expected=f"{len(paths)} calls of `{function}` at the same time",
+            got=f"{meeting.most} at a time",
         )
-
-
-def _seconds(client: Client, times: int, path: str) -> float:
-    start = time.perf_counter()
-    client.together(times, "GET", path)
-    return time.perf_counter() - start
+    return replies
 
 
 @exercise(
     "01.1",
     hints=[
-        "`old_library` cannot be awaited, so it must run somewhere else than on the event loop.",
+        "`old_library` cannot be awaited, so it must not run on the event loop.",
         "`await to_thread.run_sync(function, argument)` runs a function in a thread and waits for what it returns.",
     ],
     right="The loop is free while the library works.",
-    seconds=30,
 )
 def cures_the_clinic(answer: Answer) -> None:
-    with answer.serve(seconds=15) as client:
-        for patient in (7, 12):
-            got = client.get(f"/diagnosis/{patient}")
-            expect(got.status_code, 200)
-            expect(got.json(), {"patient": patient, "label": "benign"}, why="The answer itself must stay the same.")
-        _expect_overlap(client, "/diagnosis/3", work_s=0.1, work="old_library")
-
-
-class _Reports:
-    """Counts how many reports are made at the same time."""
-
-    LIMIT = 60
-    PATIENCE_S = 1.5
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._running = 0
-        self._most = 0
-        self.common_threads = 0
-
-    def make(self) -> dict[str, int]:
-        common = _common_threads_in_use()
-        with self._changed:
-            self.common_threads = max(self.common_threads, common)
-            self._running += 1
-            self._most = max(self._most, self._running)
-            self._changed.notify_all()
-            # Until nobody new has come for a while, or one too many has.
-            while (before := self._most) <= self.LIMIT and self._changed.wait_for(
-                lambda: self._most > before, self.PATIENCE_S
-            ):
-                pass
-            self._running -= 1
-            return {"at_once": self._most}
-
-    def reset(self) -> None:
-        with self._changed:
-            self._running = self._most = self.common_threads = 0
-
-
-def _common_threads_in_use() -> int:
-    """How many threads of the process's common pool work at the moment."""
-    try:
-        return from_thread.run_sync(lambda: int(to_thread.current_default_thread_limiter().borrowed_tokens))
-    except RuntimeError:  # this thread is of another pool
-        return 0
-
-
-_reports = _Reports()
-
-
-def make_report() -> dict[str, int]:
-    """Takes a second or two, and blocks. Returns how many reports were made at the same time."""
-    return _reports.make()
+    why = "Return what `old_library` makes of the patient's record."
+    with answer.serve() as client:
+        got = client.get("/diagnosis/7")
+        expect(got.status_code, 200)
+        expect(got.json(), record_of(7) | {"label": label_of(record_of(7))}, why=why)
+        patients = range(20, 20 + TOGETHER)
+        replies = _all_at_once(client, [f"/diagnosis/{patient}" for patient in patients], library, "old_library")
+        for patient, reply in zip(patients, replies, strict=True):
+            record = record_of(patient)
+            expect(reply.json(), record | {"label": label_of(record)}, why=why, given=f"GET /diagnosis/{patient}")
 
 
 @exercise(
@@ -108,51 +73,78 @@ def make_report() -> dict[str, int]:
         "Pass it to `to_thread.run_sync(make_report, limiter=…)`, and await that.",
     ],
     right="Sixty reports at once, and the common pool stays free.",
-    seconds=30,
 )
 def sixty_reports_at_once(answer: Answer) -> None:
-    with answer.serve(seconds=20) as client:
-        _reports.reset()
-        first = client.get("/report")
+    with answer.serve() as client:
+        with reports.expecting(1):
+            first = client.get("/report")
         expect(first.status_code, 200)
         expect(first.json(), {"at_once": 1}, why="The endpoint returns what `make_report` returns.")
-        _reports.reset()
-        replies = client.together(_Reports.LIMIT + 5, "GET", "/report")
-        most = max(reply.json()["at_once"] for reply in replies)
-        if most != _Reports.LIMIT:
-            raise NotYet(
-                "That is too many." if most > _Reports.LIMIT else "That is too few: something else is the limit.",
-                given=f"{_Reports.LIMIT + 5} times GET /report at once",
-                expected=f"{_Reports.LIMIT} reports are made at the same time",
-                got=f"{most}",
-            )
-        if _reports.common_threads:
-            raise NotYet(
-                "The reports take the threads that everything else needs.",
-                expected="no thread of the common pool is in use",
-                got=f"{_reports.common_threads} are",
-            )
+        reports.common_threads = 0
+        with reports.expecting(REPORTS + 1):
+            client.together(REPORTS + 5, "GET", "/report")
+    if reports.most != REPORTS:
+        raise NotYet(
+            "That is too many." if reports.most > REPORTS else "That is too few: something else is the limit.",
+            given=f"{REPORTS + 5} times GET /report at once",
+            expected=f"{REPORTS} reports are made at the same time",
+            got=f"{reports.most}",
+        )
+    if reports.common_threads:
+        raise NotYet(
+            "The reports take the threads that everything else needs.",
+            expected="no thread of the common pool is in use",
+            got=f"{reports.common_threads} are",
+        )
 
 
 @exercise(
     "01.3",
     hints=[
         "`diagnose` blocks. Either make the endpoint a plain `def`, or await `to_thread.run_sync(diagnose, row)`.",
-        'The version is `model.card.version`. `/health` is a second endpoint: `@service.get("/health")`.',
+        'The result has a `label` and a `model_version`. `/health` is a second endpoint: `@service.get("/health")`.',
     ],
-    right="It predicts, it says which model it was, and nobody waits for anybody else.",
-    seconds=40,
+    right="Every answer names its model, and no request waits for another.",
 )
 def first_service(answer: Answer) -> None:
-    with answer.serve(seconds=15) as client:
-        for row, label in ((0, "malignant"), (19, "benign")):
-            got = client.get(f"/predict/{row}")
-            expect(got.status_code, 200)
-            expect(got.json(), {"label": label, "model_version": "1.0.0"})
+    def expect_prediction(got: httpx.Response, row: int, why: str = "") -> None:
+        expect(got.status_code, 200, given=f"GET /predict/{row}")
+        made = prediction(row)
+        expected = {"label": made.label, "model_version": made.model_version}
+        expect(got.json(), expected, given=f"GET /predict/{row}", why=why)
+
+    with answer.serve() as client:
+        for row in (0, 19):
+            expect_prediction(client.get(f"/predict/{row}"), row)
+        with new_version("1.0.1"):
+            why = "`diagnose` has got a newer model. Take the version from what it returns."
+            expect_prediction(client.get("/predict/19"), 19, why)
+        rows = range(TOGETHER)
+        replies = _all_at_once(client, [f"/predict/{row}" for row in rows], diagnoses, "diagnose")
+        for row, reply in zip(rows, replies, strict=True):
+            expect_prediction(reply, row)
         health = client.get("/health")
         expect(health.status_code, 200, why="`/health` is missing, or fails.")
         expect(health.json(), {"status": "healthy"})
-        _expect_overlap(client, "/predict/5", work_s=0.2, work="diagnose")
+        _expect_a_free_loop(client, "/health")
+
+
+def _expect_a_free_loop(client: Client, path: str, times: int = 10) -> None:
+    """Requests to `path` must not wait for each other for as long as they would if each ran `diagnose` on the loop."""
+    alone, together = (min(_seconds(client, path, count) for _ in range(2)) for count in (1, times))
+    if together - alone > times * DIAGNOSE_S / 4:
+        raise NotYet(
+            f"`{path}` blocks the event loop.",
+            given=f"{times} times GET {path} at once",
+            expected=f"about as long as one request, {1000 * alone:.0f} ms",
+            got=f"{1000 * together:.0f} ms",
+        )
+
+
+def _seconds(client: Client, path: str, times: int) -> float:
+    start = time.perf_counter()
+    client.together(times, "GET", path)
+    return time.perf_counter() - start
 
 
 def _endpoint(seconds: float, *, blocking: bool) -> FastAPI:
@@ -176,11 +168,10 @@ def _endpoint(seconds: float, *, blocking: bool) -> FastAPI:
         "Then several at once. If they take about as many times as long, they wait for each other.",
     ],
     right="This test would have found `/mixed`.",
-    seconds=60,
 )
 def finds_blocking(answer: Answer) -> None:
-    # Short ones that block and a long one that does not: no fixed limit tells them apart.
-    for seconds, blocking in ((0.05, True), (0.3, False), (0.2, True), (1.0, False)):
+    # No fixed limit tells these apart: ten of the first take less time than one of the last, and more than the second.
+    for seconds, blocking in ((0.03, True), (0.05, False), (0.4, False)):
         with run_app(_endpoint(seconds, blocking=blocking)) as server:
             # A machine that is busy with something else at the wrong moment spoils a measurement, not three of them.
             for _ in range(3):

@@ -2,7 +2,9 @@
 
 from numbers import Real
 
-from workshop.lab.checks import Answer, NotYet, exercise, expect, show
+from workshop.lab.answer import Answer
+from workshop.lab.expectations import NotYet, expect, show
+from workshop.lab.registry import exercise
 
 MALIGNANT = 212
 

@@ -8,7 +8,9 @@ from typing import Any
 from anyio import from_thread, to_thread
 from fastapi import FastAPI
 
-from workshop.lab.checks import Answer, Client, NotYet, exercise, expect
+from workshop.lab.answer import Answer, Client
+from workshop.lab.expectations import NotYet, expect
+from workshop.lab.registry import exercise
 from workshop.lab.serving import run_app
 
 TOGETHER = 10

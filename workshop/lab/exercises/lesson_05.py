@@ -17,7 +17,9 @@ from fastapi.sse import format_sse_event
 from httpx_sse import EventSource, ServerSentEvent
 from starlette.types import Message, Receive, Scope, Send
 
-from workshop.lab.checks import Answer, Client, NotYet, comes_true, exercise, expect, show
+from workshop.lab.answer import Answer, Client
+from workshop.lab.expectations import NotYet, comes_true, expect, show
+from workshop.lab.registry import exercise
 from workshop.lab.serving import run_app
 
 REPORT = ("no", "sign", "of", "malignancy,", "next", "visit", "in", "a", "year")

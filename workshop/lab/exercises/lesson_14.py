@@ -17,7 +17,9 @@ from fastapi.responses import JSONResponse
 from openai import APIStatusError, AsyncOpenAI
 
 from workshop.contracts.retriever import Hit, Passage
-from workshop.lab.checks import Answer, Client, NotYet, exercise, expect, show
+from workshop.lab.answer import Answer, Client
+from workshop.lab.expectations import NotYet, expect, show
+from workshop.lab.registry import exercise
 from workshop.lab.serving import run_app
 
 # ------------------------------------------------------------------------------------ 14.1: two models, one route

@@ -66,7 +66,7 @@ def expect(got: object, expected: object, *, why: str = "", given: str = "", exa
 
 
 def comes_true(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether the condition holds now, or within so many seconds."""
+    """Whether the condition holds now, or within this time."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)

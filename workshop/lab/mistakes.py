@@ -54,7 +54,8 @@ def missing_await(coroutine: Coroutine[Any, Any, Any]) -> str:
 
 def not_json(error: BaseException) -> str:
     """The sentence on an array that JSON cannot hold, if that is what the error says, else ""."""
-    if not re.search(r"JSON serializable|serialize unknown type|'numpy\.\w+' object is not iterable", last_line(error)):
+    # What `json`, Pydantic and FastAPI say of a type that they do not know.
+    if not re.search(r"JSON serializable|serialize unknown type|vars\(\) argument", last_line(error)):
         return ""
     return next((not_plain(value) for value in _values_in(error) if is_array(value)), "")
 

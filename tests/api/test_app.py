@@ -18,7 +18,7 @@ from workshop.api.schemas.tumours import CaseContent, Measurements, StoredCase
 from workshop.contracts import errors
 from workshop.contracts.classifier import FEATURES, FeatureRange, FloatMatrix, ModelCard, Scores
 from workshop.contracts.services import Services
-from workshop.lab.serving import run_app
+from workshop.lab.app_server import run_app
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore
 

@@ -12,7 +12,7 @@ from tests.service import RECORD, client_at
 from workshop.api.app import create_app
 from workshop.contracts.services import Services
 from workshop.integration.local import InProcessClassifier, batched
-from workshop.lab.serving import run_app
+from workshop.lab.app_server import run_app
 from workshop.models.tumours import train
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore

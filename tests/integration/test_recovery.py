@@ -9,7 +9,7 @@ import httpx
 import pytest
 import ray
 
-from tests.cluster import deployed
+from tests.ray_cluster import deployed
 from tests.service import RECORD
 from workshop.models.tumours import TumourClassifier, train
 from workshop.settings import Placement, Settings

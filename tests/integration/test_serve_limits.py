@@ -10,7 +10,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.cluster import deployed
+from tests.ray_cluster import deployed
 from workshop.settings import Settings
 
 GET = b"GET /health HTTP/1.1\r\nHost: test\r\n"

@@ -9,12 +9,12 @@ import httpx
 import pytest
 from sqlalchemy import make_url
 
-from tests.cluster import deployed
-from tests.language import records_in
+from tests.ray_cluster import deployed
 from tests.service import RATE_LIMIT, client_at
+from tests.stand_ins import records_in
 from workshop.api.app import create_app
 from workshop.integration.local import local_services
-from workshop.lab.serving import run_app
+from workshop.lab.app_server import run_app
 from workshop.settings import Placement, Settings
 
 REPLICAS = {"api_replicas": 2, "classifier_replicas": 2}

@@ -15,9 +15,9 @@ from typing import Any, TypeVar, cast
 
 import httpx
 
+from workshop.lab.app_server import Server, run_app
 from workshop.lab.error_recorder import ErrorRecorder
 from workshop.lab.expectations import CouldNotCheck, NotAttempted, NotYet, TooLong, has_blank, show
-from workshop.lab.serving import Server, run_app
 from workshop.lab.tracebacks import stack, trace
 
 E = TypeVar("E", bound=BaseException)

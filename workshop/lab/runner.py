@@ -13,6 +13,7 @@ from dataclasses import replace
 import httpx
 
 from workshop.lab.answer import RUN_THE_ANSWER, UNUSED, Answer
+from workshop.lab.app_server import interrupt
 from workshop.lab.expectations import (
     CheckFailed,
     CouldNotCheck,
@@ -24,7 +25,6 @@ from workshop.lab.expectations import (
 )
 from workshop.lab.mistakes import ORIGIN_DEPTH, find_unawaited, is_array, missing_await, not_json, not_plain
 from workshop.lab.registry import Exercise
-from workshop.lab.serving import interrupt
 from workshop.lab.tracebacks import codes, is_learners_file, last_line, stack, trace, without_ray
 from workshop.lab.verdicts import Outcome, Verdict
 

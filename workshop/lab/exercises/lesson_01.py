@@ -9,9 +9,9 @@ from anyio import from_thread, to_thread
 from fastapi import FastAPI
 
 from workshop.lab.answer import Answer, Client
+from workshop.lab.app_server import run_app
 from workshop.lab.expectations import NotYet, expect
 from workshop.lab.registry import exercise
-from workshop.lab.serving import run_app
 
 TOGETHER = 10
 

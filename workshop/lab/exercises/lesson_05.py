@@ -18,9 +18,9 @@ from httpx_sse import EventSource, ServerSentEvent
 from starlette.types import Message, Receive, Scope, Send
 
 from workshop.lab.answer import Answer, Client
+from workshop.lab.app_server import run_app
 from workshop.lab.expectations import NotYet, comes_true, expect, show
 from workshop.lab.registry import exercise
-from workshop.lab.serving import run_app
 
 REPORT = ("no", "sign", "of", "malignancy,", "next", "visit", "in", "a", "year")
 OTHER = ("two", "lesions,", "both", "benign,", "the", "larger", "one", "of", "nine", "millimetres,", "no", "referral")

@@ -18,9 +18,9 @@ from openai import APIStatusError, AsyncOpenAI
 
 from workshop.contracts.retriever import Hit, Passage
 from workshop.lab.answer import Answer, Client
+from workshop.lab.app_server import run_app
 from workshop.lab.expectations import NotYet, expect, show
 from workshop.lab.registry import exercise
-from workshop.lab.serving import run_app
 
 # ------------------------------------------------------------------------------------ 14.1: two models, one route
 

@@ -30,7 +30,7 @@ from workshop.contracts.generator import (
 from workshop.contracts.rag import RagAnswer, RagEvent
 from workshop.contracts.retriever import Hit, Passage, RetrieverCard
 from workshop.contracts.services import LanguageServices, Services
-from workshop.lab.serving import Server
+from workshop.lab.app_server import Server
 from workshop.models.cascade import PricedModel, TwoModelCascade
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
-from workshop.lab.serving import STOP_LIMIT, run_app
+from workshop.lab.app_server import STOP_LIMIT, run_app
 
 
 def app_that_says(text: str, **options) -> FastAPI:

@@ -41,7 +41,7 @@ def _stop() -> None:
 
 
 def _stop_at_the_end() -> None:
-    # Python calls atexit functions only after all threads have ended, and a model's thread ends only when it is stopped.
+    # Python calls atexit functions only after all threads have ended, and a model's thread ends only when stopped.
     threading.main_thread().join()
     _stop()
 

@@ -73,7 +73,7 @@ class AsyncDoubler:
 
 
 class Hostile:
-    """Raises whatever is asked of it."""
+    """Raises an error in every method."""
 
     def __eq__(self, other):
         raise RuntimeError("no ==")
@@ -103,7 +103,7 @@ class Hostile:
         functools.partial(lambda factor, n: factor * n, 2),
     ],
 )
-def test_right_in_many_ways(answer):
+def test_a_right_answer_may_take_many_forms(answer):
     verdict = judge(doubles, answer)
     assert verdict.outcome == RIGHT, verdict
     assert repr(verdict) == "90.1 right. Well done."
@@ -256,11 +256,11 @@ def raise_(error):
         group_fails,
     ],
 )
-def test_nothing_that_a_learner_raises_comes_out(answer):
+def test_no_error_of_a_learner_escapes(answer):
     assert judge(doubles, answer).outcome == COULD_NOT_CHECK
 
 
-def test_an_async_exit_and_cancel_are_kept_in_too():
+def test_an_async_exit_and_a_cancellation_do_not_escape_either():
     async def leave(number):
         sys.exit(3)
 
@@ -286,7 +286,7 @@ def reads_a_label(answer: Answer) -> None:
         (lambda n: np.array([1, 2]), "`array([1, 2])` is of numpy. A plain Python value is needed here"),
     ],
 )
-def test_an_error_that_comes_of_the_answers_type_is_explained_by_the_answer(answer, message):
+def test_an_error_caused_by_the_type_of_the_answer_is_explained(answer, message):
     verdict = judge(reads_a_label, answer)
     assert (verdict.outcome, verdict.given) == (NOT_YET, "answer(3)")
     assert message in verdict.message
@@ -311,7 +311,7 @@ def test_the_value_itself_may_have_the_wrong_type():
     assert verdict.got == "6"
 
 
-def test_a_response_of_the_wrong_form_is_explained_by_the_response():
+def test_an_error_caused_by_a_response_of_the_wrong_form_is_explained():
     def reads(answer):
         with answer.serve() as client:
             expect(client.get("/predict").json()["label"], "benign")
@@ -387,7 +387,7 @@ def test_a_long_error_keeps_both_ends():
     assert len(verdict.traceback) < 2500
 
 
-def test_hostile_answers_themselves():
+def test_a_hostile_answer_gets_a_verdict():
     assert judge(doubles, Hostile()).outcome == NOT_YET
     assert judge(lambda answer: expect(answer.value, 6), Hostile()).outcome == COULD_NOT_CHECK
     assert judge(doubles, Doubler).outcome == COULD_NOT_CHECK  # the class, where an instance is needed
@@ -713,7 +713,7 @@ def test_an_error_in_the_app_is_shown_with_the_learners_frames():
         assert verdict.printed == ""
 
 
-def test_an_exit_in_the_app_is_kept_in():
+def test_an_exit_in_the_app_does_not_escape():
     async def leave():
         sys.exit(1)
 
@@ -939,7 +939,7 @@ def test_the_solution_opens_after_a_right_answer(monkeypatch):
     assert solution("90.1").code == "code"
 
 
-def test_registration_is_guarded():
+def test_a_wrong_or_second_registration_is_refused():
     with pytest.raises(ValueError, match="not an exercise id"):
         exercise("1.1", hints=["x"])
     with pytest.raises(ValueError, match="no hint"):

@@ -55,7 +55,7 @@ def outputs(solutions: Path, *cells: str) -> list[str]:
     ]
 
 
-def test_it_runs_what_comes_before_and_says_so_in_one_line(solutions):
+def test_it_runs_the_cells_before_and_says_so_in_one_line(solutions):
     ran, used = outputs(
         solutions, 'await start_at("90.2")', "print(greeting, loud, await shout('x'), 'limit' in globals())"
     )
@@ -114,7 +114,7 @@ def test_a_failing_cell_is_shown_with_its_source(solutions):
     assert "    loud = await shout(7)" in shown
 
 
-def test_outside_a_notebook():
+def test_it_is_refused_outside_a_notebook():
     with pytest.raises(lessons.LessonError, match="inside a notebook"):
         asyncio.run(start_at("90.1"))
 

@@ -33,6 +33,7 @@ class Answer:
         self._value = value
         self.given = ""  # the last call or request, as a text
         self.last: Any = UNUSED  # what the check last got from the answer: itself, a result, a response
+        self._seconds = seconds
         self._deadline = time.monotonic() + seconds
         self._runner = asyncio.Runner()
 
@@ -139,13 +140,12 @@ class Answer:
         return self._value(*map(_copied, args), **{key: _copied(arg) for key, arg in kwargs.items()})
 
     async def _await(self, result: Awaitable[Any]) -> Any:
-        started = time.monotonic()
         try:
-            async with asyncio.timeout(self._deadline - started) as limit:
+            async with asyncio.timeout(self._deadline - time.monotonic()) as limit:
                 return await result
         except TimeoutError as error:
             if limit.expired():
-                raise TooLong(time.monotonic() - started, trace(error.__cause__ or error)) from None
+                raise TooLong(self._seconds, trace(error.__cause__ or error)) from None
             raise
 
 

@@ -122,7 +122,7 @@ class _NoDisplay(CapturingDisplayPublisher):
 @contextmanager
 def _silenced(shell: Any) -> Iterator[None]:
     publisher = shell.display_pub
-    shell.display_pub = _NoDisplay()
+    shell.display_pub = _NoDisplay()  # type: ignore[no-untyped-call]
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             yield

@@ -7,7 +7,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Coroutine, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from workshop.lab.expectations import show
 from workshop.lab.tracebacks import is_learners_file, last_line
@@ -65,7 +65,7 @@ def _origin(coroutine: Any) -> tuple[str, int, str] | None:
     return next((frame for frame in coroutine.cr_origin or () if is_learners_file(frame[0])), None)
 
 
-def _is_unawaited(value: object) -> bool:
+def _is_unawaited(value: object) -> TypeGuard[Coroutine[Any, Any, Any]]:
     return inspect.iscoroutine(value) and inspect.getcoroutinestate(value) == inspect.CORO_CREATED
 
 

@@ -29,7 +29,7 @@ def waiting_for(what: str, latest: Callable[[], str] = str) -> Iterator[None]:
     done = threading.Event()
     start = time.monotonic()
     # Where the caller shows things, even if the block redirects its own output.
-    shell, stream = get_ipython(), sys.stdout  # type: ignore[no-untyped-call]
+    shell, stream = get_ipython(), sys.stdout
     clear = shell.display_pub.clear_output if shell else clear_output
 
     def show() -> None:

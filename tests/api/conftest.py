@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.language import Service, StandInModel, application, draft, main
+from tests.stand_ins import Service, StandInModel, application, draft, main
 from workshop.api import health
-from workshop.lab.serving import run_app
+from workshop.lab.app_server import run_app
 
 
 @pytest.fixture(autouse=True)

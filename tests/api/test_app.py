@@ -19,7 +19,7 @@ from workshop.contracts import errors
 from workshop.contracts.classifier import FeatureRange, FloatMatrix, ModelCard, Scores
 from workshop.contracts.services import Services
 from workshop.contracts.tumours import FEATURES
-from workshop.lab.serving import run_app
+from workshop.lab.app_server import run_app
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore
 

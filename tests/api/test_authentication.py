@@ -14,13 +14,13 @@ from pydantic import SecretStr
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.language import application, draft, main
+from tests.stand_ins import application, draft, main
 from workshop.api.authentication import ApiKeys, UnverifiedNames
 from workshop.api.clock import now
 from workshop.api.dependencies import get_authenticator
 from workshop.contracts.errors import UnauthenticatedError
 from workshop.contracts.principals import Principal
-from workshop.lab.serving import run_app
+from workshop.lab.app_server import run_app
 from workshop.settings import Settings
 
 KEY = "key-of-ada"

@@ -9,10 +9,10 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
-from tests.language import application, draft, main
 from tests.service import RECORD
+from tests.stand_ins import application, draft, main
 from workshop.api.routes import MAX_NAMES
-from workshop.lab.serving import run_app
+from workshop.lab.app_server import run_app
 
 JSON = {"Content-Type": "application/json"}
 CHAT = {"model": "main", "messages": [{"role": "user", "content": "What is a replica?"}]}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.language import PROMPT_TOKENS, StandInClassifier, StandInModel, StandInRetriever
+from tests.stand_ins import PROMPT_TOKENS, StandInClassifier, StandInModel, StandInRetriever
 from workshop.api import sockets
 from workshop.api.app import create_app
 from workshop.api.routers import chat
@@ -28,7 +28,7 @@ from workshop.contracts.errors import (
 )
 from workshop.contracts.generator import Chunk, GeneratorCard, Prompt
 from workshop.contracts.services import LanguageServices, Services
-from workshop.lab.serving import Server, run_app
+from workshop.lab.app_server import Server, run_app
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore
 from workshop.storage.usage import SqlUsageStore

@@ -14,13 +14,13 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import Engine, event
 
-from tests.language import StandInClassifier
 from tests.postgresql import running_postgresql
 from tests.service import RECORD, until
+from tests.stand_ins import StandInClassifier
 from workshop.api.app import create_app
 from workshop.contracts.classifier import FloatMatrix, Scores
 from workshop.contracts.services import Services
-from workshop.lab.serving import run_app
+from workshop.lab.app_server import run_app
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore
 

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.leaving import leaving
 from workshop.api.middleware.disconnect import DisconnectMiddleware
-from workshop.lab.serving import run_app
+from workshop.lab.app_server import run_app
 
 TIMEOUT_S = 10  # generous: success comes quickly
 EMPTY = {"type": "http.response.body", "body": b""}

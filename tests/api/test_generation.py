@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.language import MAIN_COST, PROMPT_TOKENS, StandInModel, main, records_in
+from tests.stand_ins import MAIN_COST, PROMPT_TOKENS, StandInModel, main, records_in
 from workshop.contracts.errors import ModelFailedError, PromptTooLongError
 from workshop.contracts.generator import Message
 

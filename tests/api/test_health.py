@@ -12,7 +12,8 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
-from tests.language import (
+from tests.service import RECORD, concurrently, socket_url, until
+from tests.stand_ins import (
     SURE,
     UNSURE,
     StandInClassifier,
@@ -21,14 +22,13 @@ from tests.language import (
     draft,
     language_services,
 )
-from tests.service import RECORD, concurrently, socket_url, until
 from workshop.api import health
 from workshop.api.app import create_app
 from workshop.contracts.classifier import ModelCard
 from workshop.contracts.errors import ModelFailedError, UnavailableError
 from workshop.contracts.generator import Chunk, GeneratorCard, Prompt
 from workshop.contracts.services import Services
-from workshop.lab.serving import run_app
+from workshop.lab.app_server import run_app
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore
 

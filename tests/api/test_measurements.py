@@ -13,7 +13,7 @@ from workshop.api.app import create_app
 from workshop.contracts.services import Services
 from workshop.integration.classifier import InProcessClassifier
 from workshop.integration.services import batched
-from workshop.lab.serving import run_app
+from workshop.lab.app_server import run_app
 from workshop.models.tumours import train
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore

@@ -18,9 +18,9 @@ from websockets.sync.client import connect
 
 from tests.api.test_chat_socket import Model
 from tests.api.test_queries import locked
-from tests.language import DRAFT_COST, MAIN_COST, PROMPT_TOKENS, UNSURE, StandInModel, draft, main, records_in
 from tests.leaving import leaving
 from tests.service import socket_url, until
+from tests.stand_ins import DRAFT_COST, MAIN_COST, PROMPT_TOKENS, UNSURE, StandInModel, draft, main, records_in
 from workshop.api import budget
 from workshop.contracts.errors import ModelFailedError
 from workshop.contracts.generator import Chunk, Usage

@@ -6,9 +6,9 @@ from uuid import UUID
 import httpx
 import pytest
 
-from tests.language import application, draft, main
+from tests.stand_ins import application, draft, main
 from workshop.api.schemas.openai import ErrorAnswer
-from workshop.lab.serving import run_app
+from workshop.lab.app_server import run_app
 
 KEY = {"Authorization": "Bearer key-of-ada"}
 JSON = {"Content-Type": "application/json"}

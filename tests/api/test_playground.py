@@ -7,11 +7,11 @@ from html.parser import HTMLParser
 import httpx
 import pytest
 
-from tests.language import StandInClassifier
+from tests.stand_ins import StandInClassifier
 from workshop.api.app import create_app
 from workshop.api.routers.playground import STATIC
 from workshop.contracts.services import Services
-from workshop.lab.serving import run_app
+from workshop.lab.app_server import run_app
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore
 

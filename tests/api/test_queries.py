@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.language import (
+from tests.stand_ins import (
     DRAFT_COST,
     MAIN_COST,
     PROMPT_TOKENS,

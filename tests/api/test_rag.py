@@ -13,8 +13,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from tests.language import StandInClassifier, StandInRetriever
 from tests.leaving import leaving
+from tests.stand_ins import StandInClassifier, StandInRetriever
 from workshop.api.app import create_app
 from workshop.contracts.cascade import Cascade
 from workshop.contracts.errors import ModelFailedError, OverloadedError
@@ -22,7 +22,7 @@ from workshop.contracts.generator import Usage
 from workshop.contracts.rag import RagAnswer, RagEvent, RagProgress
 from workshop.contracts.retriever import Hit, Passage
 from workshop.contracts.services import LanguageServices, Services
-from workshop.lab.serving import run_app
+from workshop.lab.app_server import run_app
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore
 from workshop.storage.usage import SqlUsageStore

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 from websockets.sync.client import connect
 
-from tests.language import application, draft, main
+from tests.stand_ins import application, draft, main
 from workshop.api.app import check_rate_limits
 from workshop.contracts.errors import StartError
 from workshop.settings import Settings

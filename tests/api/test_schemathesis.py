@@ -12,8 +12,8 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 
-from tests.language import application, draft, main
-from workshop.lab.serving import run_app
+from tests.stand_ins import application, draft, main
+from workshop.lab.app_server import run_app
 
 KEY = "key-of-ada"
 

@@ -19,14 +19,14 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.language import application, draft, main, records_in
 from tests.service import until
-from workshop.lab.serving import run_app
+from tests.stand_ins import application, draft, main, records_in
+from workshop.lab.app_server import run_app
 
 SERVICE = """
 import asyncio, sys, time
 from pathlib import Path
-from tests.language import application, draft, main
+from tests.stand_ins import application, draft, main
 from workshop.integration import stopping
 from workshop.integration.uvicorn_server import run
 from workshop.machine import bound_socket, listen

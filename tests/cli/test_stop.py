@@ -10,9 +10,9 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tests.language import records_in
 from tests.service import RECORD, concurrently
-from workshop.lab.serving import run_app
+from tests.stand_ins import records_in
+from workshop.lab.app_server import run_app
 
 WAYS = {
     "Ctrl-C": lambda run: run.interrupt(),

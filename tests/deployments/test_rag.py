@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.language import StandInModel, StandInRetriever
+from tests.stand_ins import StandInModel, StandInRetriever
 from workshop.contracts.rag import RagAnswer
 from workshop.deployments.rag import RagDeployment
 

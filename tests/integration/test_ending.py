@@ -9,11 +9,11 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.language import application, draft, main, records_in
 from tests.service import until
+from tests.stand_ins import application, draft, main, records_in
 from workshop.integration import stopping
 from workshop.integration.serve_app import UnderWay
-from workshop.lab.serving import run_app
+from workshop.lab.app_server import run_app
 
 CONVERSATION = {"model": "main", "messages": [{"role": "user", "content": "Why?"}]}
 

@@ -14,11 +14,11 @@ from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import StreamingResponse
 from websockets.sync.client import connect
 
-from tests.language import application, draft, main
+from tests.stand_ins import application, draft, main
 from workshop.api.middleware.header_limit import MAX_HEADER_BYTES
 from workshop.integration import http_limits
 from workshop.integration.http_limits import LimitedHttpProtocol
-from workshop.lab.serving import Server, run_app
+from workshop.lab.app_server import Server, run_app
 
 GET = b"GET /health HTTP/1.1\r\nHost: test\r\n"
 POST = b"POST /v1/predict HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"

@@ -25,7 +25,7 @@ from workshop.contracts.errors import (
 from workshop.contracts.generator import Activity, Chunk, Completion, GeneratorCard, Message, Prompt, Token, Usage
 from workshop.integration.generator import WithDeadline
 from workshop.integration.upstream import UpstreamGenerator
-from workshop.lab.serving import run_app
+from workshop.lab.app_server import run_app
 from workshop.machine import free_port
 
 pytestmark = pytest.mark.anyio

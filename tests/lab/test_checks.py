@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import functools
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -11,23 +13,29 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 from fastapi import BackgroundTasks, FastAPI, WebSocket
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, Field, ValidationError
+from ray.exceptions import RayTaskError
 from websockets.sync.client import connect
 
-from workshop.lab import checks, exercises
-from workshop.lab.checks import Answer, NotYet, check, exercise, expect, hint, show, solution
+from workshop.lab import checks, exercises, registry, tries
+from workshop.lab.answer import Answer
+from workshop.lab.checks import check, hint, solution
+from workshop.lab.expectations import CheckFailed, NotYet, expect, show
+from workshop.lab.registry import exercise
 from workshop.lab.verdicts import Outcome, Verdict
 
-RIGHT, NOT_YET, NOT_ATTEMPTED, COULD_NOT_CHECK = Outcome
+RIGHT, NOT_YET, NOT_ATTEMPTED, COULD_NOT_CHECK, CHECK_FAILED = Outcome
 
 
 @pytest.fixture(autouse=True)
-def registry(monkeypatch):
+def _isolated(monkeypatch, tmp_path):
     """Each test has a registry and a learner's record of its own."""
-    for name in ("_exercises", "_tries", "_hints_seen"):
-        monkeypatch.setattr(checks, name, {})
+    monkeypatch.setattr(registry, "_exercises", {})
+    monkeypatch.setattr(checks, "_hints_seen", {})
     monkeypatch.setattr(checks, "_right", set())
+    monkeypatch.setattr(tries, "FILE", tmp_path / "tries")
+    monkeypatch.setattr(tries, "_unsaved", [])
     before = set(sys.modules)
     yield
     # A lesson's checks that were registered meanwhile went into this test's registry: let them be imported again.
@@ -37,7 +45,7 @@ def registry(monkeypatch):
 
 
 def judge(function, answer, *, seconds=10.0) -> Verdict:
-    checks._exercises.clear()
+    registry._exercises.clear()
     exercise("90.1", hints=["First.", "Second."], right="Well done.", seconds=seconds)(function)
     verdict = check("90.1", answer)
     assert verdict._repr_html_().startswith("<div")  # whatever was answered, it can be shown
@@ -65,7 +73,7 @@ class AsyncDoubler:
 
 
 class Hostile:
-    """Raises whatever is asked of it."""
+    """Raises an error in every method."""
 
     def __eq__(self, other):
         raise RuntimeError("no ==")
@@ -95,7 +103,7 @@ class Hostile:
         functools.partial(lambda factor, n: factor * n, 2),
     ],
 )
-def test_right_in_many_ways(answer):
+def test_a_right_answer_may_take_many_forms(answer):
     verdict = judge(doubles, answer)
     assert verdict.outcome == RIGHT, verdict
     assert repr(verdict) == "90.1 right. Well done."
@@ -128,13 +136,62 @@ def test_not_yet_messages(answer, message):
     assert message in verdict.message
 
 
-def test_a_missing_await_is_noticed():
-    async def forgot(number):
-        return async_double(number)
+async def forgets_await(number):
+    return async_double(number)
 
-    verdict = judge(doubles, forgot)
+
+async def forgets_await_inside(number):
+    return [0, {"label": async_double(number)}]
+
+
+async def forgets_await_and_goes_on(number):
+    asyncio.sleep(0.01)
+    return number
+
+
+async def forgets_await_and_uses_it(number):
+    doubled = async_double(number)
+    return 2 * doubled
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        (forgets_await, "`return async_double(number)`"),
+        (forgets_await_inside, '`return [0, {"label": async_double(number)}]`'),
+        (forgets_await_and_goes_on, "`asyncio.sleep(0.01)`"),
+        (forgets_await_and_uses_it, "`doubled = async_double(number)`"),
+    ],
+)
+def test_a_missing_await_is_named_with_its_line(answer, line, recwarn):
+    verdict = judge(doubles, answer)
+    assert verdict.outcome in (NOT_YET, COULD_NOT_CHECK)
+    assert "was not awaited: is an `await` missing in line" in verdict.message
+    assert line in verdict.message
+    assert "never awaited" not in verdict.printed
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_a_right_answer_need_not_await_everything():
+    async def starts_a_task(number):
+        task = asyncio.create_task(async_double(number))
+        return await task
+
+    assert judge(doubles, starts_a_task).message == "Well done."
+
+
+def test_something_else_that_must_be_awaited_is_noticed():
+    class Pending:
+        def __await__(self):
+            yield
+
+    verdict = judge(doubles, lambda n: [Pending()])
     assert verdict.outcome == NOT_YET
-    assert "is an `await` missing?" in verdict.message
+
+    def looks(answer):
+        expect(answer.call(3)[0], 6)
+
+    assert "is an `await` missing?" in judge(looks, lambda n: [Pending()]).message
 
 
 @pytest.mark.parametrize(
@@ -199,11 +256,11 @@ def raise_(error):
         group_fails,
     ],
 )
-def test_nothing_that_a_learner_raises_comes_out(answer):
+def test_no_error_of_a_learner_escapes(answer):
     assert judge(doubles, answer).outcome == COULD_NOT_CHECK
 
 
-def test_an_async_exit_and_cancel_are_kept_in_too():
+def test_an_async_exit_and_a_cancellation_do_not_escape_either():
     async def leave(number):
         sys.exit(3)
 
@@ -214,7 +271,123 @@ def test_an_async_exit_and_cancel_are_kept_in_too():
     assert judge(doubles, cancel).outcome == COULD_NOT_CHECK
 
 
-def test_hostile_answers_themselves():
+# ---------------------------------------------------------------------------- whose fault an error in a check is
+
+
+def reads_a_label(answer: Answer) -> None:
+    expect(answer.call(3).get("label"), "benign")
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda n: None, "This is None: is a `return` missing?"),
+        (lambda n: "benign", "The check cannot use this: AttributeError: 'str' object has no attribute 'get'."),
+        (lambda n: np.array([1, 2]), "`array([1, 2])` is of numpy. A plain Python value is needed here"),
+    ],
+)
+def test_an_error_caused_by_the_type_of_the_answer_is_explained(answer, message):
+    verdict = judge(reads_a_label, answer)
+    assert (verdict.outcome, verdict.given) == (NOT_YET, "answer(3)")
+    assert message in verdict.message
+    assert verdict.got == show(answer(3))
+    assert verdict.next_step == '`hint("90.1")` helps.'
+
+
+def test_an_array_has_no_truth_value():
+    def compares(answer):
+        if answer.call(3) != 6:
+            raise NotYet("Twice the number.")
+
+    assert "`.tolist()` makes one" in judge(compares, lambda n: np.array([6, 6])).message
+
+
+def test_the_value_itself_may_have_the_wrong_type():
+    def looks_inside(answer):
+        expect(answer.value.limit, 6)
+
+    verdict = judge(looks_inside, 6)
+    assert verdict.message == "The check cannot use this: AttributeError: 'int' object has no attribute 'limit'."
+    assert verdict.got == "6"
+
+
+def test_an_error_caused_by_a_response_of_the_wrong_form_is_explained():
+    def reads(answer):
+        with answer.serve() as client:
+            expect(client.get("/predict").json()["label"], "benign")
+
+    nothing = judge(reads, app_with(lambda: None))
+    assert (nothing.outcome, nothing.given, nothing.got) == (NOT_YET, "GET /predict", "'null'")
+    assert "is a `return` missing?" in nothing.message
+    assert "KeyError: 'label'" in judge(reads, app_with(lambda: {"lable": "benign"})).message
+    text = judge(reads, app_with(lambda: PlainTextResponse("benign")))
+    assert (text.message, text.got) == ("This is not JSON.", "'benign'")
+
+
+def test_an_app_that_breaks_off_its_response():
+    async def too_short(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    verdict = judge(labels, too_short)
+    assert verdict.outcome in (NOT_YET, COULD_NOT_CHECK)
+
+
+@pytest.mark.parametrize(
+    "check_with_a_fault",
+    [
+        lambda answer: undefined,  # noqa: F821
+        lambda answer: 1 / (answer.call(3) - 6),
+        lambda answer: {}["nothing"],
+    ],
+)
+def test_a_fault_of_the_check_is_called_one_and_is_no_try(check_with_a_fault):
+    verdict = judge(check_with_a_fault, lambda n: 2 * n)
+    assert verdict.outcome == CHECK_FAILED
+    assert "not in your answer" in verdict.message
+    assert "test_checks.py" in verdict.traceback
+    assert verdict.next_step == "This does not count as a try."
+    assert "opens after 3 more tries" in repr(solution("90.1"))
+
+
+def test_a_check_that_cannot_run_says_why_and_is_no_try():
+    def needs_more(answer):
+        raise CheckFailed("The kettle is cold.")
+
+    verdict = judge(needs_more, lambda n: n)
+    assert repr(verdict) == "90.1 check failed. The kettle is cold.\nThis does not count as a try."
+
+
+def test_an_error_of_a_library_that_the_answer_calls_is_the_answers():
+    verdict = judge(doubles, functools.partial(int, "six"))
+    assert verdict.outcome == COULD_NOT_CHECK
+    assert judge(lambda answer: answer.collect(3), lambda n: map(int, ["x"])).outcome == COULD_NOT_CHECK
+
+
+def test_an_error_of_ray_shows_the_cause_and_the_learners_line(tmp_path):
+    cell = tmp_path / "cell.py"
+    cell.write_text("def diagnose(patient):\n    return patients[patient]\n")
+    remote = (
+        "\x1b[36mray::ServeReplica:app:Ward.handle_request()\x1b[39m (pid=1, ip=127.0.0.1)\n"
+        + f'  File "{np.__file__}", line 1, in library\n' * 100
+        + f'  File "{cell}", line 2, in diagnose\nKeyError: 7'
+    )
+    error = RayTaskError("handle_request", remote, KeyError(7)).as_instanceof_cause()
+    verdict = judge(doubles, lambda n: raise_(error))
+    assert verdict.outcome == COULD_NOT_CHECK
+    assert verdict.traceback.endswith("line 2, in diagnose\n    return patients[patient]\nKeyError: 7")
+    assert "ServeReplica" not in verdict.traceback
+    assert verdict.error.args == (7,)
+
+
+def test_a_long_error_keeps_both_ends():
+    verdict = judge(doubles, lambda n: raise_(ValueError(f"begin {'-' * 5000} end")))
+    assert "ValueError: begin" in verdict.traceback
+    assert verdict.traceback.endswith(" end")
+    assert len(verdict.traceback) < 2500
+
+
+def test_a_hostile_answer_gets_a_verdict():
     assert judge(doubles, Hostile()).outcome == NOT_YET
     assert judge(lambda answer: expect(answer.value, 6), Hostile()).outcome == COULD_NOT_CHECK
     assert judge(doubles, Doubler).outcome == COULD_NOT_CHECK  # the class, where an instance is needed
@@ -403,6 +576,9 @@ def test_raises():
         (None, None),
         (3, 3.0),
         (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+        ({"a": 1, "more": 2}, {"a": 1}),
+        ([{"a": {"b": 1, "more": 2}}], [{"a": {"b": 1}}]),
+        ({}, {}),
     ],
 )
 def test_equal_enough(got, expected):
@@ -411,11 +587,27 @@ def test_equal_enough(got, expected):
 
 @pytest.mark.parametrize(
     ("got", "expected"),
-    [(0.31, 0.3), ([1], [1, 2]), ({"a": 1}, {"a": 1, "b": 2}), ("1", 1), (np.array([1, 2]), 1), (None, []), ([], None)],
+    [
+        (0.31, 0.3),
+        ([1], [1, 2]),
+        ({"a": 1}, {"a": 1, "b": 2}),
+        ({"a": 2, "b": 2}, {"a": 1}),
+        ({"a": 1}, {}),
+        ("1", 1),
+        (np.array([1, 2]), 1),
+        (None, []),
+        ([], None),
+    ],
 )
 def test_not_equal(got, expected):
     with pytest.raises(NotYet):
         expect(got, expected)
+
+
+def test_the_exact_form_can_be_asked_for():
+    expect([{"a": 1}], [{"a": 1}], exact=True)
+    with pytest.raises(NotYet):
+        expect([{"a": 1, "more": 2}], [{"a": 1}], exact=True)
 
 
 # ------------------------------------------------------------------------------------------------------- apps
@@ -461,6 +653,42 @@ def test_an_app_that_is_not_yet_right():
         assert judge(labels, no_app).message == "A FastAPI app is needed here."
 
 
+async def forgets_await_in_an_app():
+    return {"label": async_double(3)}
+
+
+def forgets_await_in_a_thread():
+    return {"label": async_double(3)}
+
+
+async def forgets_await_and_converts():
+    return JSONResponse({"label": async_double(3)})
+
+
+def test_a_missing_await_in_an_app_is_named_with_its_line():
+    for endpoint in (forgets_await_in_an_app, forgets_await_and_converts):
+        verdict = judge(labels, app_with(endpoint))
+        assert verdict.outcome == COULD_NOT_CHECK
+        assert "`async_double` was not awaited: is an `await` missing in line" in verdict.message
+        assert 'return {"label": async_double(3)}`' in verdict.message or "JSONResponse" in verdict.message
+    # A coroutine that is made in a worker thread does not know its line.
+    verdict = judge(labels, app_with(forgets_await_in_a_thread))
+    assert "`async_double` was not awaited: is an `await` missing?" in verdict.message
+
+
+def test_a_numpy_value_in_json_is_named():
+    def annotated() -> dict[str, bool]:
+        return {"label": np.array([1])}
+
+    for value, shown in ((np.float32(0.5), "np.float32(0.5)"), (np.bool_(True), "np.True_"), (np.array([1]), "array")):
+        for endpoint in (lambda: {"label": value}, lambda: JSONResponse({"label": value})):  # noqa: B023
+            verdict = judge(labels, app_with(endpoint))
+            assert verdict.outcome == COULD_NOT_CHECK
+            assert f"`{shown}" in verdict.message
+            assert "is of numpy. A plain Python value is needed here: `.tolist()` makes one." in verdict.message
+    assert "array([1])" in repr(judge(labels, app_with(annotated)))
+
+
 def test_a_starter_app_is_not_attempted():
     def annotated() -> dict[str, str]:
         return ...
@@ -485,7 +713,7 @@ def test_an_error_in_the_app_is_shown_with_the_learners_frames():
         assert verdict.printed == ""
 
 
-def test_an_exit_in_the_app_is_kept_in():
+def test_an_exit_in_the_app_does_not_escape():
     async def leave():
         sys.exit(1)
 
@@ -658,14 +886,51 @@ def test_the_solution_opens_after_three_tries(monkeypatch):
     monkeypatch.setattr(checks.lessons, "solution_code", lambda _: "return 2 * number  # <ok>")
     exercise("90.1", hints=["x"])(doubles)
     assert "opens after 3 more tries" in repr(solution("90.1"))
-    for answer in (lambda n: n, lambda n: n + 1):
+    for answer in (lambda n: n, fails):
         assert check("90.1", answer).next_step == '`hint("90.1")` helps.'
-    check("90.1", ...)  # not attempted: no try
-    check("90.1", fails)  # could not check: no try
+    assert check("90.1", ...).next_step == ""  # not attempted: no try
     assert "opens after 1 more try," in solution("90.1")._repr_html_()
     assert check("90.1", lambda n: n).next_step == '`solution("90.1")` helps.'
     assert "return 2 * number" in repr(solution("90.1"))
     assert "&lt;ok&gt;" in solution("90.1")._repr_html_()
+
+
+def test_a_new_kernel_knows_the_tries(monkeypatch):
+    monkeypatch.setattr(checks.lessons, "solution_code", lambda _: "code")
+    exercise("90.1", hints=["x"])(doubles)
+    check("90.1", fails)
+    check("90.1", fails)
+    code = "from workshop.lab.tries import count_tries; print(count_tries('90.1'), count_tries('90.2'))"
+    kernel = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "WORKSHOP_TRIES": tries.FILE},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert kernel.stdout == b"2 0\n"
+    for _ in range(5):
+        check("90.1", fails)
+    assert tries.FILE.read_text() == "90.1\n" * 3  # more are not needed
+    assert solution("90.1").code == "code"
+
+
+def test_a_damaged_record_of_tries_does_no_harm():
+    exercise("90.1", hints=["x"])(doubles)
+    tries.FILE.write_bytes(b"90.1\n\xff\xfe\x00\n90.")
+    assert solution("90.1").tries_left == 2
+    assert check("90.1", fails).outcome == COULD_NOT_CHECK
+    assert solution("90.1").tries_left == 2  # this line was appended to the damaged one
+    check("90.1", fails)
+    assert solution("90.1").tries_left == 1
+
+
+def test_tries_count_where_they_cannot_be_saved(monkeypatch, tmp_path):
+    exercise("90.1", hints=["x"])(doubles)
+    for place in (tmp_path, tmp_path / "no" / "folder"):
+        monkeypatch.setattr(tries, "FILE", place)
+        monkeypatch.setattr(tries, "_unsaved", [])
+        check("90.1", fails)
+        assert solution("90.1").tries_left == 2
 
 
 def test_the_solution_opens_after_a_right_answer(monkeypatch):
@@ -674,7 +939,7 @@ def test_the_solution_opens_after_a_right_answer(monkeypatch):
     assert solution("90.1").code == "code"
 
 
-def test_registration_is_guarded():
+def test_a_wrong_or_second_registration_is_refused():
     with pytest.raises(ValueError, match="not an exercise id"):
         exercise("1.1", hints=["x"])
     with pytest.raises(ValueError, match="no hint"):

@@ -1,4 +1,4 @@
-"""Server commands beside a notebook."""
+"""`run_command`: real processes on real ports."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -55,17 +55,17 @@ def test_a_command_that_ends_says_what_it_printed(tmp_path):
         run_command("uvicorn nothing_there:app --port {port}", name="t", folder=tmp_path)
 
 
-def test_what_was_printed_right_before_the_end_is_not_lost_in_a_buffer(tmp_path, monkeypatch):
+def test_output_right_before_the_end_is_not_lost_in_a_buffer(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     (tmp_path / "ends_hard.py").write_text("import os\nprint('out of paper')\nos._exit(3)\n")
     with pytest.raises(RuntimeError, match=r"ends_hard ended with exit status 3\. It printed:\nout of paper"):
         run_command("ends_hard", name="t", folder=tmp_path)
 
 
-def test_a_command_that_gives_no_answer_says_so(tmp_path, monkeypatch):
+def test_a_command_that_does_not_answer_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "START_LIMIT_S", 0.5)
     (tmp_path / "mute.py").write_text("import time\ntime.sleep(600)\n")
-    with pytest.raises(RuntimeError, match=r"mute gave no answer in 0 s. It printed:\n\(nothing\)"):
+    with pytest.raises(RuntimeError, match=r"mute did not answer within 0 s. It printed:\n\(nothing\)"):
         run_command("mute", name="t", folder=tmp_path)
 
 

@@ -49,7 +49,7 @@ def url():
 
 
 @pytest.fixture(autouse=True)
-def nobody_has_come_yet():
+def reset_the_maximum():
     app.state.most = 0
 
 
@@ -107,7 +107,7 @@ def test_an_answer_without_a_body_has_no_first_piece(url):
     assert math.isnan(record.first_ms)
 
 
-def test_an_answer_that_breaks_off_keeps_what_came(url):
+def test_an_answer_that_breaks_off_keeps_what_arrived(url):
     records = load(f"{url}/pieces?fail=true", 1)
     assert (records[0].status, records[0].error, records[0].body) == (200, "RemoteProtocolError", b"012")
     assert "status 200 RemoteProtocolError" in repr(records)

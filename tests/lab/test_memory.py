@@ -20,7 +20,7 @@ def test_it_sees_a_process_and_its_orphaned_child():
     assert 190 < memory.peak_mb < 300
 
 
-def test_it_does_not_count_others():
+def test_it_does_not_count_processes_without_the_marker():
     with PeakMemory(interval=0.05) as memory:
         other = subprocess.Popen([sys.executable, "-c", HOLDS])
         time.sleep(0.5)

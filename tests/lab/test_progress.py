@@ -1,4 +1,4 @@
-"""What a notebook shows while it waits, and what it keeps: nothing."""
+"""The line that a notebook shows while it waits."""
 
 import nbformat
 from nbclient import NotebookClient
@@ -15,7 +15,7 @@ len(asked) >= 3
 """
 
 
-def test_a_notebook_shows_progress_and_keeps_nothing_of_it():
+def test_a_notebook_shows_progress_and_then_removes_it():
     shown = []
 
     class Watched(NotebookClient):

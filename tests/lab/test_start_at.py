@@ -21,21 +21,41 @@ def solutions(tmp_path: Path) -> Path:
     return tmp_path / "solutions"
 
 
-def outputs(solutions: Path, *cells: str) -> list[str]:
-    """The text that each cell shows, run in a new kernel."""
+class Client(NotebookClient):
+    """Keeps all that was printed, also what was cleared later."""
+
+    def __init__(self, notebook, **options) -> None:
+        super().__init__(notebook, **options)
+        self.printed: list[str] = []
+
+    def process_message(self, msg, cell, cell_index):
+        if msg["msg_type"] == "stream":
+            self.printed.append(msg["content"]["text"])
+        return super().process_message(msg, cell, cell_index)
+
+
+def run(solutions: Path, *cells: str) -> Client:
+    """Run the cells in a new kernel, which finds the lessons in this folder."""
     start = (
-        "from pathlib import Path; from workshop.lab import lessons, start_at; "
+        "from pathlib import Path; from workshop.lab import lessons, progress, start_at; "
         f"lessons.SOLUTIONS = Path({str(solutions)!r})"
     )
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in (start, *cells)])
-    NotebookClient(made, timeout=60, allow_errors=True).execute()
+    client = Client(made, timeout=60, allow_errors=True)
+    client.execute()
+    return client
+
+
+def outputs(solutions: Path, *cells: str) -> list[str]:
+    """The text that each cell shows in the end, run in a new kernel."""
+    made = run(solutions, *cells).nb
     return [
         "".join(output.get("text") or "\n".join(output.get("traceback", [])) for output in cell.outputs)
         for cell in made.cells[1:]
     ]
 
 
-def test_it_runs_what_comes_before_and_says_so_in_one_line(solutions):
+def test_it_runs_the_cells_before_and_says_so_in_one_line(solutions):
     ran, used = outputs(
         solutions, 'await start_at("90.2")', "print(greeting, loud, await shout('x'), 'limit' in globals())"
     )
@@ -56,15 +76,45 @@ def test_an_unknown_exercise_lists_those_of_the_lesson(solutions):
     assert lesson == "There is no lesson '91'. There are: 90."
 
 
+def replace_the_third_cell(solutions: Path, *lines: str) -> None:
+    file = solutions / "90_example.ipynb"
+    notebook = nbformat.read(file, as_version=4)
+    notebook.cells[3].source = "\n".join(lines)
+    nbformat.write(notebook, file)
+
+
+def test_a_cell_is_compiled_without_the_future_features_of_the_lab(solutions):
+    replace_the_third_cell(solutions, "def typed(x: int): ...", 'assert typed.__annotations__["x"] is int')
+    (shown,) = outputs(solutions, 'await start_at("90.2")')
+    assert shown.startswith("Ready for exercise 90.2")
+
+
+def test_sliders_do_no_harm(solutions):
+    sliders = "made = ipywidgets.interactive(lambda n: display(n) or print(n), n=(0, 3)); display(made)"
+    replace_the_third_cell(solutions, "import ipywidgets", sliders)
+    shown, value = outputs(solutions, 'await start_at("90.2")', "print(made.children[0].value)")
+    assert shown.startswith("Ready for exercise 90.2")
+    assert shown.count("\n") == 1
+    assert value == "1\n"
+
+
+def test_a_slow_cell_is_named_while_it_runs(solutions):
+    replace_the_third_cell(solutions, "import time", "print('quiet')", "time.sleep(2)")
+    client = run(solutions, 'progress.PATIENCE_S, progress.REFRESH_S = 0, 0.1; await start_at("90.2")')
+    [output] = client.nb.cells[1].outputs
+    assert output.text.startswith("Ready for exercise 90.2")
+    assert "Waiting for exercise 90.2: 1 s. Cell 3 of 4: time.sleep(2)" in "".join(client.printed)
+    assert "quiet" not in "".join(client.printed)
+
+
 def test_a_failing_cell_is_shown_with_its_source(solutions):
-    notebook = solutions / "90_example.ipynb"
-    notebook.write_text(notebook.read_text().replace("loud = await shout(greeting)", "loud = await shout(7)"))
+    replace_the_third_cell(solutions, "# copy the text first", "loud = await shout(7)", "loud")
     (shown,) = outputs(solutions, 'await start_at("90.2")')
     assert shown.startswith("Cell 3 of lesson 90 failed: AttributeError: 'int' object has no attribute 'upper'")
     assert "    loud = await shout(7)" in shown
 
 
-def test_outside_a_notebook():
+def test_it_is_refused_outside_a_notebook():
     with pytest.raises(lessons.LessonError, match="inside a notebook"):
         asyncio.run(start_at("90.1"))
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.language import PROMPT_TOKENS, StandInModel
+from tests.stand_ins import PROMPT_TOKENS, StandInModel
 from workshop.contracts.cascade import Answer, Query, Switch, TextPiece
 from workshop.contracts.errors import ModelFailedError, UnavailableError
 from workshop.contracts.generator import Message, Prompt, Usage

@@ -13,8 +13,8 @@ from threading import Thread
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
-from tests.language import PROMPT_TOKENS, StandInModel
 from tests.retriever import HELD_OUT, built
+from tests.stand_ins import PROMPT_TOKENS, StandInModel
 from workshop.contracts.errors import ModelFailedError, PromptTooLongError
 from workshop.contracts.generator import Chunk, Message, Prompt, Usage
 from workshop.contracts.rag import RagAnswer, RagEvent, RagProgress

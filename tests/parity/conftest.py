@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import make_url
 
 from tests.deployed import deployed
-from tests.language import records_in
 from tests.service import RATE_LIMIT, client_at
+from tests.stand_ins import records_in
 from workshop.api.app import create_app
 from workshop.integration.services import build_services
-from workshop.lab.serving import run_app
+from workshop.lab.app_server import run_app
 from workshop.settings import Placement, Settings
 
 TWO: dict[str, Any] = {"replicas": 2}

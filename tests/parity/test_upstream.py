@@ -10,7 +10,7 @@ from tests.service import RECORD, client_at, until
 from workshop import corpus
 from workshop.api.app import create_app
 from workshop.integration.services import build_services
-from workshop.lab.serving import run_app
+from workshop.lab.app_server import run_app
 from workshop.machine import free_port
 
 ENTRY = corpus.entries()[3]

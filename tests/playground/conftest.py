@@ -9,12 +9,12 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.browser import launched, opened
-from tests.language import StandInModel, database_url, language_services
 from tests.playground.proxy import prefix_proxy
+from tests.stand_ins import StandInModel, database_url, language_services
 from workshop.api.app import create_app
 from workshop.contracts.classifier import FloatMatrix, ModelCard, Scores
 from workshop.contracts.services import Services
-from workshop.lab.serving import Server, run_app
+from workshop.lab.app_server import Server, run_app
 from workshop.models.tumours import TumourClassifier, train
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore

@@ -17,14 +17,14 @@ _HOME = {
     "in_parallel": "load_generator",
     "load": "load_generator",
     "marks": "pictures",
-    "run_app": "serving",
+    "run_app": "app_server",
     "run_command": "commands",
-    "slow_model": "language",
+    "slow_model": "slow_language_model",
     "solution": "checks",
     "start_at": "lessons",
-    "start_serve": "cluster",
+    "start_serve": "ray_serve",
     "stop_all": "running",
-    "stop_serve": "cluster",
+    "stop_serve": "ray_serve",
     "timeline": "pictures",
 }
 

@@ -24,16 +24,16 @@ _named: dict[str, "Command"] = {}
 def run_command(command: str, *, name: str, folder: str | Path | None = None) -> "Command":
     """Start a server by its command line and return once it accepts requests.
 
-    While that takes long, the last line that it has printed is shown. A server that was started under the same name is
-    stopped first, so a cell can run twice.
+    If it starts slowly, the last line of its output is shown meanwhile. A server that was started under the same name
+    is stopped first, so a cell can run twice.
 
     Args:
         command: such as ``"uvicorn my_app:app --port {port}"``; ``{port}`` becomes a free port.
-        name: of this server.
-        folder: to run it in.
+        name: a name for this server.
+        folder: the working directory of the command.
 
     Raises:
-        RuntimeError: it ended, or did not answer in time; with what it printed.
+        RuntimeError: it ended, or did not answer in time. The message holds its output.
     """
     if name in _named:
         _named[name].stop()
@@ -43,7 +43,7 @@ def run_command(command: str, *, name: str, folder: str | Path | None = None) ->
 
 
 class Command(AbstractContextManager["Command"]):
-    """A running command. ``url`` is where it answers; ``stop()``, or the end of a ``with`` block, ends it."""
+    """A running command. ``url`` is its address; ``stop()``, or the end of a ``with`` block, ends it."""
 
     def __init__(self, command: str, folder: str | Path | None) -> None:
         port = free_port()
@@ -51,7 +51,7 @@ class Command(AbstractContextManager["Command"]):
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the command runs
         self._program, *arguments = shlex.split(command.format(port=port))
         self._process = subprocess.Popen(
-            # The programs of this Python, whatever PATH says.
+            # The module of this Python, whatever PATH says.
             [sys.executable, "-m", self._program, *arguments],
             cwd=folder,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},  # what it prints shows at once
@@ -62,7 +62,7 @@ class Command(AbstractContextManager["Command"]):
 
     @property
     def processes(self) -> list[psutil.Process]:
-        """The command's process and all that it started."""
+        """The command's process and its descendants."""
         main = psutil.Process(self._process.pid)
         return [main, *main.children(recursive=True)]
 
@@ -74,7 +74,7 @@ class Command(AbstractContextManager["Command"]):
         return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
 
     def wait_until_it_answers(self) -> None:
-        """Return once any HTTP answer comes."""
+        """Return once there is any HTTP response."""
         deadline = time.monotonic() + START_LIMIT_S
         with waiting_for(self._program, self._last_line):
             while time.monotonic() < deadline and self._process.poll() is None:
@@ -86,7 +86,7 @@ class Command(AbstractContextManager["Command"]):
                     return
         ended = self._process.poll()
         self.stop()
-        what = f"gave no answer in {START_LIMIT_S:.0f} s" if ended is None else f"ended with exit status {ended}"
+        what = f"did not answer within {START_LIMIT_S:.0f} s" if ended is None else f"ended with exit status {ended}"
         raise RuntimeError(f"{self._program} {what}. It printed:\n{self.output or '(nothing)'}")
 
     def _last_line(self) -> str:
@@ -94,7 +94,7 @@ class Command(AbstractContextManager["Command"]):
         return line
 
     def stop(self) -> None:
-        """End the command and all that it started. A second call does nothing."""
+        """End the command and its descendants. A second call does nothing."""
         running.discard(self)
         if self._process.poll() is not None:
             return

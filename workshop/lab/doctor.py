@@ -155,7 +155,7 @@ def check_packages(lock: Path) -> Finding:
 
 def check_model(folder: Path) -> Finding:
     """The trained classifier: loads it, as the service does at its start."""
-    try:  # imported here: the report must also come when scikit-learn is what is missing
+    try:  # imported here: there must be a report even without scikit-learn
         from workshop.models.tumours import TumourClassifier  # noqa: PLC0415
 
         model = TumourClassifier.load(folder)
@@ -165,9 +165,9 @@ def check_model(folder: Path) -> Finding:
 
 
 def check_language_models(retriever: Path, package: str = "torch") -> Finding:
-    """What they need, without loading it: that would take seconds and a quarter of a gigabyte."""
+    """What the language models need, without loading it: that would take seconds and a quarter of a gigabyte."""
     if find_spec(package) is None:
-        remedy = "Run make env where PyTorch's CPU build can be had. Lessons 05, 06 and 14 need it."
+        remedy = "Run make env where PyTorch's CPU build is available. Lessons 05, 06 and 14 need it."
         return Finding("Language models", Status.WARNING, "PyTorch is not installed", remedy)
     if not retriever.exists():
         return Finding("Language models", Status.FAILURE, f"no retriever in {retriever}", "Run: make artifacts")

@@ -1,4 +1,4 @@
-"""The experiment behind sliders."""
+"""An experiment with sliders."""
 
 from collections.abc import Mapping
 
@@ -10,11 +10,11 @@ from workshop.lab.pictures import timeline
 
 
 def explore(url: str, patterns: Mapping[str, str]) -> ipywidgets.Widget:
-    """Sliders for the number of requests and the delay, a menu of patterns, and the timeline that follows.
+    """Sliders for the number of requests and the delay, a menu of patterns, and the resulting timeline.
 
     Args:
-        url: of an app whose endpoints take ``?seconds=``.
-        patterns: name to path.
+        url: the address of an app whose endpoints take ``?seconds=``.
+        patterns: the path of each pattern, by name.
     """
 
     def draw(pattern: str, requests: int, delay: int) -> Figure:

@@ -8,18 +8,23 @@ import json
 import linecache
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from IPython import get_ipython
-from IPython.utils.capture import capture_output
+from IPython.core.displaypub import CapturingDisplayPublisher
+
+from workshop.lab.progress import waiting_for
 
 SOLUTIONS = Path(__file__).parents[2] / "solutions"
 
 
 class LessonError(Exception):
-    """No such lesson or exercise, or a cell that failed. The message says all, so IPython shows it alone."""
+    """No such lesson or exercise, or a cell that failed. IPython shows the message without a traceback."""
 
     def _render_traceback_(self) -> list[str]:
         return str(self).splitlines()
@@ -38,7 +43,7 @@ class Cell:
 async def start_at(exercise_id: str) -> None:
     """Run the lesson's solution up to the point just before exercise "NN.n", in this notebook's namespace.
 
-    Use it with `await`. What the cells print or draw is not shown.
+    Use it with `await`. What the cells print or draw is not shown; while they run, a line says which cell it is.
     Raises LessonError outside IPython, for an unknown exercise, and when a cell fails.
     """
     shell = _shell()
@@ -48,9 +53,12 @@ async def start_at(exercise_id: str) -> None:
     if exercise_id not in known:
         raise LessonError(f"Lesson {lesson} has no exercise {exercise_id!r}. It has: {', '.join(known)}.")
     before = cells[: [cell.exercise for cell in cells].index(exercise_id)]
+    running = ""
     started = time.perf_counter()
-    for cell in before:
-        await _run(shell, lesson, cell)
+    with waiting_for(f"exercise {exercise_id}", lambda: running):
+        for number, cell in enumerate(before, start=1):
+            running = f"Cell {number} of {len(before)}: {_last_line(cell.source)}"
+            await _run(shell, lesson, cell)
     seconds = time.perf_counter() - started
     cells_ran = "1 cell" if len(before) == 1 else f"{len(before)} cells"
     print(f"Ready for exercise {exercise_id}: ran {cells_ran} of lesson {lesson} in {seconds:.1f} s.")
@@ -87,8 +95,9 @@ async def _run(shell: Any, lesson: str, cell: Cell) -> None:
     source = shell.transform_cell(cell.source)
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     try:
-        with capture_output():
-            code = compile(source, file, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        with _silenced(shell):
+            # dont_inherit: the cell does not get this module's `from __future__ import annotations`.
+            code = compile(source, file, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
             result = eval(code, shell.user_ns)
             if inspect.iscoroutine(result):
                 await result
@@ -101,6 +110,29 @@ async def _run(shell: Any, lesson: str, cell: Cell) -> None:
     finally:
         if "matplotlib.pyplot" in sys.modules:  # or the figures would all be drawn under the caller's cell
             sys.modules["matplotlib.pyplot"].close("all")
+
+
+class _NoDisplay(CapturingDisplayPublisher):
+    """Shows nothing of what a cell displays."""
+
+    def set_parent(self, parent: dict[str, Any]) -> None:
+        """Does nothing. A widget calls it: in a notebook, a publisher is told which cell it works for."""
+
+
+@contextmanager
+def _silenced(shell: Any) -> Iterator[None]:
+    publisher = shell.display_pub
+    shell.display_pub = _NoDisplay()  # type: ignore[no-untyped-call]
+    try:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield
+    finally:
+        shell.display_pub = publisher
+
+
+def _last_line(source: str) -> str:
+    *_, line = source.strip().splitlines() or [""]
+    return line.strip()[:80]
 
 
 def _shell() -> Any:

@@ -25,8 +25,8 @@ class RequestRecord:
         status: HTTP status, or None if no answer came.
         worked_s: seconds that the application says it took (header ``X-Process-Time``), or None.
         error: why no answer came, or why it broke off, else "".
-        body: the answer, as much of it as came.
-        arrivals: when each piece of the body came, on the same clock.
+        body: the part of the answer that arrived.
+        arrivals: when each piece of the body arrived, on the same clock.
     """
 
     number: int
@@ -82,15 +82,15 @@ def load(
     json: Any = None,
     timeout_s: float = 60,
 ) -> Records:
-    """Send the same request many times to one address, each on a connection of its own, as from a user of its own.
+    """Send the same request many times to one address, each on its own connection, like separate users.
 
     Args:
-        url: where to.
-        requests: how many.
-        concurrency: how many at the same time. None: all of them; 1: one after the other.
+        url: the address.
+        requests: the number of requests.
+        concurrency: how many are sent at the same time. None: all of them; 1: one after the other.
         method: the HTTP method.
         json: the body, if any.
-        timeout_s: after which a request counts as unanswered.
+        timeout_s: the seconds after which a request counts as unanswered.
     """
 
     async def send_all() -> Records:
@@ -128,12 +128,12 @@ def load(
 
 
 def in_parallel(*calls: Callable[[], T]) -> list[T]:
-    """Call functions at the same time, each in a thread; their results, in the same order."""
+    """Call functions at the same time, each in a thread, and return their results in the same order."""
     with ThreadPoolExecutor(len(calls)) as pool:
         return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
 def run_async(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine to its end in a thread of its own: a notebook's own event loop is busy running the cell."""
+    """Run a coroutine in a thread of its own, since the notebook's event loop is busy running the cell."""
     [result] = in_parallel(lambda: asyncio.run(make()))
     return result

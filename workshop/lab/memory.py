@@ -1,4 +1,4 @@
-"""Peak memory of a whole family of processes."""
+"""Peak memory of a process and its descendants."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PeakMemory:
         subprocess.run(command, env=memory.env)
     memory.peak_mb
 
-    Without `with` it samples nothing, and `processes` tells who carries the marker.
+    Without `with` it samples nothing, and `processes` lists the processes with the marker.
     A process carries the marker if it was started with `env`, or is a descendant of one that was: environments are
     inherited, so Ray's processes count although they have a new parent. The figure is the proportional set size
     (PSS: a page shared by n processes counts 1/n in each), or resident size where the system has no PSS.
@@ -49,7 +49,7 @@ class PeakMemory:
         return sum(map(_memory, self.processes()))
 
     def processes(self) -> list[psutil.Process]:
-        """The processes that carry the marker and are alive now."""
+        """The living processes that carry the marker."""
         return [process for process in psutil.process_iter() if _marker_of(process) == self.marker]
 
     def __enter__(self) -> Self:

@@ -77,7 +77,7 @@ _TEXTS: dict[State, str] = {
 
 @dataclass(frozen=True)
 class ServiceMap:
-    """The map as one lesson sees it; draws itself in a notebook."""
+    """The map for one lesson. A notebook shows it as a drawing."""
 
     lesson: int
 

@@ -13,6 +13,9 @@ class Outcome(StrEnum):
     NOT_YET = "not yet"
     NOT_ATTEMPTED = "not attempted"
     COULD_NOT_CHECK = "could not check"
+    """The learner's code stopped with an error."""
+    CHECK_FAILED = "check failed"
+    """The fault is in the check or the machine, not in the answer."""
 
 
 _MARKS = {
@@ -20,6 +23,7 @@ _MARKS = {
     Outcome.NOT_YET: ("→", "#c8811a"),
     Outcome.NOT_ATTEMPTED: ("○", "#8a8f98"),
     Outcome.COULD_NOT_CHECK: ("!", "#d2544f"),
+    Outcome.CHECK_FAILED: ("?", "#8a8f98"),
 }
 
 

@@ -11,7 +11,7 @@ def wait(ms: float = 100) -> None:
 
 
 def burn(ms: float = 100) -> int:
-    """Compute in pure Python for roughly so long. The amount of work is fixed: a slower machine takes longer."""
+    """Compute in pure Python for roughly this long. The amount of work is fixed: a slower machine takes longer."""
     total = 0
     for number in range(int(ms * _LOOPS_PER_MS)):
         total += number

@@ -3,7 +3,9 @@
 from numbers import Real
 from typing import Any
 
-from workshop.lab.checks import Answer, NotYet, exercise, expect, show
+from workshop.lab.answer import Answer
+from workshop.lab.expectations import NotYet, expect, show
+from workshop.lab.registry import exercise
 from workshop.models.tumours import TumourClassifier, training_data
 from workshop.settings import Settings
 

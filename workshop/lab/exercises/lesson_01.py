@@ -8,7 +8,9 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from workshop.lab.checks import Answer, Client, NotYet, exercise, expect
+from workshop.lab.answer import Answer, Client
+from workshop.lab.app_server import run_app
+from workshop.lab.expectations import NotYet, expect
 from workshop.lab.fixtures.lesson_01 import (
     DIAGNOSE_S,
     Meeting,
@@ -21,7 +23,7 @@ from workshop.lab.fixtures.lesson_01 import (
     reports,
 )
 from workshop.lab.load_generator import in_parallel
-from workshop.lab.serving import run_app
+from workshop.lab.registry import exercise
 
 TOGETHER = 5
 """Requests at the same time: asyncio.to_thread has no more threads than this on one core."""

@@ -17,8 +17,10 @@ from fastapi.sse import format_sse_event
 from httpx_sse import EventSource, ServerSentEvent
 from starlette.types import Message, Receive, Scope, Send
 
-from workshop.lab.checks import Answer, Client, NotYet, comes_true, exercise, expect, show
-from workshop.lab.serving import run_app
+from workshop.lab.answer import Answer, Client
+from workshop.lab.app_server import run_app
+from workshop.lab.expectations import NotYet, comes_true, expect, show
+from workshop.lab.registry import exercise
 
 REPORT = ("no", "sign", "of", "malignancy,", "next", "visit", "in", "a", "year")
 OTHER = ("two", "lesions,", "both", "benign,", "the", "larger", "one", "of", "nine", "millimetres,", "no", "referral")

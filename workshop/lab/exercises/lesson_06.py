@@ -14,7 +14,9 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from workshop.lab.checks import Answer, Client, NotYet, comes_true, exercise, expect, show
+from workshop.lab.answer import Answer, Client
+from workshop.lab.expectations import NotYet, comes_true, expect, show
+from workshop.lab.registry import exercise
 
 PATIENCE_S = 5.0
 """For a message that must come."""

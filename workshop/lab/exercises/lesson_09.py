@@ -1,7 +1,6 @@
 """Lesson 09: deployment handles."""
 
 import asyncio
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -12,7 +11,9 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from workshop.lab.checks import Answer, CouldNotCheck, NotYet, exercise, expect, show
+from workshop.lab.answer import Answer
+from workshop.lab.expectations import CheckFailed, NotYet, expect, show
+from workshop.lab.registry import exercise
 
 _names = (f"check-{number}" for number in count(1))
 
@@ -42,7 +43,7 @@ def _running(application: object) -> Iterator[str]:
 
 def _need_serve() -> None:
     if not ray.is_initialized():
-        raise NotYet("Ray Serve is not running. `start_serve()` starts it; then check again.")
+        raise CheckFailed("Ray Serve is not running. `start_serve()` starts it; then check again.")
 
 
 def _call(answer: Answer, handle: Any, method: str, *args: Any) -> Any:
@@ -52,20 +53,7 @@ def _call(answer: Answer, handle: Any, method: str, *args: Any) -> Any:
     async def call() -> Any:
         return await getattr(handle, method).remote(*args)
 
-    try:
-        return answer.run(call())
-    except RayTaskError as error:
-        raise CouldNotCheck(_as_in_the_replica(error)) from error
-
-
-def _as_in_the_replica(error: RayTaskError) -> BaseException:
-    """The error as it was raised, with a note that says where."""
-    cause: BaseException = error.cause
-    frames = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', str(error))
-    own = [(line, function) for file, line, function in frames if "site-packages" not in file]
-    if own:
-        cause.add_note("(in the replica: line {}, in {})".format(*own[-1]))
-    return cause
+    return answer.run(call())
 
 
 def _last_line(text: str) -> str:
@@ -266,10 +254,7 @@ def _burst(answer: Answer, handle: Any, patients: list[int]) -> list[Any]:
     async def burst() -> list[Any]:
         return await asyncio.gather(*(handle.diagnose.remote(patient) for patient in patients))
 
-    try:
-        got: list[Any] = answer.run(burst())
-    except RayTaskError as error:
-        raise CouldNotCheck(_as_in_the_replica(error)) from error
+    got: list[Any] = answer.run(burst())
     return got
 
 

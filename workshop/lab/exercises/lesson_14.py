@@ -9,7 +9,9 @@ from typing import Any
 import httpx
 from openai import APIStatusError, AsyncOpenAI
 
-from workshop.lab.checks import Answer, Client, NotYet, exercise, expect, show
+from workshop.lab.answer import Answer, Client
+from workshop.lab.app_server import run_app
+from workshop.lab.expectations import NotYet, expect, show
 from workshop.lab.fixtures.lesson_14 import (
     BUDGET,
     BUMPY,
@@ -25,7 +27,7 @@ from workshop.lab.fixtures.lesson_14 import (
     ledger,
     written,
 )
-from workshop.lab.serving import run_app
+from workshop.lab.registry import exercise
 
 # ------------------------------------------------------------------------------------ 14.1: two models, one route
 

@@ -14,14 +14,14 @@ _url: str | None = None
 
 
 def start_serve() -> str:
-    """Start Ray and Serve with memory-sparing settings, unless they run already.
+    """Start Ray and Serve with settings that save memory, unless they are running.
 
     Returns the address of Serve's HTTP proxy, such as ``http://127.0.0.1:43210``.
     """
     global _url  # noqa: PLW0603
     if _url is None:
         port = free_port()
-        # Many logical CPUs: the lessons' replicas mostly wait, and may share the cores.
+        # More logical CPUs than cores: the replicas of the lessons mostly wait.
         settings = Settings(ray_cpus=16, language_models=False)
         with waiting_for("Ray and Serve"):
             _running.enter_context(serve_cluster(settings, host="127.0.0.1", port=port))

@@ -1,4 +1,4 @@
-"""The slowed model of the lessons."""
+"""`slow_model`: its speed, and its end."""
 
 import asyncio
 import subprocess
@@ -23,7 +23,7 @@ def complete(model, times):
     return answers, time.perf_counter() - start
 
 
-def test_each_answer_gets_so_many_tokens_a_second_and_all_share_the_steps():
+def test_the_speed_is_limited_and_all_answers_share_the_steps():
     model, steps = slow_model(20), []
     model._loops._model.register_forward_hook(lambda *_: steps.append("a step"))
     answers, seconds = complete(model, 3)
@@ -41,7 +41,7 @@ def test_a_second_model_stops_the_first():
     second.close()
 
 
-def test_a_forgotten_model_does_not_keep_the_process():
+def test_a_model_that_was_not_stopped_does_not_keep_the_process_alive():
     code = f"""
 import asyncio
 from workshop.contracts.generator import *

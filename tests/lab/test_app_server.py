@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
-from workshop.lab.serving import STOP_LIMIT, run_app
+from workshop.lab.app_server import STOP_LIMIT, run_app
 
 
 def app_that_says(text: str, **options) -> FastAPI:
@@ -42,7 +42,7 @@ def test_a_second_server_of_the_same_name_replaces_the_first():
     second.stop()
 
 
-def test_servers_without_a_name_stand_side_by_side():
+def test_servers_without_a_name_run_side_by_side():
     with run_app(app_that_says("one")) as first, run_app(app_that_says("two")) as second:
         assert [httpx.get(server.url).json() for server in (first, second)] == ["one", "two"]
 
@@ -52,7 +52,7 @@ def test_a_taken_port_is_one_clear_line():
         run_app(app_that_says("two"), port=server.port)
 
 
-def test_the_error_of_a_failed_start_is_the_callers(caplog):
+def test_the_error_of_a_failed_start_is_raised_to_the_caller(caplog):
     @asynccontextmanager
     async def lifespan(app):
         raise FileNotFoundError("model.skops")

@@ -31,7 +31,7 @@ from workshop.contracts.rag import RagAnswer, RagEvent
 from workshop.contracts.retriever import Hit, Passage, RetrieverCard
 from workshop.contracts.services import LanguageServices, Services
 from workshop.contracts.tumours import FEATURES
-from workshop.lab.serving import Server
+from workshop.lab.app_server import Server
 from workshop.models.cascade import PricedModel, TwoModelCascade
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore

@@ -36,7 +36,7 @@ def run_app(app: ASGIApp, port: int = 0, name: str | None = None, **options: Any
 
 
 class Server(AbstractContextManager["Server"]):
-    """A running app: `url` is where it answers. `stop()`, or leaving a `with` block, ends it."""
+    """A running app. `url` is its address; `stop()`, or the end of a `with` block, ends it."""
 
     def __init__(self, app: ASGIApp, port: int, name: str | None, options: dict[str, Any]) -> None:
         self.name = name
@@ -44,7 +44,7 @@ class Server(AbstractContextManager["Server"]):
         self.port: int = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._watch = _LifespanWatch(app)
-        # log_config: uvicorn's logging settings are global, and a notebook has servers of its own kind.
+        # log_config: uvicorn's logging settings are global, and a notebook may run other servers.
         # proxy_headers: no proxy is in front, and a caller must not choose its own address.
         settings: dict[str, Any] = {"log_config": None, "access_log": False, "proxy_headers": False}
         settings |= {"timeout_graceful_shutdown": 1} | options

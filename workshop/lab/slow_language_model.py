@@ -1,4 +1,4 @@
-"""A language model with the speed of one of a useful size."""
+"""A small language model, slowed down to the speed of a useful one."""
 
 import threading
 import time
@@ -14,16 +14,16 @@ _running: list[LanguageModel] = []
 
 
 def slow_model(steps_per_second: float = 40) -> LanguageModel:
-    """The service's main model with a pause in each of its steps. All answers under way share a step.
+    """The service's main model with a pause in each of its steps. All running answers share a step.
 
-    A model that was made before is stopped first, so a cell can run twice.
+    An earlier slow model is stopped first, so a cell can run twice.
 
     Args:
-        steps_per_second: the most tokens that each answer gets in a second.
+        steps_per_second: the maximum of tokens per second, for each answer.
     """
     _stop()
     source = Settings().main_model
-    torch.set_num_threads(1)  # what computes this little is faster so
+    torch.set_num_threads(1)  # a model this small is faster on one thread
     network = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
 
     def pause(*_: Any) -> None:
@@ -41,7 +41,7 @@ def _stop() -> None:
 
 
 def _stop_at_the_end() -> None:
-    # Python runs atexit's functions only after the threads have ended, and a model's thread ends only when stopped.
+    # Python calls atexit functions only after all threads have ended, and a model's thread ends only when stopped.
     threading.main_thread().join()
     _stop()
 

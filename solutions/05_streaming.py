@@ -194,7 +194,7 @@ read[:3]
 # `{"number": 1, "word": "no"}` is the first.
 
 # %%
-from workshop.lab.exercises.lesson_05 import dictation
+from workshop.lab.fixtures.lesson_05 import dictation
 
 [word async for word in dictation()]
 
@@ -857,7 +857,7 @@ ended
 # gets every piece, and as soon as a reader leaves, a slow one too, `voice` is closed.
 
 # %%
-from workshop.lab.exercises.lesson_05 import voice
+from workshop.lab.fixtures.lesson_05 import voice
 
 
 async def fill(pieces):
@@ -1016,7 +1016,7 @@ statuses, answers_given() - earlier
 # the stream fails, or ends without `complete`, raise `UnfinishedError`.
 
 # %%
-from workshop.lab.exercises.lesson_05 import UnfinishedError
+from workshop.lab.fixtures.lesson_05 import UnfinishedError
 
 
 # %% exercise="05.5"

@@ -1099,7 +1099,7 @@ check("05.5", read_answer)
 # | what goes wrong | what you see | write |
 # |---|---|---|
 # | the answer waits for its last word | one late mark | an endpoint that yields |
-# | a layer buffers the pieces | one late mark, only from outside | pure ASGI; `X-Accel-Buffering: no` from a dependency |
+# | a layer holds the pieces back | one late mark, only from outside | pure ASGI; `X-Accel-Buffering` in a dependency |
 # | an error before the first word | 200, then a broken connection | `started`, in a dependency |
 # | an error in the middle | half an answer that ends normally | an `error` event, and `complete` |
 # | the reader leaves | tokens for nobody | a dependency that cleans up after its `yield` |

@@ -4,7 +4,7 @@ import gc
 import json
 import time
 from collections import UserList
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain, zip_longest
 from typing import Any, TypeVar
@@ -49,18 +49,17 @@ LIMIT_S = 30
 def streams_lines(answer: Answer) -> None:
     with answer.serve(seconds=8) as client:
         with doctor.saying(REPORT) as speech:
-            _expect_lines(list(_lines(client, "/words", speech)), REPORT, "GET /words")
-        with doctor.saying(OTHER) as speech:
-            readers = [_lines(client, "/words", speech, number) for number in range(2)]
-            for got in _in_turns(*readers):
-                _expect_lines(got, OTHER, "GET /words, by two readers at the same time")
+            _expect_lines(list(_lines(client, "/words", speech)), REPORT)
+        with doctor.saying(OTHER) as speech, _given(answer, "GET /words by two readers at the same time"):
+            for got in _in_turns(*(_lines(client, "/words", speech, number) for number in range(2))):
+                _expect_lines(got, OTHER)
 
 
-def _expect_lines(got: list[Any], words: tuple[str, ...], given: str) -> None:
+def _expect_lines(got: list[Any], words: tuple[str, ...]) -> None:
     for number, (line, word) in enumerate(zip(got, words, strict=False), 1):
-        expect(line, {"number": number, "word": word}, why=f"Line {number}.", given=given)
+        expect(line, {"number": number, "word": word}, why=f"Line {number}.")
     if len(got) != len(words):
-        raise NotYet("One line per word.", given=given, expected=f"{len(words)} lines", got=f"{len(got)}")
+        raise NotYet("One line per word.", expected=f"{len(words)} lines", got=f"{len(got)}")
 
 
 @exercise(
@@ -75,29 +74,28 @@ def _expect_lines(got: list[Any], words: tuple[str, ...], given: str) -> None:
 def streams_events(answer: Answer) -> None:
     with answer.serve(seconds=8) as client:
         with doctor.saying(REPORT) as speech:
-            _expect_events(list(_events(client, "/events", speech)), REPORT, "GET /events")
-        with doctor.saying(OTHER) as speech:
-            readers = [_events(client, "/events", speech, number) for number in range(2)]
-            for got in _in_turns(*readers):
-                _expect_events(got, OTHER, "GET /events, by two readers at the same time")
+            _expect_events(list(_events(client, "/events", speech)), REPORT)
+        with doctor.saying(OTHER) as speech, _given(answer, "GET /events by two readers at the same time"):
+            for got in _in_turns(*(_events(client, "/events", speech, number) for number in range(2))):
+                _expect_events(got, OTHER)
 
 
-def _expect_events(events: list[ServerSentEvent], words: tuple[str, ...], given: str) -> None:
+def _expect_events(events: list[ServerSentEvent], words: tuple[str, ...]) -> None:
     if not events:
-        raise NotYet("No event came.", given=given)
+        raise NotYet("No event came.")
     names = ["chunk"] * len(words) + ["complete"]
-    expect([event.event for event in events], names, why="The names of the events.", given=given)
+    expect([event.event for event in events], names, why="The names of the events.")
     for event in events:
         if isinstance(_parsed(event.data), str):
-            raise NotYet("This data is JSON inside a JSON string.", given=given, got=event.data)
+            raise NotYet("This data is JSON inside a JSON string.", got=event.data)
     *chunks, complete = events
     for number, (event, word) in enumerate(zip(chunks, words, strict=True), 1):
-        expect(_parsed(event.data), {"text": word}, why="The data of a chunk.", given=given)
-        expect(event.id, str(number), why="The id of a chunk.", given=given)
-    expect(_parsed(complete.data), {"words": len(words)}, why="The data of `complete`.", given=given)
+        expect(_parsed(event.data), {"text": word}, why="The data of a chunk.")
+        expect(event.id, str(number), why="The id of a chunk.")
+    expect(_parsed(complete.data), {"words": len(words)}, why="The data of `complete`.")
 
 
-def _lines(client: Client, path: str, speech: Speech, listener: int = 0) -> Iterator[Any]:
+def _lines(client: Client, path: str, speech: Speech, listener: int = 0) -> Generator[Any, None, None]:
     """What the lines of an answer hold, as they come."""
     with client.stream("GET", path) as response:
         expect(response.status_code, 200)
@@ -133,6 +131,15 @@ def _in_turns(*readers: Iterator[Item]) -> list[list[Item]]:
         for own, item in zip(got, items, strict=True):
             own.extend([] if item is None else [item])
     return got
+
+
+@contextmanager
+def _given(answer: Answer, text: str) -> Iterator[None]:
+    """Let the verdict on what happens in the block say what was given."""
+    try:
+        yield
+    finally:
+        answer.given = text
 
 
 def _expect_media_type(response: httpx.Response, *expected: str) -> None:
@@ -171,21 +178,21 @@ def notes_the_first_piece(answer: Answer) -> None:
     with answer.serve(app, seconds=8) as client:
         with client.stream("GET", "/stream") as response:
             _expect_streamed(response, one)
-        _expect_notes(notes, {"/stream": one}, "GET /stream")
+        _expect_notes(notes, {"/stream": one})
 
         notes.clear()
-        with client.stream("GET", "/slow") as response:
-            time.sleep(0.3)  # a start that the two share is wrong for one of them
-            with client.stream("GET", "/fast") as other:
-                _expect_streamed(other, fast)
-            _expect_streamed(response, orders["/slow"])
-        two = {path: orders[path] for path in ("/slow", "/fast")}
-        _expect_notes(notes, two, "GET /slow, and GET /fast while it is under way")
+        with _given(answer, "GET /slow, and GET /fast while it is under way"):
+            with client.stream("GET", "/slow") as response:
+                time.sleep(0.3)  # a start that the two share is wrong for one of them
+                with client.stream("GET", "/fast") as other:
+                    _expect_streamed(other, fast)
+                _expect_streamed(response, orders["/slow"])
+            _expect_notes(notes, {path: orders[path] for path in ("/slow", "/fast")})
 
         notes.clear()
         plain = client.get("/other")
         expect((plain.status_code, plain.text), (404, "nothing"), why="The answer itself must stay the same.")
-        _expect_one_note_each(notes, ["/other"], "GET /other")
+        _expect_one_note_each(notes, ["/other"])
 
 
 def _expect_untouched(answer: Answer, app: Any, kind: str, *events: str) -> None:
@@ -216,24 +223,23 @@ def _expect_streamed(response: httpx.Response, order: Order) -> None:
         raise NotYet(f"Piece {order.held} of the body is held back.", expected="each piece is sent on at once")
 
 
-def _expect_one_note_each(notes: UserList[Any], paths: list[str], given: str) -> list[tuple[str, float]]:
+def _expect_one_note_each(notes: UserList[Any], paths: list[str]) -> list[tuple[str, float]]:
     comes_true(lambda: len(notes) >= len(paths), 2.0)
     try:
         pairs = sorted((str(path), float(seconds)) for path, seconds in notes)
     except (TypeError, ValueError):
-        raise NotYet("A note is a pair.", given=given, expected="(path, seconds)", got=show(list(notes))) from None
-    expect([path for path, _ in pairs], paths, why="Each answer gets one note.", given=given)
+        raise NotYet("A note is a pair.", expected="(path, seconds)", got=show(list(notes))) from None
+    expect([path for path, _ in pairs], paths, why="Each answer gets one note.")
     return pairs
 
 
-def _expect_notes(notes: UserList[Any], orders: dict[str, Order], given: str) -> None:
-    for path, seconds in _expect_one_note_each(notes, sorted(orders), given):
+def _expect_notes(notes: UserList[Any], orders: dict[str, Order]) -> None:
+    for path, seconds in _expect_one_note_each(notes, sorted(orders)):
         order = orders[path]
         early, late = seconds < order.first_s - 0.05, seconds > order.first_out_s + Kitchen.BETWEEN_S / 2
         if early or late:
             raise NotYet(
                 f"That is {'less' if early else 'more'} than the first piece of the body took.",
-                given=given,
                 expected=f"{path}: about {order.first_s:.1f} s",
                 got=f"{path}: {seconds:.1f} s",
             )
@@ -251,26 +257,27 @@ def _expect_notes(notes: UserList[Any], orders: dict[str, Order], given: str) ->
 def stops_with_its_reader(answer: Answer) -> None:
     with answer.serve(seconds=8) as client, _no_garbage_collection():
         with recording.saying(SOUND) as speech:
-            _expect_every_piece(_lines(client, "/voice", speech), "GET /voice")
-        with recording.saying(SOUND) as speech:
+            _expect_every_piece(_lines(client, "/voice", speech))
+        two = "GET /voice by two readers at the same time, and one leaves"
+        with recording.saying(SOUND) as speech, _given(answer, two):
             staying, leaving = (_lines(client, "/voice", speech, number) for number in range(2))
             first = next(staying, None)
             comes_true(lambda: speech.spoken[0] > 1, 2.0)  # the next piece is on its way, so the app waits for more
             next(leaving, None)
             leaving.close()
-            _expect_every_piece(chain([first], staying), "GET /voice by two readers at the same time, and one leaves")
+            _expect_every_piece(chain([first], staying))
         _expect_silence(client, "who leaves after the first piece", pause_s=0.02, stalls=False)
         _expect_silence(client, "who stops reading, and leaves later", pause_s=0.005, stalls=True)
 
 
-def _expect_every_piece(lines: Iterable[Any], given: str) -> None:
+def _expect_every_piece(lines: Iterable[Any]) -> None:
     got: list[Any] = []
     with suppress(httpx.TimeoutException):
         got.extend(line.get("sound") if isinstance(line, dict) else line for line in lines)
     if got != list(SOUND):
         numbers = ", ".join(str(piece).partition(":")[0][:20] for piece in got)
         expected = f"pieces 0 to {len(SOUND) - 1}, each as {{'sound': piece}}"
-        raise NotYet("A reader who stays gets every piece.", given=given, expected=expected, got=numbers or "nothing")
+        raise NotYet("A reader who stays gets every piece.", expected=expected, got=numbers or "nothing")
 
 
 def _expect_silence(client: Client, reader: str, *, pause_s: float, stalls: bool) -> None:
@@ -337,12 +344,3 @@ def reads_an_answer(answer: Answer) -> None:
             with _given(answer, described(name)):
                 url = str(client.base_url.join(name))
                 answer.raises(UnfinishedError, url, why="This answer is not complete.")
-
-
-@contextmanager
-def _given(answer: Answer, text: str) -> Iterator[None]:
-    """Let the verdict on what happens in the block say what was given."""
-    try:
-        yield
-    finally:
-        answer.given = text

@@ -85,7 +85,7 @@ def compare(guess, measured):
 asked = {path: load(server.url + path, requests=1)[0] for path in ("/whole", "/lines")}
 times = {}
 for path, record in asked.items():
-    times |= {f"{path}, first word": round(record.first_ms), f"{path}, last word": round(record.ms)}
+    times |= {f"{path}, first word": f"{record.first_ms:.0f} ms", f"{path}, last word": f"{record.ms:.0f} ms"}
 compare(guess, times)
 
 # %% [markdown]
@@ -318,7 +318,7 @@ apps = {"gzip": GZipMiddleware(app), "log": BaseHTTPMiddleware(app, keep_log), "
 suspects = {name: cleanup.enter_context(run_app(suspect, name=name)) for name, suspect in apps.items()}
 
 # %% [markdown]
-# Which of the three holds back `/lines`, and which `/events`? Six answers: `"held back"` or `"passes"`.
+# Which of the three holds back `/lines`, and which `/events`? Six answers: `"held back"` or `"not"`.
 
 # %%
 guess = {"/lines, gzip": ..., "/lines, log": ..., "/lines, proxy": ...}
@@ -335,7 +335,7 @@ def ask_all(urls):
 
 
 def fate(record):
-    return "held back" if record.first_ms > record.ms / 2 else "passes"
+    return "held back" if record.first_ms > record.ms / 2 else "not held back"
 
 
 # %%
@@ -399,7 +399,7 @@ async def before():
 
 
 # %% [markdown]
-# Which of the two passes the proxy?
+# Which of the two does the proxy hold back?
 
 # %%
 guess = {"/lines/inside": ..., "/lines/before": ...}
@@ -426,7 +426,8 @@ import time
 from workshop.api.middleware.timing import TimingMiddleware
 
 timed = cleanup.enter_context(run_app(TimingMiddleware(app), name="timed"))
-compare(guess, {path: record.worked_s for path, record in ask_all({path: timed.url + path for path in guess}).items()})
+reports = ask_all({path: timed.url + path for path in guess})
+compare(guess, {path: f"{record.worked_s:.4f} s" for path, record in reports.items()})
 
 # %% [markdown]
 # `/lines` seems to take no time at all. The time is reported in a header, headers leave with the status, and the status
@@ -482,8 +483,8 @@ import logging
 from workshop.contracts.errors import ModelFailedError
 
 server_log = logging.getLogger("uvicorn.error")
-server_log.setLevel(logging.CRITICAL)
 cleanup.callback(server_log.setLevel, logging.NOTSET)
+server_log.setLevel(logging.CRITICAL)
 
 
 # %%

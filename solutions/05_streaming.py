@@ -181,6 +181,7 @@ import json
 
 import httpx
 
+# %%
 with httpx.stream("GET", server.url + "/lines") as answer:
     print("".join(json.loads(line)["text"] for line in answer.iter_lines()))
 
@@ -1008,8 +1009,7 @@ def kind(event):
 # %%
 from collections import Counter
 
-kept = ask("Can you explain server-sent events?")
-switched = ask("When is a StreamingResponse the right choice?")
+kept, switched = ask("Can you explain server-sent events?"), ask("When is a StreamingResponse the right choice?")
 [Counter(kind(event) for _, event in events) for events in (kept, switched)]
 
 # %%

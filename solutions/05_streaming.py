@@ -1,20 +1,23 @@
 # %% [markdown]
 # # 05 Streaming
 #
-# A language model has its first word long before its last. You will pass each word on at once, find out who on the way
-# keeps it back, and see what an answer does when nobody reads it any more.
+# A language model has its first word long before its last. You will send each word as soon as it is there, find out
+# which layer on the way holds it back, and see what happens to an answer that nobody reads any more.
 #
 # Afterwards you can
 #
 # - stream JSON lines and server-sent events, and choose between them,
-# - find in a picture who holds a stream back,
+# - find in a picture which layer holds a stream back,
 # - tell a client that an answer failed although its status said 200,
-# - slow down with a slow reader, and stop when the reader has left.
+# - slow down for a slow reader, and stop when the reader has left.
 #
-# The code runs in {{ minutes }} and takes {{ memory }} at most. With the exercises, plan 75 minutes.
+# The code runs in {{ minutes }} and takes {{ memory }} at most. With the exercises, plan 60 minutes.
+#
+# If you come late, or the kernel was restarted, import `start_at` from `workshop.lab`: `await start_at("05.3")` runs
+# everything before exercise 3.
 
 # %%
-from workshop.lab import bars, check, curve, hint, load, marks
+from workshop.lab import bars, check, curve, hint, in_parallel, load, marks
 from workshop.lab import run_app, service_map, slow_model, solution
 
 service_map("05")
@@ -22,18 +25,24 @@ service_map("05")
 # %% [markdown]
 # ## One answer, served in two ways
 #
-# A model of useful size gives 20 to 50 tokens a second. The service's own is tiny and much faster. So we put a pause into
-# each of its steps: at most 50 a second.
+# A model of useful size gives 20 to 50 tokens a second. The service's own model is tiny and much faster, so we add a
+# pause to each of its steps: at most 50 a second.
+#
+# What we start goes onto a stack, and the last cell closes the stack. You can jump there at any time.
 
 # %%
+from contextlib import AsyncExitStack
+
 from workshop.contracts.generator import Message, Prompt
 
+cleanup = AsyncExitStack()
 model = slow_model(50)
+cleanup.push_async_callback(model.aclose)
 QUESTION = Prompt((Message("user", "How do I write an SSE endpoint in FastAPI?"),))
 
 # %% [markdown]
-# The first endpoint waits for the answer and returns it. The second yields: FastAPI sends each item at once, and goes back
-# for the next.
+# The first endpoint waits for the whole answer and returns it. The second yields: FastAPI sends each item at once, then
+# asks for the next.
 
 # %%
 from fastapi import FastAPI
@@ -55,26 +64,32 @@ async def lines():
 
 
 # %%
-server = run_app(app, name="lesson 05")
+server = cleanup.enter_context(run_app(app, name="lesson 05"))
 load(server.url + "/whole", requests=1)[0].body.decode()
 
 # %% [markdown]
-# That is the whole answer. How many milliseconds until the client has its first word, and until it has the last? Change the
-# numbers to what you believe.
+# That is the whole answer. After how many milliseconds does the client have its first word, and its last? Replace each
+# `...` by your prediction.
 
 # %%
-guess = {"/whole": (1000, 1000), "/lines": (1000, 1000)}
+guess = {"/whole, first word": ..., "/whole, last word": ..., "/lines, first word": ..., "/lines, last word": ...}
+
 
 # %%
-asked = {path: load(server.url + path, requests=1)[0] for path in guess}
+def compare(guess, measured):
+    for name, value in measured.items():
+        said = "nothing yet" if guess[name] is ... else guess[name]
+        print(f"{name:27} you said {said}, it was {value}")
+
+
+asked = {path: load(server.url + path, requests=1)[0] for path in ("/whole", "/lines")}
+times = {}
 for path, record in asked.items():
-    first, last = guess[path]
-    print(f"{path:7} first word: you said {first:4} ms, it took {record.first_ms:5.0f} ms")
-    print(f"{path:7} last word:  you said {last:4} ms, it took {record.ms:5.0f} ms")
-
+    times |= {f"{path}, first word": f"{record.first_ms:.0f} ms", f"{path}, last word": f"{record.ms:.0f} ms"}
+compare(guess, times)
 
 # %% [markdown]
-# Each mark below is a piece of an answer that arrives.
+# In the picture, each mark is a piece of an answer that arrives.
 
 
 # %%
@@ -87,43 +102,47 @@ marks({path: arrivals(record) for path, record in asked.items()})
 # %% [markdown]
 # ## What just happened?
 #
-# The same model took the same time for the same words. Streaming makes nothing faster. It changes when the reader can begin,
-# and whoever reads along hardly waits at all.
+# The same model took about the same time for the same words. Streaming makes nothing faster. It changes when the reader
+# can begin: a person who reads along hardly waits at all.
 
 # %%
 print(f"The first word came after {asked['/lines'].first_ms / asked['/whole'].ms:.0%} of the whole time.")
 
 # %% [markdown]
-# With several users at once the model computes a token for each of them in every step. Which of the three waits will grow
-# with the number of users?
+# With several users at once, the model computes a token for each of them in every step. How many times as long as a
+# single user does each of eight users wait?
+
+# %%
+guess = {"/whole, both words": ..., "/lines, last word": ..., "/lines, first word": ...}
 
 # %%
 from statistics import median
 
-waits = {"/whole: first and last word": {}, "/lines: last word": {}, "/lines: first word": {}}
-for users in (1, 4, 8):
+waits = {name: {} for name in guess}
+for users in (1, 8):
     whole_ones, streams = (load(server.url + path, users) for path in ("/whole", "/lines"))
-    waits["/whole: first and last word"][users] = whole_ones.median_ms
-    waits["/lines: last word"][users] = streams.median_ms
-    waits["/lines: first word"][users] = median(record.first_ms for record in streams)
+    waits["/whole, both words"][f"{users} at once"] = whole_ones.median_ms
+    waits["/lines, last word"][f"{users} at once"] = streams.median_ms
+    waits["/lines, first word"][f"{users} at once"] = median(record.first_ms for record in streams)
 
 # %%
-curve(waits, x="users at the same time", y="milliseconds (median)", title="How long a user waits for …")
+compare(guess, {name: f"{wait['8 at once'] / wait['1 at once']:.1f} times" for name, wait in waits.items()})
+bars(waits, y="milliseconds (median)", title="How long a user waits for …")
 
 # %% [markdown]
-# The time to the first token is what a user feels. The time to the last is what the answer takes. Between the two upper lines
-# and the lowest one lies all that streaming can give.
+# The time to the first token is what a user feels. The time to the last is what the answer takes. The difference
+# between the two is all that streaming can give.
 #
 # ## On the wire
 #
-# What did the client read? An item of the generator became a line, and each line is JSON by itself.
+# What did the client read? Each item of the generator became a line, and each line is JSON by itself.
 
 # %%
 print(asked["/lines"].body.decode()[:120])
 
 # %% [markdown]
-# This form is called JSON lines. The other form is called server-sent events, SSE for short. The same generator with another
-# response class:
+# This format is called JSON lines. The other common one is server-sent events, SSE for short. It takes the same kind of
+# generator and another response class:
 
 # %%
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -142,11 +161,11 @@ asked["/events"] = load(server.url + "/events", requests=1)[0]
 print(asked["/events"].body.decode()[:150])
 
 # %% [markdown]
-# An event is a few lines, up to an empty one. It can have a name and an id. A line that begins with a colon is a comment, and
-# readers skip it.
+# An event is a few lines, and ends with an empty line. It can have a name and an id. A line that begins with a colon is
+# a comment, which readers skip.
 #
-# Comments are there to keep a silent connection from being cut. FastAPI sends one whenever a stream of events has been silent
-# for so many seconds:
+# Comments keep an idle connection open: some proxies close a connection on which nothing is sent. FastAPI sends this
+# comment whenever a stream of events has been silent for so many seconds:
 
 # %%
 import fastapi.sse
@@ -154,8 +173,8 @@ import fastapi.sse
 fastapi.sse.KEEPALIVE_COMMENT, fastapi.sse._PING_INTERVAL
 
 # %% [markdown]
-# Who reads what? Lines are for programs: `curl`, `jq`, a log collector, `fetch`, any loop over lines. That is the whole
-# client:
+# Which format is for whom? Lines are for programs: `curl`, `jq`, a log collector, `fetch`, any loop over lines. A
+# client is two lines long:
 
 # %%
 import json
@@ -167,34 +186,35 @@ with httpx.stream("GET", server.url + "/lines") as answer:
     print("".join(json.loads(line)["text"] for line in answer.iter_lines()))
 
 # %% [markdown]
-# Events are for browsers: `new EventSource(url)` reads them, calls a function per event name, and comes back by itself when
-# the connection breaks. Python has a library for it.
+# Events are for browsers: `new EventSource(url)` reads them, calls a function for each event name, and reconnects by
+# itself when the connection breaks. In Python, the library `httpx-sse` reads them.
 
 # %%
+from itertools import islice
+
 from httpx_sse import connect_sse
 
-# %%
 with httpx.Client() as client, connect_sse(client, "GET", server.url + "/events") as source:
-    read = [(event.id, event.event, event.json()) for event in source.iter_sse()]
-read[:3]
+    for event in islice(source.iter_sse(), 3):
+        print(event.id, event.event, event.json())
 
 # %% [markdown]
 # | | JSON lines | server-sent events |
 # |---|---|---|
 # | media type | `application/jsonl` | `text/event-stream` |
 # | one item | one line | lines, up to an empty one |
-# | names, ids, comments | none | `event:`, `id:`, `:` |
-# | keeps the connection awake | no | yes |
-# | comes back by itself | no | yes |
-# | method | any | `EventSource`: GET only |
+# | names, ids, comments | no | `event:`, `id:`, `:` |
+# | FastAPI keeps an idle connection open | no | yes |
+# | the browser reconnects by itself | no | yes |
+# | HTTP method | any | `EventSource`: GET only |
 #
 # ### Exercise 1: a line per word
 #
-# A doctor dictates a report. `GET /words` streams each word of `dictation()` as soon as it is spoken, as a JSON line:
-# `{"number": 1, "word": "no"}` is the first.
+# A doctor dictates a report. `GET /words` streams each word of `dictation()` as soon as it is spoken, as a JSON line.
+# The first one is `{"number": 1, "word": "no"}`.
 
 # %%
-from workshop.lab.exercises.lesson_05 import dictation
+from workshop.lab.fixtures.lesson_05 import dictation
 
 [word async for word in dictation()]
 
@@ -220,8 +240,8 @@ check("05.1", desk)
 # %% [markdown]
 # ### Exercise 2: an event per word
 #
-# The same for a browser: `GET /events` sends an event `chunk` with `{"text": word}` per word, its id counted from 1. After the
-# last word comes `complete` with `{"words": …}`, the number of words.
+# The same for a browser: for each word, `GET /events` sends an event `chunk` with the data `{"text": word}` and an id,
+# counted from 1. After the last word it sends an event `complete` with `{"words": …}`, the number of words.
 
 # %% exercise="05.2"
 board = FastAPI()
@@ -249,8 +269,8 @@ check("05.2", board)
 # %% [markdown]
 # ## Who holds it back?
 #
-# Between an endpoint and its reader there are others. Three suspects. The first compresses answers: Starlette's
-# `GZipMiddleware`. The second is a few lines that somebody wrote to log them.
+# There are layers between an endpoint and its reader. We suspect three of them. The first compresses answers:
+# Starlette's `GZipMiddleware`. The second is a few lines that somebody wrote to log answers.
 
 # %%
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -268,8 +288,8 @@ async def keep_log(request, call_next):
 
 
 # %% [markdown]
-# The third is a proxy such as nginx. It collects what an answer brings, since few large packets are cheaper than many small
-# ones. A header of the answer can ask it not to. This stand-in has the same rule.
+# The third is a proxy such as nginx. It buffers an answer, since a few large packets cost less than many small ones.
+# The header `X-Accel-Buffering: no` asks it not to. Our stand-in follows the same rule.
 
 
 # %%
@@ -294,71 +314,69 @@ def buffering_proxy(app):
     return forward
 
 
+# %%
+apps = {"gzip": GZipMiddleware(app), "log": BaseHTTPMiddleware(app, keep_log), "proxy": buffering_proxy(app)}
+suspects = {name: cleanup.enter_context(run_app(suspect, name=name)) for name, suspect in apps.items()}
+
 # %% [markdown]
-# Which of the three holds back `/lines`, and which `/events`? Six answers, yes or no.
+# Which of the three holds back `/lines`, and which `/events`? Six answers: `"held back"` or `"not"`.
 
 # %%
-guess = {"gzip": (False, False), "log": (False, False), "proxy": (False, False)}
+guess = {"/lines, gzip": ..., "/lines, log": ..., "/lines, proxy": ...}
+guess |= {"/events, gzip": ..., "/events, log": ..., "/events, proxy": ...}
 
 # %%
-suspects = {
-    "gzip": run_app(GZipMiddleware(app), name="gzip"),
-    "log": run_app(BaseHTTPMiddleware(app, keep_log), name="log"),
-    "proxy": run_app(buffering_proxy(app), name="proxy"),
-}
+from functools import partial
+
+
+def ask_all(urls):
+    """One request to each, all at the same time."""
+    answers = in_parallel(*(partial(load, url, 1) for url in urls.values()))
+    return {name: records[0] for name, records in zip(urls, answers, strict=True)}
+
+
+def fate(record):
+    return "held back" if record.first_ms > record.ms / 2 else "not held back"
+
 
 # %%
-behind = {
-    f"{path}, {name}": load(suspect.url + path, requests=1)[0]
-    for path in ("/lines", "/events")
-    for name, suspect in suspects.items()
-}
+urls = {f"{path}, {name}": suspects[name].url + path for path in ("/lines", "/events") for name in suspects}
+behind = ask_all(urls)
+compare(guess, {name: fate(record) for name, record in behind.items()})
 marks({name: arrivals(record) for name, record in behind.items()})
 
 # %% [markdown]
-# Gzip is innocent. Older texts say that it collects. Starlette's now empties the compressor after each piece. What that
-# leaves of the compression is another matter, in bytes:
+# Gzip is innocent. Older texts say that it collects the pieces, but Starlette's version now empties the compressor
+# after each one. This costs most of the compression. In bytes:
 
 # %%
 import gzip
 
 
-# %%
 def on_the_wire(path):
     with httpx.stream("GET", suspects["gzip"].url + path) as answer:
         return sum(map(len, answer.iter_raw()))
 
 
-# %%
-{
-    "/lines": len(asked["/lines"].body),
-    "/lines, each piece compressed": on_the_wire("/lines"),
-    "/lines, compressed in one go": len(gzip.compress(asked["/lines"].body)),
-    "/events": len(asked["/events"].body),
-    "/events behind gzip": on_the_wire("/events"),
-}
+plain = asked["/lines"].body
+{"plain": len(plain), "each piece compressed": on_the_wire("/lines"), "all at once": len(gzip.compress(plain))}
 
 # %% [markdown]
-# Small pieces have little in them to compress. Events are exempt: Starlette leaves `text/event-stream` as it is.
+# Events are not compressed at all: Starlette leaves `text/event-stream` as it is.
 #
-# The log is guilty of both. `body_iterator` ends when the answer ends, and only then does the first byte move on. A test that
-# compares the body finds nothing wrong.
+# The log is guilty of both. `body_iterator` ends when the answer ends, and only then does the first byte move on. A
+# test that compares the body finds nothing wrong.
 #
 # The proxy held back the lines and let the events pass. Why?
 
-
 # %%
-def headers_of(path):
+for path in ("/lines", "/events"):
     with httpx.stream("GET", server.url + path) as answer:
-        return dict(answer.headers)
-
-
-# %%
-headers_of("/lines"), headers_of("/events")
+        print(path, dict(answer.headers))
 
 # %% [markdown]
-# FastAPI adds `X-Accel-Buffering: no` to events, and not to lines. So we add it ourselves. The obvious way, and a prediction:
-# will it pass the proxy?
+# FastAPI adds `X-Accel-Buffering: no` to events, but not to lines, so we add it ourselves: once in the endpoint, and
+# once in a dependency.
 
 # %%
 from fastapi import Depends
@@ -371,7 +389,6 @@ async def inside(response: Response):
         yield {"text": chunk.text}
 
 
-# %%
 def unbuffered(response: Response):
     response.headers["X-Accel-Buffering"] = "no"
 
@@ -382,38 +399,49 @@ async def before():
         yield {"text": chunk.text}
 
 
+# %% [markdown]
+# Which of the two does the proxy hold back?
+
 # %%
-proxied = {path: load(suspects["proxy"].url + path, 1)[0] for path in ("/lines/inside", "/lines/before")}
+guess = {"/lines/inside": ..., "/lines/before": ...}
+
+# %%
+proxied = ask_all({path: suspects["proxy"].url + path for path in guess})
+compare(guess, {path: fate(record) for path, record in proxied.items()})
 marks({path: arrivals(record) for path, record in proxied.items()})
 
 # %% [markdown]
-# A generator's body runs when its first item is fetched. By then the headers are gone, and no error tells. A dependency runs
-# before: headers and status of a stream belong there.
+# The body of a generator runs when its first item is requested. By then FastAPI has taken the headers, and no error
+# says so. A dependency runs earlier: set the headers and the status of a stream there.
 #
 # ## Who measures it?
 #
-# The service's `TimingMiddleware` reports how long a request took. What will it say of an answer that takes a second?
+# The service's `TimingMiddleware` reports how long a request took. How many seconds will it report for each endpoint?
+
+# %%
+guess = {"/whole": ..., "/lines": ...}
 
 # %%
 import time
 
 from workshop.api.middleware.timing import TimingMiddleware
 
-# %%
-timed = run_app(TimingMiddleware(app), name="timed")
-{path: load(timed.url + path, 1)[0].worked_s for path in ("/whole", "/lines")}
+timed = cleanup.enter_context(run_app(TimingMiddleware(app), name="timed"))
+reports = ask_all({path: timed.url + path for path in guess})
+compare(guess, {path: f"{record.worked_s:.4f} s" for path, record in reports.items()})
 
 # %% [markdown]
-# `/lines` seems to take no time at all. The header has to leave with the status, and the status of a stream leaves before
-# the model has begun. What to watch is the time to the first piece.
+# `/lines` seems to take no time at all. The time is reported in a header, headers leave with the status, and the status
+# of a stream leaves before the model has begun. For a stream, measure the time to the first piece instead.
 #
-# An ASGI app sends messages: one `http.response.start`, then `http.response.body` for each piece. A middleware may look at
-# each as it passes, if it hands it on at once.
+# An ASGI app sends messages: one `http.response.start`, then one `http.response.body` for each piece. A middleware may
+# look at each message as it passes, as long as it sends it on at once.
 #
 # ### Exercise 3: the first piece
 #
-# Write `FirstPiece(app, notes)`. It appends `(path, seconds)` to the list `notes` for each HTTP answer, the seconds from the
-# request to the first piece of the body. It holds nothing back.
+# Write `FirstPiece(app, notes)`, an ASGI middleware. For each HTTP answer it appends `(path, seconds)` to the list
+# `notes`: the seconds from the request to the first piece of the body. It holds nothing back. Several requests may be
+# under way at once, and `lifespan` and `websocket` scopes pass through.
 
 
 # %% exercise="05.3"
@@ -447,8 +475,8 @@ check("05.3", FirstPiece)
 # %% [markdown]
 # ## An error in the middle
 #
-# This model fails after ten tokens. The same generator, as lines and as events. The server's log would show a traceback; we
-# look with the client's eyes and turn the log off.
+# This model fails after ten tokens, once as lines and once as events. The server's log would show a traceback. We want
+# to see what the client sees, so we turn the log off.
 
 # %%
 import logging
@@ -456,6 +484,7 @@ import logging
 from workshop.contracts.errors import ModelFailedError
 
 server_log = logging.getLogger("uvicorn.error")
+cleanup.callback(server_log.setLevel, logging.NOTSET)
 server_log.setLevel(logging.CRITICAL)
 
 
@@ -472,28 +501,28 @@ async def failing():
 
 
 # %% [markdown]
-# Which status does the client get, and does it notice the error?
+# Which status does the client get, and does it get an error? Answer with a text such as `"500, an error"`.
 
 # %%
-guess = {"/lines/failing": "500, notices", "/events/failing": "500, notices"}
+guess = {"/lines/failing": ..., "/events/failing": ...}
 
 # %%
-failed = {path: load(server.url + path, requests=1) for path in guess}
-failed
+failed = ask_all({path: server.url + path for path in guess})
+compare(guess, {path: f"{record.status}, {record.error or 'no error'}" for path, record in failed.items()})
 
 # %% [markdown]
-# The status is 200 in both: it had left before the first word. Then the lines break off, and every HTTP client raises an
-# error. The events end as if all were well.
+# The status is 200 in both: it was sent before the first word. Then the lines break off, and every HTTP client raises
+# an error. The events end as if all were well.
 
 # %%
-print(failed["/events/failing"][0].body.decode()[-60:])
+print(failed["/events/failing"].body.decode()[-60:])
 
 # %% [markdown]
-# Half an answer, and nothing tells it from a whole one. FastAPI reads a generator of events in a task of its own. If that
-# fails, the stream to the client is closed in good order, and only the log knows.
+# Half an answer has arrived, and the client cannot tell it from a whole one. FastAPI runs the generator of events in a
+# task of its own. If that task fails, the stream to the client is closed normally, and only the log knows.
 #
-# Hence two rules. A stream ends with an event that says so, with some data, or browsers drop it. And the endpoint turns an
-# error into an event.
+# This leads to two rules. A stream of events ends with an event that says so. (It needs some data, or browsers ignore
+# it.) And the endpoint turns an error into an event.
 
 
 # %%
@@ -511,10 +540,10 @@ async def honest():
 print(load(server.url + "/events/honest", requests=1)[0].body.decode()[-110:])
 
 # %% [markdown]
-# ## An error before the beginning
+# ## An error before the first word
 #
-# Many errors come before the first word: the prompt is too long, the model is gone, the budget is spent. Must these be a 200
-# too?
+# Many errors come before the first word: the prompt is too long, the model is down, the budget is spent. Do these need
+# to be a 200 as well?
 
 # %%
 from typing import Annotated, Any
@@ -530,8 +559,8 @@ async def long_prompt(words: int):
 load(server.url + "/long?words=9000", requests=1)
 
 # %% [markdown]
-# A 200 for a prompt that no model ever saw. The service waits for the first item before it answers at all. This is how, as it
-# stands in the package:
+# A 200, for a prompt that no model has seen. The service waits for the first item before it sends the status. This is
+# the code in the package:
 
 # %% mirrors="workshop.api.streams:Item workshop.api.streams:open_stream"
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -555,10 +584,10 @@ async def open_stream(stream: AsyncGenerator[Item, None]) -> AsyncIterator[Async
 
 
 # %% [markdown]
-# `anext` fetches the first item, and raises what happens before it. A dependency does that, where an error still becomes a
-# response. What `aclosing` is for, a later section will show.
+# `anext` waits for the first item, and raises any error that comes before it. We call it in a dependency, where an
+# error can still become a response. A later section shows what `aclosing` is for.
 #
-# `PromptTooLongError` gets its status from a handler, as in lesson 04.
+# An exception handler gives `PromptTooLongError` its status.
 
 # %%
 from fastapi.responses import JSONResponse
@@ -586,16 +615,17 @@ async def long_prompt_carefully(chunks: Annotated[Any, Depends(opened)]):
 
 
 # %%
-careful_server = run_app(TimingMiddleware(careful), name="careful")
-[load(f"{careful_server.url}/long?words={words}", requests=1)[0].status for words in (3, 9000)]
+careful_server = cleanup.enter_context(run_app(TimingMiddleware(careful), name="careful"))
+records = [load(f"{careful_server.url}/long?words={words}", requests=1)[0] for words in (3, 9000)]
+[record.status for record in records]
 
 # %% [markdown]
-# The reader waits no longer than before: the first item is what they wait for anyway. And `X-Process-Time` now tells what it
-# should.
+# The reader waits no longer than before, since nothing could be sent before the first item anyway. And `X-Process-Time`
+# now reports the time to the first piece. In milliseconds:
 
 # %%
-record = load(f"{careful_server.url}/long?words=3", requests=1)[0]
-{"X-Process-Time": 1000 * record.worked_s, "first piece": record.first_ms, "last piece": record.ms}
+short = records[0]
+{"X-Process-Time": 1000 * short.worked_s, "first piece": short.first_ms, "last piece": short.ms}
 
 # %% [markdown]
 # ## A reader who leaves
@@ -629,8 +659,8 @@ async def tokens_made(path):
 
 
 # %% [markdown]
-# The third endpoint is a pattern that many services have: a task fills a queue, and the endpoint empties it. There are good
-# reasons, such as two models that answer at the same time.
+# We compare the three endpoints that we have with a fourth. In `/queue`, a task fills a queue and the endpoint empties
+# it. Many services use this pattern, for example to merge the answers of two models.
 
 
 # %%
@@ -652,35 +682,37 @@ async def queue():
 
 
 # %% [markdown]
-# First, how many tokens does the whole answer have? And how many of them are made in each case, if the reader leaves after
-# half a second?
+# First, how many tokens does the whole answer have? Then, how many of them does each endpoint make if the reader leaves
+# after half a second?
 
 # %%
 (await model.complete(QUESTION)).usage.completion_tokens
 
 # %%
-guess = {"/whole": 20, "/lines": 20, "/events": 20, "/queue": 20}
+guess = {"/whole": ..., "/lines": ..., "/events": ..., "/queue": ...}
 
 # %%
-made = {path: {"tokens made": await tokens_made(path)} for path in guess}
-bars(made, y="tokens", title="The reader has left after half a second")
+made = {path: await tokens_made(path) for path in guess}
+compare(guess, made)
+bars({path: {"tokens": tokens} for path, tokens in made.items()}, y="tokens", title="Made for a reader who left")
 
 # %% [markdown]
 # ## Who told the model?
 #
-# uvicorn notices that the connection is closed. Starlette then cancels the stream where it waits: in the `async for`. The
-# cancellation goes up through the generators into the model's own `finally`, and the model stops.
+# For `/lines` and `/events`, uvicorn notices that the connection is closed. Starlette then cancels the stream where it
+# waits: in the `async for`. The cancellation passes through the generators into the model's own `finally`, and the
+# model stops.
 #
-# `/whole` is no stream, so nobody looks at the connection. The answer is computed to its end, for nobody. (Ray Serve does
-# look, and cancels; lesson 10 compares.)
+# `/whole` is not a stream, so nothing looks at the connection. The answer is computed to its end, for nobody.
 #
-# `/queue` is a stream, and still goes on. The endpoint was cancelled, at `get`. The task is nobody's child: it fills a queue
-# that nobody empties. Somebody has to cancel it. Who, and when, a slow reader will show.
+# `/queue` is a stream, and its model still goes on. The endpoint was cancelled, at `get`. But the task is independent
+# of it, and fills a queue that nobody empties. Something has to cancel the task. A slow reader will show what, and
+# when.
 #
 # ## A reader who is slow
 #
-# A hospital exports 300 scans as JSON lines. They are made quickly; a reader on a bad line takes four times as long for each.
-# We note when a scan is made, and when the generator ends.
+# A hospital exports 300 scans as JSON lines. A scan takes about 5 ms to make. A reader on a slow line takes 20 ms for
+# each. We note when each scan is made, and when the generator ends.
 
 # %%
 made_at, closed_at = [], []
@@ -698,8 +730,8 @@ async def scans():
 
 
 # %% [markdown]
-# And the same through a queue, with a limit or without. The queue and its task come from a dependency, which cancels the task
-# when the request is over.
+# Then the same through a queue, with or without a size limit. A dependency makes the queue and its task, and cancels
+# the task when the request is over.
 
 
 # %%
@@ -728,10 +760,9 @@ async def queued(waiting: Annotated[Any, Depends(filled)]):
 # %%
 def growth(moments, start):
     """How many there were, at each tenth of a second."""
-    return {tenth / 10: sum(moment < start + tenth / 10 for moment in moments) for tenth in range(21)}
+    return {tenth / 10: sum(moment < start + tenth / 10 for moment in moments) for tenth in range(16)}
 
 
-# %%
 def read_slowly(path):
     made_at.clear()
     start, read_at = time.perf_counter(), []
@@ -739,37 +770,38 @@ def read_slowly(path):
         for _ in answer.iter_lines():
             read_at.append(time.perf_counter())
             time.sleep(0.02)
-            if read_at[-1] > start + 2:
+            if read_at[-1] > start + 1.5:
                 return growth(made_at, start), growth(read_at, start)
 
 
 # %% [markdown]
-# The reader leaves after two seconds. How many scans has each endpoint made by then: directly, through a queue without a
-# limit, and through one of eight?
+# The reader leaves after 1.5 seconds. How many scans has each endpoint made by then: directly, through a queue without
+# a limit (`size=0`), and through a queue of eight?
 
 # %%
-guess = {"/export": 100, "/export/queue?size=0": 100, "/export/queue?size=8": 100}
+guess = {"/export": ..., "/export/queue?size=0": ..., "/export/queue?size=8": ...}
 
 # %%
 exports = {path: read_slowly(path) for path in guess}
+compare(guess, {path: made_then[1.5] for path, (made_then, _) in exports.items()})
 drawn = {f"made: {path}": made_then for path, (made_then, _) in exports.items()}
 curve(drawn | {"read": exports["/export"][1]}, x="seconds", y="scans")
 
 # %% [markdown]
-# Two of the three wait for their reader. The third makes everything as fast as it can, and what is not read lies in our
-# memory. In megabytes, for a single reader:
+# `/export` and the queue of eight run ahead of their reader for a moment, and then wait for it. The queue without a
+# limit never waits. What has been made and not yet read takes up memory. In megabytes, for one reader:
 
 # %%
-{path: (made_then[2.0] - read_then[2.0]) / 10 for path, (made_then, read_then) in exports.items()}
+{path: (made_then[1.5] - read_then[1.5]) / 10 for path, (made_then, read_then) in exports.items()}
 
 # %% [markdown]
-# When the network's buffers are full, uvicorn lets `send` wait. The generator is not asked for the next item before `send`
-# returns: its `yield` takes as long as its reader. That is back-pressure, and it costs nothing.
+# When the network's buffers are full, uvicorn makes `send` wait. The generator is not asked for its next item until
+# `send` returns, so its `yield` takes as long as its reader. This is back-pressure, and it costs nothing.
 #
-# A queue without a limit cuts it off. `maxsize` restores it: `put` waits. What the waiting ones are ahead of their reader lies
-# in the network's own buffers.
+# A queue without a limit removes it. `maxsize` restores it, since `put` then waits. The megabytes that remain are in
+# the network's buffers and, at most eight scans, in the queue.
 #
-# A model need not wait at all. Ours gives a slow reader several tokens at a time:
+# A model does not need to wait at all. Ours gives a slow reader several tokens at a time:
 
 
 # %%
@@ -779,14 +811,13 @@ async def read_model_slowly():
         await asyncio.sleep(0.2)
 
 
-# %%
 [tokens async for tokens in read_model_slowly()]
 
 # %% [markdown]
 # ## Who cleans up?
 #
-# A reader stops reading, and a second later it is gone. `scans` has a `finally`. When does it run? We look again after half a
-# second.
+# A reader stops reading, and leaves a little later. `scans` has a `finally`. When does it run? We wait for half a
+# second after the reader has left.
 
 
 # %%
@@ -795,41 +826,42 @@ def stop_reading(path):
     with httpx.stream("GET", server.url + path) as answer:
         lines_of_answer = answer.iter_lines()
         next(lines_of_answer)
-        time.sleep(1)
-    left = time.perf_counter()
+        time.sleep(0.8)
+        left = time.perf_counter()
     time.sleep(0.5)
-    return [f"{1000 * (moment - left):.0f} ms after the reader" for moment in closed_at] or "still open"
+    after = [f"closed after {1000 * (moment - left):.0f} ms" for moment in closed_at if moment > left]
+    return after[0] if after else "still open"
 
 
 # %% [markdown]
-# Python's garbage collector comes by now and then. We keep it away, so that luck has no part. In `/export` the endpoint itself
-# is `scans`, in `/export/queue` the dependency's task reads it.
+# Python's garbage collector runs now and then, and would close the generator by chance, so we turn it off. In
+# `/export`, `scans` is the endpoint itself. In `/export/queue`, the dependency's task reads it. `"closed"` or `"open"`?
 
 # %%
-guess = {"/export": "at once", "/export/queue?size=8": "at once"}
+guess = {"/export": ..., "/export/queue?size=8": ...}
 
 # %%
 import gc
 
+gc.collect()
 gc.disable()
-ended = {path: stop_reading(path) for path in guess}
-ended
+cleanup.callback(gc.enable)
+compare(guess, {path: stop_reading(path) for path in guess})
 
 # %% [markdown]
-# The endpoint's `finally` has not run. Starlette was cancelled while it waited in `send`. There the generator sleeps at its
-# `yield`, and nobody wakes it, until the garbage collector finds it:
+# The endpoint's `finally` has not run. Starlette was cancelled while it waited in `send`. Meanwhile the generator is
+# suspended at its `yield`, and nothing resumes it until the garbage collector finds it:
 
 # %%
 closed_at.clear()
 gc.collect()
-gc.enable()
-time.sleep(0.1)
-len(closed_at)
+time.sleep(0.5)
+f"{len(closed_at)} closed"
 
 # %% [markdown]
-# The end of a dependency is part of the request. It runs when the request is over, whatever the reason. So what must be
-# cleaned up is opened in a dependency. For a generator, such as a model's stream, the service's `open_stream` does the rest: its
-# block ends with `aclosing`.
+# The code after a dependency's `yield` is part of the request. It runs when the request is over, for whatever reason.
+# So open in a dependency whatever needs cleaning up. For a generator, such as a model's stream, the service's `open_stream`
+# does the rest, because `aclosing` closes the generator at the end of the block.
 
 
 # %%
@@ -845,7 +877,6 @@ async def export_opened(all_scans: Annotated[Any, Depends(opened_scans)]):
 
 
 # %%
-gc.disable()
 ended = stop_reading("/export/opened")
 gc.enable()
 ended
@@ -853,11 +884,12 @@ ended
 # %% [markdown]
 # ### Exercise 4: nobody listens
 #
-# `voice()` yields pieces of sound, and `fill` puts them into a queue. The endpoint below forgets its task. Mend it: who stays
-# gets every piece, and as soon as a reader leaves, a slow one too, `voice` is closed.
+# `voice()` yields pieces of sound, and `fill` puts them into a queue. The endpoint below sends them as `{"sound":
+# piece}`, but it forgets its task, as `/queue` did. Mend it. A reader who stays gets every piece, whoever else leaves.
+# As soon as a reader leaves, even a slow one, its `voice` is closed. And while a reader takes nothing, `voice` waits.
 
 # %%
-from workshop.lab.exercises.lesson_05 import voice
+from workshop.lab.fixtures.lesson_05 import voice
 
 
 async def fill(pieces):
@@ -892,7 +924,7 @@ async def play(pieces: Annotated[Any, Depends(recorded)]):
 #     pieces = asyncio.Queue(maxsize=4)
 #     tasks.add(asyncio.create_task(fill(pieces)))
 #     while (piece := await pieces.get()) is not None:
-#         yield ...
+#         yield {"sound": ...}
 # end
 
 # %%
@@ -901,14 +933,14 @@ check("05.4", clinic)
 # %% [markdown]
 # ## A reader who comes back
 #
-# A browser's `EventSource` connects again when a stream ends, whatever the reason. It sends the id of the last event that it
-# got. Here is one in Python, patient for three rounds.
+# A browser's `EventSource` reconnects when a stream ends, whatever the reason, and sends the id of the last event that
+# it got. Here is one in Python that gives up after two connections.
 
 
 # %%
-def event_source(url, rounds=3):
+def event_source(url, connections=2):
     last, statuses = "", []
-    for _ in range(rounds):
+    for _ in range(connections):
         with httpx.Client() as client, connect_sse(client, "GET", url, headers={"Last-Event-ID": last}) as source:
             statuses.append(source.response.status_code)
             if source.response.status_code != 200:
@@ -921,32 +953,37 @@ def event_source(url, rounds=3):
 # The user asked once. How many answers does the model give?
 
 # %%
+guess = {"answers": ...}
+
+# %%
 earlier = await model.activity()
 statuses = event_source(server.url + "/events")
-statuses, (await model.activity()).completed - earlier.completed
+compare(guess, {"answers": (await model.activity()).completed - earlier.completed})
 
 # %% [markdown]
-# One per round, until the tab is closed, and each is paid for. A page should close its `EventSource` at `complete`, but a
-# service cannot count on it. It answers a reader who comes back with 204: the browser then stays away.
+# The model gives one answer for each connection, until the tab is closed, and each answer is paid for. A page should
+# close its `EventSource` at `complete`, but a service cannot rely on that. It can answer a reader who comes back with
+# status 204, which tells the browser not to reconnect.
 #
 # ## The service's own streams
 #
-# The final service has both forms, and all of this in them. We run it with a database of its own, its models at full speed.
+# The final service streams in both formats, and does everything that you have seen here. We run it with a database of
+# its own, and its models at full speed.
 
 # %%
-import tempfile
+from tempfile import TemporaryDirectory
 
 from workshop.api.app import create_app
 from workshop.integration.services import build_services
 from workshop.settings import Settings
 
-folder = tempfile.mkdtemp()
+folder = cleanup.enter_context(TemporaryDirectory())
 settings = Settings(database_url=f"sqlite+aiosqlite:///{folder}/service.sqlite")
-service = run_app(create_app(build_services(settings), settings), name="service")
+service = cleanup.enter_context(run_app(create_app(build_services(settings), settings), name="service"))
 
 # %% [markdown]
-# `POST /v1/chat/stream` answers in JSON lines, for programs. The last one says why the answer ended. A reader who gets no
-# such line knows that the rest is missing.
+# `POST /v1/chat/stream` answers in JSON lines, for programs. Its last line says why the answer ended. A reader who gets
+# no such line knows that the rest is missing.
 
 # %%
 body = {"model": "workshop-main", "messages": [{"role": "user", "content": "What is a replica?"}]}
@@ -954,8 +991,8 @@ read = load(f"{service.url}/v1/chat/stream", 1, method="POST", json=body)[0].bod
 read[0], read[-1]
 
 # %% [markdown]
-# `GET /v1/query/stream` sends events. A cheap draft model answers first. If it was sure enough, that is the answer. If not, a
-# `switch` says so, and the main model answers from the start.
+# `GET /v1/query/stream` sends events. A cheap draft model answers first. If it is sure enough, its answer stands. If
+# not, a `switch` event says so, and the main model answers from the beginning.
 
 
 # %%
@@ -970,12 +1007,9 @@ def kind(event):
 
 
 # %%
-kept = ask("Can you explain server-sent events?")
-switched = ask("When is a StreamingResponse the right choice?")
-
-# %%
 from collections import Counter
 
+kept, switched = ask("Can you explain server-sent events?"), ask("When is a StreamingResponse the right choice?")
 [Counter(kind(event) for _, event in events) for events in (kept, switched)]
 
 # %%
@@ -983,17 +1017,15 @@ rows = {kind(event): [ms for ms, other in switched if kind(other) == kind(event)
 marks(rows, title="When is a StreamingResponse the right choice?")
 
 # %% [markdown]
-# What did the reader see before the switch, and what at the end? The last event has the whole answer, by whom, and what it
-# cost.
+# What did the reader see before the switch, and what at the end? The last event holds the whole answer, which model
+# gave it, and what it cost.
 
 # %%
-"".join(event.json()["text"] for _, event in switched if kind(event) == "chunk workshop-draft")
-
-# %%
-switched[-1][1].json()
+draft = "".join(event.json()["text"] for _, event in switched if kind(event) == "chunk workshop-draft")
+draft, switched[-1][1].json()
 
 # %% [markdown]
-# And a browser that comes back?
+# And a browser that comes back? These are its statuses, and the number of answers given:
 
 
 # %%
@@ -1001,29 +1033,28 @@ def answers_given():
     return httpx.get(f"{service.url}/v1/stats").json()["total_queries"]
 
 
-# %%
 earlier = answers_given()
 statuses = event_source(f"{service.url}/v1/query/stream?query=Can you explain server-sent events?")
 statuses, answers_given() - earlier
 
 # %% [markdown]
-# One question, one answer, one charge. A dependency, `open_answer`, sees the `Last-Event-ID` and sets the 204. The same one
-# waits for the first event. When the reader leaves, it closes the answer, and what was made is charged.
+# One question, one answer, one charge. The dependency `open_answer` sees the `Last-Event-ID` and sets the 204. It also
+# waits for the first event, and closes the answer when the reader leaves, so that only what was made is charged.
 #
 # ### Exercise 5: read it well
 #
-# Write the client: `read_answer(url)` returns the text of an answer of such a stream. What came before a `switch` is void. If
-# the stream fails, or ends without `complete`, raise `UnfinishedError`.
-
-# %%
-from workshop.lab.exercises.lesson_05 import UnfinishedError
-
+# Write the client: `read_answer(url)` returns the text of an answer that such a stream brings. A `switch` makes
+# everything before it void. Without a `complete` there is no answer: on an `error` event, when the stream just ends,
+# when the connection breaks, or when the status is not 200, raise `UnfinishedError`.
 
 # %% exercise="05.5"
+from workshop.lab.fixtures.lesson_05 import UnfinishedError
+
+
 def read_answer(url: str) -> str:
     # solution (about 9 lines)
     text = ""
-    with httpx.Client() as client, connect_sse(client, "GET", url) as source:
+    with suppress(httpx.TransportError), httpx.Client() as client, connect_sse(client, "GET", url) as source:
         for event in source.iter_sse():
             if event.event == "chunk":
                 text += event.json()["text"]
@@ -1044,46 +1075,44 @@ check("05.5", read_answer)
 # ## Quiz
 #
 # **1.** A stream arrives all at once in production, and piece by piece on your laptop. Where do you look?
-# <details><summary>Answer</summary>At what is between: a proxy that collects, which <code>X-Accel-Buffering: no</code>
-# prevents, or a middleware that reads the body.</details>
+# <details><summary>Answer</summary>At the layers in between: a proxy that buffers, which <code>X-Accel-Buffering:
+# no</code> prevents, or a middleware that reads the body.</details>
 #
 # **2.** An endpoint that yields sets a response header in its first line. What happens?
-# <details><summary>Answer</summary>Nothing, and nobody says so. The headers were taken before the generator ran. A dependency
-# runs early enough.</details>
+# <details><summary>Answer</summary>The header is missing, and there is no error. The headers were taken before the
+# generator ran. A dependency runs early enough.</details>
 #
 # **3.** Why does a stream of events need an event such as `complete`?
-# <details><summary>Answer</summary>Its end proves nothing: an endpoint that fails ends it in the same way, with status
-# 200.</details>
+# <details><summary>Answer</summary>The end of the stream proves nothing: when an endpoint fails, the stream ends in the
+# same way, with status 200.</details>
 #
 # **4.** A reader leaves. Which of your work goes on?
-# <details><summary>Answer</summary>Tasks that you started and nobody cancels; on uvicorn, every endpoint that returns instead
-# of yielding. And a generator that was left at its <code>yield</code> stays open until the garbage collector comes.</details>
+# <details><summary>Answer</summary>Tasks that you started and that nothing cancels, and, on uvicorn, every endpoint
+# that returns instead of yielding. A generator that is suspended at its <code>yield</code> stays open until the garbage
+# collector finds it.</details>
 #
 # **5.** A generator makes 200 items a second, and its reader takes 50. What happens without a queue, and what with one?
-# <details><summary>Answer</summary>Without, the generator waits at its <code>yield</code>. With an unlimited queue, 150 items
-# a second pile up in memory.</details>
+# <details><summary>Answer</summary>Without a queue, the generator waits at its <code>yield</code>. With an unlimited
+# queue, 150 items a second pile up in memory.</details>
 #
 # ## Recap
 #
 # | what goes wrong | what you see | write |
 # |---|---|---|
-# | the answer waits for its last word | one mark, late | an endpoint that yields |
-# | somebody collects the pieces | one mark, late, only from outside | pure ASGI; `X-Accel-Buffering: no` from a dependency |
-# | an error before the first word | 200, and nothing | `open_stream`, in a dependency |
-# | an error in the middle | half an answer, well ended | an `error` event, and `complete` |
+# | the answer waits for its last word | one late mark | an endpoint that yields |
+# | a layer holds the pieces back | one late mark, only from outside | pure ASGI; `X-Accel-Buffering` in a dependency |
+# | an error before the first word | 200, then a broken connection | `open_stream`, in a dependency |
+# | an error in the middle | half an answer that ends normally | an `error` event, and `complete` |
 # | the reader leaves | tokens for nobody | a dependency that cleans up after its `yield` |
 # | the reader is slow | memory grows | `asyncio.Queue(maxsize=…)`, or no queue |
 # | the reader comes back | a second charge | 204 on `Last-Event-ID` |
 #
-# You can now read a picture of arrivals: a row of marks is a stream, a single late one is not. Next: lesson 06 lets the
-# reader talk back while the answer comes.
+# You can now read a picture of arrivals: a row of marks is a stream, a single late mark is not. Next: lesson 06 lets
+# the reader talk back while the answer comes.
 #
 # ## Tear-down
+#
+# The stack closes what the cells above have started, last things first, however far you came.
 
 # %%
-for running in (server, timed, careful_server, service, *suspects.values()):
-    running.stop()
-
-# %%
-await model.aclose()
-server_log.setLevel(logging.NOTSET)
+await cleanup.aclose()

@@ -3,20 +3,22 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterable, Callable
+from contextlib import aclosing, suppress
+from itertools import count
 from typing import Annotated, Any
 
 import anyio
 import httpx
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from httpx_sse import aconnect_sse, connect_sse
+from pydantic import BaseModel
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import Response
 
-from workshop.lab.exercises.lesson_05 import UnfinishedError, dictation, voice
+from workshop.lab.fixtures.lesson_05 import UnfinishedError, dictation, voice
 
 
 def app(path: str, endpoint: Callable[..., Any], **options: Any) -> FastAPI:
@@ -45,6 +47,17 @@ async def formats_by_hand():
     return StreamingResponse(text(), media_type="application/x-ndjson")
 
 
+class Word(BaseModel):
+    number: int
+    word: str
+
+
+async def yields_models() -> AsyncIterable[Word]:
+    numbers = count(1)
+    async for word in dictation():
+        yield Word(number=next(numbers), word=word)
+
+
 async def returns_a_list():
     return [{"number": number, "word": word} async for number, word in numbered()]
 
@@ -68,6 +81,57 @@ async def collects_first():
 async def yields_text():
     async for number, word in numbered():
         yield json.dumps({"number": number, "word": word})
+
+
+async def yields_the_one_before():
+    before = None
+    async for number, word in numbered():
+        if before:
+            yield before
+        before = {"number": number, "word": word}
+    yield before
+
+
+async def yields_in_pairs():
+    pair = []
+    async for number, word in numbered():
+        pair.append({"number": number, "word": word})
+        if len(pair) == 2:
+            for line in pair:
+                yield line
+            pair = []
+    for line in pair:
+        yield line
+
+
+async def ends_lines_late():
+    async def text():
+        async for number, word in numbered():
+            yield ("\n" if number > 1 else "") + json.dumps({"number": number, "word": word})
+
+    return StreamingResponse(text(), media_type="application/jsonl")
+
+
+shared = {"number": 0}
+
+
+async def counts_for_everybody():
+    async for word in dictation():
+        shared["number"] += 1
+        yield {"number": shared["number"], "word": word}
+
+
+async def starts_everybody_anew():
+    shared["number"] = 0
+    async for word in dictation():
+        shared["number"] += 1
+        yield {"number": shared["number"], "word": word}
+
+
+async def knows_the_text():
+    for number, word in enumerate(["no", "sign", "of", "malignancy,", "next", "visit", "in", "a", "year"], 1):
+        await asyncio.sleep(0.01)
+        yield {"number": number, "word": word}
 
 
 async def stops_early():
@@ -99,6 +163,13 @@ async def sends_events_by_hand():
     return StreamingResponse(text(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
+async def sends_raw_data():
+    words = 0
+    async for words, word in numbered():
+        yield ServerSentEvent(event="chunk", id=f"{words}", raw_data=json.dumps({"text": word}))
+    yield ServerSentEvent(event="complete", id=f"{words + 1}", raw_data=json.dumps({"words": words}))
+
+
 async def sends_data_alone():
     async for word in dictation():
         yield {"text": word}
@@ -123,6 +194,42 @@ async def sends_no_ids():
 
 async def sends_all_at_the_end():
     for event in [event async for event in sends_events()]:
+        yield event
+
+
+async def sends_numbers_as_ids():
+    async for number, word in numbered():
+        yield ServerSentEvent(event="chunk", id=number, data={"text": word})
+    yield ServerSentEvent(event="complete", data={"words": number})
+
+
+async def sends_the_event_before():
+    before = None
+    async for event in sends_events():
+        if before:
+            yield before
+        before = event
+    yield before
+
+
+async def counts_events_for_everybody():
+    shared["number"] = 0
+    async for word in dictation():
+        shared["number"] += 1
+        yield ServerSentEvent(event="chunk", id=str(shared["number"]), data={"text": word})
+    yield ServerSentEvent(event="complete", data={"words": shared["number"]})
+
+
+async def completes_each_word():
+    async for number, word in numbered():
+        yield ServerSentEvent(event="chunk", id=str(number), data={"text": word})
+        yield ServerSentEvent(event="complete", data={"words": number})
+
+
+async def completes_without_counting():
+    async for event in sends_events():
+        if event.event == "complete":
+            event.data = {"words": 9}
         yield event
 
 
@@ -250,6 +357,122 @@ class HttpOnly(FirstPiece):
             await super().__call__(scope, receive, send)
 
 
+class AnswersForTheApp(FirstPiece):
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "http":
+            await super().__call__(scope, receive, send)
+
+
+class TakesAllForHttp(FirstPiece):
+    async def __call__(self, scope, receive, send):
+        path, start, seconds = scope["path"], time.perf_counter(), []
+
+        async def note(message):
+            if message["type"] == "http.response.body" and not seconds:
+                seconds.append(time.perf_counter() - start)
+                self.notes.append((path, seconds[0]))
+            await send(message)
+
+        await self.app(scope, receive, note)
+
+
+class OneStart(FirstPiece):
+    async def __call__(self, scope, receive, send):
+        self.start, noted = time.perf_counter(), []
+
+        async def note(message):
+            if message["type"] == "http.response.body" and not noted:
+                noted.append(True)
+                self.notes.append((scope["path"], time.perf_counter() - self.start))
+            await send(message)
+
+        await self.app(scope, receive, note if scope["type"] == "http" else send)
+
+
+class OneFlag(FirstPiece):
+    async def __call__(self, scope, receive, send):
+        start, self.noted = time.perf_counter(), False
+
+        async def note(message):
+            if message["type"] == "http.response.body" and not self.noted:
+                self.noted = True
+                self.notes.append((scope["path"], time.perf_counter() - start))
+            await send(message)
+
+        await self.app(scope, receive, note if scope["type"] == "http" else send)
+
+
+class OneSend(FirstPiece):
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        self.path, start, noted = scope["path"], time.perf_counter(), []
+
+        async def note(message):
+            if message["type"] == "http.response.body" and not noted:
+                noted.append(True)
+                self.notes.append((self.path, time.perf_counter() - start))
+            await send(message)
+
+        await self.app(scope, receive, note)
+
+
+class OneTooLate(FirstPiece):
+    async def __call__(self, scope, receive, send):
+        before = []
+
+        async def late(message):
+            if message["type"] == "http.response.start":
+                await send(message)
+                return
+            before.append(message)
+            if len(before) > 1:
+                await send(before.pop(0))
+            if not message.get("more_body"):
+                await send(before.pop(0))
+
+        await super().__call__(scope, receive, late if scope["type"] == "http" else send)
+
+
+class NotesMilliseconds(FirstPiece):
+    async def __call__(self, scope, receive, send):
+        await FirstPiece(self.app, Thousandfold(self.notes))(scope, receive, send)
+
+
+class Thousandfold:
+    def __init__(self, notes):
+        self.notes = notes
+
+    def append(self, note):
+        self.notes.append((note[0], 1000 * note[1]))
+
+
+class NotesSecondsAlone(FirstPiece):
+    async def __call__(self, scope, receive, send):
+        await FirstPiece(self.app, Alone(self.notes))(scope, receive, send)
+
+
+class Alone(Thousandfold):
+    def append(self, note):
+        self.notes.append(note[1])
+
+
+class ForgetsToSend(FirstPiece):
+    async def __call__(self, scope, receive, send):
+        start = time.perf_counter()
+        noted = []
+
+        async def note(message):
+            if message["type"] == "http.response.body" and not noted:
+                noted.append(True)
+                self.notes.append((scope["path"], time.perf_counter() - start))
+            else:
+                await send(message)
+
+        await self.app(scope, receive, note)
+
+
 # 05.4: nobody listens
 
 
@@ -296,6 +519,19 @@ async def plays_from_a_group(pieces: Annotated[Any, Depends(in_a_group)]):
         yield {"sound": piece}
 
 
+async def yields_text_alone(pieces: Annotated[Any, Depends(recorded)]):
+    while (piece := await pieces.get()) is not None:
+        yield piece
+
+
+async def formats_sound(pieces: Annotated[Any, Depends(recorded)]):
+    async def text():
+        while (piece := await pieces.get()) is not None:
+            yield json.dumps({"sound": piece}) + "\n"
+
+    return StreamingResponse(text(), media_type="application/x-ndjson")
+
+
 tasks = set()
 
 
@@ -336,12 +572,77 @@ async def collects_the_pieces():
         yield {"sound": piece}
 
 
+async def asks_whether_it_is_alone(request: Request):
+    pieces = asyncio.Queue(4)
+    tasks.add(task := asyncio.create_task(fill(pieces)))
+    while (piece := await pieces.get()) is not None:
+        if await request.is_disconnected():
+            task.cancel()
+            break
+        yield {"sound": piece}
+
+
+async def closes_the_voice_in_the_endpoint():
+    async with aclosing(voice()) as opened:
+        async for piece in opened:
+            yield {"sound": piece}
+
+
+async def cancels_everybody():
+    pieces = asyncio.Queue(4)
+    tasks.add(asyncio.create_task(fill(pieces)))
+    try:
+        yield pieces
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def plays_until_anybody_leaves(pieces: Annotated[Any, Depends(cancels_everybody)]):
+    while (piece := await pieces.get()) is not None:
+        yield {"sound": piece}
+
+
+class OneQueue:
+    def __init__(self):
+        self.pieces = asyncio.Queue(4)
+
+    async def __call__(self):
+        task = asyncio.create_task(fill(self.pieces))
+        try:
+            yield self.pieces
+        finally:
+            task.cancel()
+
+
+one_queue = OneQueue()
+
+
+async def plays_from_one_queue(pieces: Annotated[Any, Depends(one_queue)]):
+    while (piece := await pieces.get()) is not None:
+        yield {"sound": piece}
+
+
+async def plays_the_piece_before(pieces: Annotated[Any, Depends(recorded)]):
+    before = await pieces.get()
+    while (piece := await pieces.get()) is not None:
+        yield {"sound": before}
+        before = piece
+    yield {"sound": before}
+
+
+async def forgets_the_first(pieces: Annotated[Any, Depends(recorded)]):
+    await pieces.get()
+    while (piece := await pieces.get()) is not None:
+        yield {"sound": piece}
+
+
 # 05.5: read it well
 
 
 def reads(url):
     text = ""
-    with httpx.Client() as client, connect_sse(client, "GET", url) as source:
+    with suppress(httpx.TransportError), httpx.Client() as client, connect_sse(client, "GET", url) as source:
         for event in source.iter_sse():
             if event.event == "chunk":
                 text += event.json()["text"]
@@ -352,16 +653,38 @@ def reads(url):
     raise UnfinishedError(text)
 
 
+def reads_strictly(url):
+    parts = []
+    try:
+        with httpx.Client() as client, connect_sse(client, "GET", url) as source:
+            source.response.raise_for_status()
+            for event in source.iter_sse():
+                match event.event:
+                    case "chunk":
+                        parts.append(event.json()["text"])
+                    case "switch":
+                        parts.clear()
+                    case "error":
+                        raise UnfinishedError(event.json()["detail"])
+                    case "complete":
+                        return "".join(parts)
+    except httpx.HTTPError as error:
+        raise UnfinishedError(str(error)) from error
+    raise UnfinishedError("no complete")
+
+
 async def takes_the_last_event(url):
-    async with httpx.AsyncClient() as client, aconnect_sse(client, "GET", url) as source:
-        events = [event async for event in source.aiter_sse()]
+    events = []
+    with suppress(httpx.HTTPError):
+        async with httpx.AsyncClient() as client, aconnect_sse(client, "GET", url) as source:
+            events = [event async for event in source.aiter_sse()]
     if not events or events[-1].event != "complete":
         raise UnfinishedError
     return events[-1].json()["content"]
 
 
 def reads_lines(url):
-    with httpx.stream("GET", url) as answer:
+    with suppress(httpx.RemoteProtocolError), httpx.stream("GET", url) as answer:
         event = ""
         for line in answer.iter_lines():
             if line.startswith("event: "):
@@ -400,6 +723,52 @@ def takes_the_end_for_complete(url):
     return text
 
 
+def shows_what_came(url):
+    text = ""
+    with httpx.Client() as client, connect_sse(client, "GET", url) as source:
+        try:
+            for event in source.iter_sse():
+                if event.event == "chunk":
+                    text += event.json()["text"]
+                elif event.event == "switch":
+                    text = ""
+                elif event.event == "complete":
+                    return text
+        except httpx.TransportError:
+            return text
+    raise UnfinishedError(text)
+
+
+def expects_a_stream_to_end_well(url):
+    text = ""
+    with httpx.Client() as client, connect_sse(client, "GET", url) as source:
+        for event in source.iter_sse():
+            if event.event == "chunk":
+                text += event.json()["text"]
+            elif event.event == "switch":
+                text = ""
+            elif event.event == "complete":
+                return text
+    raise UnfinishedError(text)
+
+
+def expects_a_stream(url):
+    with httpx.Client() as client, connect_sse(client, "GET", url) as source:
+        source.response.raise_for_status()
+    return reads(url)
+
+
+def keeps_the_draft_out(url):
+    text = ""
+    with suppress(httpx.TransportError), httpx.Client() as client, connect_sse(client, "GET", url) as source:
+        for event in source.iter_sse():
+            if event.event == "chunk" and event.json()["model"] == "main":
+                text += event.json()["text"]
+            elif event.event == "complete":
+                return text
+    raise UnfinishedError(text)
+
+
 def raises_something_else(url):
     try:
         return reads(url)
@@ -417,55 +786,88 @@ def events_app(endpoint: Callable[..., Any]) -> FastAPI:
 
 BANK = {
     "05.1": {
-        "right": [app("/words", counts), app("/words", formats_by_hand)],
+        "right": [app("/words", endpoint) for endpoint in (counts, formats_by_hand, yields_models)],
         "wrong": [
-            (app("/words", returns_a_list), "The media type says something else"),
+            (app("/words", returns_a_list), "This is the wrong media type"),
             (app("/words", counts, response_class=EventSourceResponse), "text/event-stream"),
             (app("/words", counts_from_zero), "'number': 0"),
-            (app("/words", collects_first), "only when the last one is spoken"),
+            (app("/words", collects_first), "held back until later ones are spoken"),
+            (app("/words", yields_the_one_before), "held back until later ones are spoken"),
+            (app("/words", yields_in_pairs), "held back until later ones are spoken"),
+            (app("/words", ends_lines_late), "held back until later ones are spoken"),
             (app("/words", yields_text), "Line 1"),
             (app("/words", stops_early), "One line per word"),
+            (app("/words", knows_the_text), "'word': 'two'"),
+            (app("/words", counts_for_everybody), "'number': 10"),
+            (app("/words", starts_everybody_anew), "two readers at the same time"),
             (app("/word", counts), "404"),
         ],
     },
     "05.2": {
-        "right": [events_app(sends_events), app("/events", sends_events_by_hand)],
+        "right": [events_app(sends_events), app("/events", sends_events_by_hand), events_app(sends_raw_data)],
         "wrong": [
-            (app("/events", sends_events), "The media type says something else"),
+            (app("/events", sends_events), "This is the wrong media type"),
             (events_app(sends_data_alone), "The names of the events"),
             (events_app(does_not_complete), "The names of the events"),
-            (events_app(sends_json_in_json), "text that holds JSON"),
+            (events_app(completes_each_word), "The names of the events"),
+            (events_app(completes_without_counting), "The data of `complete`"),
+            (events_app(sends_json_in_json), "JSON inside a JSON string"),
             (events_app(sends_no_ids), "The id of a chunk"),
-            (events_app(sends_all_at_the_end), "only when the last one is spoken"),
+            (events_app(sends_numbers_as_ids), "Input should be a valid string"),
+            (events_app(sends_all_at_the_end), "held back until later ones are spoken"),
+            (events_app(sends_the_event_before), "held back until later ones are spoken"),
+            (events_app(counts_events_for_everybody), "two readers at the same time"),
         ],
     },
     "05.3": {
         "right": [FirstPiece, first_piece_as_a_function, first_piece_by_base_middleware],
         "wrong": [
-            (when_the_status_leaves, "before the first piece"),
-            (when_all_is_there, "only with the last one"),
-            (AtTheEnd, "long after the first piece"),
+            (when_the_status_leaves, "less than the first piece of the body took"),
+            (when_all_is_there, "Piece 1 of the body is held back"),
+            (OneTooLate, "Piece 1 of the body is held back"),
+            (AtTheEnd, "more than the first piece of the body took"),
+            (NotesMilliseconds, "more than the first piece of the body took"),
+            (NotesSecondsAlone, "A note is a pair"),
+            (ForgetsToSend, "The answer itself must stay the same"),
             (EveryPiece, "Each answer gets one note"),
             (OnlyOnce, "Each answer gets one note"),
-            (HttpOnly, "What is not HTTP"),
+            (OneFlag, "while it is under way"),
+            (OneStart, "less than the first piece of the body took"),
+            (OneSend, "while it is under way"),
+            (HttpOnly, 'a scope of type "websocket"'),
+            (AnswersForTheApp, 'a scope of type "lifespan"'),
+            (TakesAllForHttp, "KeyError: 'path'"),
         ],
     },
     "05.4": {
-        "right": [app("/voice", endpoint) for endpoint in (plays, needs_no_queue, plays_from_a_group)],
+        "right": [
+            app("/voice", endpoint)
+            for endpoint in (plays, needs_no_queue, plays_from_a_group, yields_text_alone, formats_sound)
+        ],
         "wrong": [
             (app("/voice", forgets_the_task), "`voice` is still open"),
-            (app("/voice", cleans_up_in_the_endpoint), "who stops reading, and leaves later"),
+            (app("/voice", cleans_up_in_the_endpoint), "`voice` is still open"),
+            (app("/voice", closes_the_voice_in_the_endpoint), "`voice` is still open"),
+            (app("/voice", asks_whether_it_is_alone), "`voice` is still open"),
             (app("/voice", plays_without_limit), "piece after piece is made"),
-            (app("/voice", loses_the_last), "Who stays gets every piece"),
-            (app("/voice", collects_the_pieces), "only when the last one is spoken"),
+            (app("/voice", plays_until_anybody_leaves), "two readers at the same time, and one leaves"),
+            (app("/voice", plays_from_one_queue), "two readers at the same time, and one leaves"),
+            (app("/voice", loses_the_last), "got      0, 1, 2, 3, 4"),
+            (app("/voice", forgets_the_first), "held back until later ones are spoken"),
+            (app("/voice", plays_the_piece_before), "held back until later ones are spoken"),
+            (app("/voice", collects_the_pieces), "held back until later ones are spoken"),
         ],
     },
     "05.5": {
-        "right": [reads, takes_the_last_event, reads_lines],
+        "right": [reads, reads_strictly, takes_the_last_event, reads_lines],
         "wrong": [
             (reads_to_the_end, "chunk, chunk, switch"),
             (ignores_the_switch, "No ideaA copy."),
-            (takes_the_end_for_complete, "This answer is not whole"),
+            (keeps_the_draft_out, "'One of several.'"),
+            (takes_the_end_for_complete, "This answer is not complete"),
+            (shows_what_came, "then the connection breaks"),
+            (expects_a_stream_to_end_well, "RemoteProtocolError"),
+            (expects_a_stream, "HTTPStatusError"),
             (raises_something_else, "RuntimeError"),
             (forgets_return, "is a `return` missing"),
         ],

@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # No test uses TLS, but each HTTP client would load the certificates of the system: 30 ms, thousands of times.
     os.environ.pop("SSL_CERT_FILE", None)
     os.environ["SSL_CERT_DIR"] = os.devnull
-    os.environ["WORKSHOP_TRIES"] = os.devnull  # what tests answer is not a try of the learner who runs them
+    os.environ["LAB_TRIES_FILE"] = os.devnull  # what tests answer is not a try of the learner who runs them
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -129,7 +129,7 @@ check("00.1", malignant)
 hint("00.1")
 
 # %% [markdown]
-# Our own answer opens after yours is right, or after three that were not yet right.
+# Our own answer opens after yours is right, or after three tries.
 
 # %%
 solution("00.1")

@@ -903,7 +903,7 @@ def test_a_new_kernel_knows_the_tries(monkeypatch):
     code = "from workshop.lab.tries import count_tries; print(count_tries('90.1'), count_tries('90.2'))"
     kernel = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "WORKSHOP_TRIES": tries.FILE},
+        env={**os.environ, "LAB_TRIES_FILE": tries.FILE},
         stdout=subprocess.PIPE,
         check=True,
     )

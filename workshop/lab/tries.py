@@ -2,7 +2,7 @@
 
 The tries are kept in a file, so that they outlast the kernel: each is a line with the id of the exercise. Several
 notebooks may append to it at the same time. A damaged line is ignored. Where the file cannot be written, the tries last
-as long as the kernel; `WORKSHOP_TRIES` names a file elsewhere.
+as long as the kernel; `LAB_TRIES_FILE` names a file elsewhere.
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from workshop.settings import PROJECT
 
-FILE = Path(os.environ.get("WORKSHOP_TRIES", PROJECT / ".tries"))
+FILE = Path(os.environ.get("LAB_TRIES_FILE", PROJECT / ".tries"))
 
 _unsaved: list[str] = []
 

@@ -21,7 +21,7 @@ class RagQuestion(StrictModel):
 
 
 class Source(BaseModel):
-    """A passage, where it comes from, and its cosine similarity to the question."""
+    """A passage, where it comes from, and how near it is to the question: 1 at most."""
 
     source: str
     text: str

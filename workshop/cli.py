@@ -61,7 +61,7 @@ def serve(
         begin_stop()
         raise KeyboardInterrupt
 
-    for number in SIGNALS:  # SIGINT too: a program that a script starts in the background is born ignoring it
+    for number in SIGNALS:  # SIGINT too: a program started in the background by a script ignores it by default
         signal.signal(number, stop)
     with suppress(KeyboardInterrupt), running_service(settings, host=host, port=port, root_path=root_path):
         print(f"Serving on {url} ({settings.placement} placement). Ctrl-C stops it.", flush=True)
@@ -100,7 +100,7 @@ def doctor() -> None:
 
 
 def main() -> None:
-    """Run the command line; a start that fails for a known reason is one line and exit status 1."""
+    """Run the command line. A start that fails for a known reason prints one line and exits with status 1."""
     try:
         app()
     except StartError as error:
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def _prepare(settings: Settings) -> None:
-    """Look at the rate limits and the database, and make the models if nobody has yet.
+    """Check the rate limits and the database, and train the models if they are missing.
 
     Raises:
         StartError: a rate limit has no route, a model cannot be saved, or the database cannot be used.
@@ -120,7 +120,7 @@ def _prepare(settings: Settings) -> None:
     from workshop.integration.training import make_missing
 
     if settings.redis_url:
-        import_module("redis")  # an extra: what is missing is named here, not at the first request
+        import_module("redis")  # an extra: if it is missing, say so now rather than at the first request
     check_rate_limits(settings)
     make_missing(settings)
     check_database(settings)

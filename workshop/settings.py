@@ -56,7 +56,7 @@ def _rate_limit(rule: str) -> str:
 
 
 def _from_json(value: object) -> object:
-    """What a variable says in JSON. Pydantic's own error for text that is not JSON would show the text."""
+    """Parse a variable as JSON. Pydantic's own error for invalid JSON would show the text."""
     if not isinstance(value, str):
         return value
     try:
@@ -73,7 +73,7 @@ def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _api_keys(value: object) -> object:
-    """Checked here, as a whole: Pydantic's own errors would name the key that is wrong."""
+    """Validated here as a whole, because Pydantic's own errors would show the wrong key."""
     value = _from_json(value)
     if value is None:
         return None
@@ -153,7 +153,7 @@ class DeploymentOptions(Part):
 
 
 class ModelDeploymentOptions(DeploymentOptions):
-    """The same of a model, which needs no deployment."""
+    """The same for a model, which may also run without a deployment."""
 
     placement: Placement | None = None
     """By default, as ``WORKSHOP_PLACEMENT`` says."""
@@ -162,17 +162,17 @@ class ModelDeploymentOptions(DeploymentOptions):
 class Deployments(Part):
     """How each deployment runs: the API, and the models that do not run in its process."""
 
-    # The queue in front of the API that counts is the micro-batcher's.
+    # Requests should wait in the micro-batcher's queue, not in front of the API.
     api: DeploymentOptions = DeploymentOptions(max_ongoing_requests=1000)
     classifier: ModelDeploymentOptions = ModelDeploymentOptions()
     language_models: ModelDeploymentOptions = ModelDeploymentOptions()
     retriever: ModelDeploymentOptions = ModelDeploymentOptions()
     rag: ModelDeploymentOptions = ModelDeploymentOptions()
-    """A deployment only where retriever and main model have one, too."""
+    """It can be a deployment only if retriever and main model are."""
 
 
 class Settings(BaseSettings):
-    """Each comes from the environment variable ``WORKSHOP_<NAME>``, or a bare name where that is the custom."""
+    """Each comes from the environment variable ``WORKSHOP_<NAME>``, or one without the prefix where that is usual."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, validate_by_name=True, hide_input_in_errors=True
@@ -236,7 +236,7 @@ class Settings(BaseSettings):
     """How many wrong keys may come from an address before the answer is 429. A right key is always let in."""
 
     trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], *FromJson] = ()
-    """Addresses and networks of proxies whose ``X-Forwarded-For`` is believed, as JSON: ``["10.0.0.0/8"]``. From any
+    """Addresses and networks of proxies whose ``X-Forwarded-For`` is trusted, as JSON: ``["10.0.0.0/8"]``. From any
     other address it is ignored: otherwise each caller could choose the address that it is counted by."""
     allowed_origins: Annotated[frozenset[Origin], *FromJson] = frozenset()
     """Origins whose pages may open a WebSocket beside the service's own, as JSON: ``["https://example.com"]``."""
@@ -245,7 +245,7 @@ class Settings(BaseSettings):
     max_websockets_per_principal: Annotated[int, Ge(1), Le(100_000)] = 100
 
     placement: Placement = Placement.INLINE
-    """Of every model whose own options do not say otherwise."""
+    """For every model whose own options do not set it."""
     deployments: Deployments = Deployments()
     """Options of each deployment: ``WORKSHOP_DEPLOYMENTS__CLASSIFIER__REPLICAS=2``, or all as JSON."""
     ray_cpus: Replicas | None = None
@@ -307,7 +307,7 @@ def read_settings(**values: Any) -> Settings:
         raise StartError.because("cannot read the settings", error) from None
     except ValidationError as error:
         [first, *_] = error.errors(include_url=False)
-        if not first["loc"]:  # of several settings together
+        if not first["loc"]:  # it concerns several settings
             raise StartError(f"wrong settings: {first['msg']}") from None
         setting, *inside = first["loc"]
         place = f"{setting}{''.join(f'[{part!r}]' for part in inside)}"

@@ -68,7 +68,7 @@ class MicroBatched:
         except TimeoutError:
             raise DeadlineExceededError("the model did not answer in time", self._timeout_s) from None
         finally:
-            self._leave_queue(request)  # when it still waits: its time is up, or its caller has gone away
+            self._leave_queue(request)  # if it is still waiting: its time is up, or its caller has left
 
     def _start_calls(self) -> None:
         while len(self._calls) < self._max_calls and (batch := self._next_batch()):
@@ -106,11 +106,13 @@ class MicroBatched:
         """
         parts = [batch]
         while parts:
-            part = [request for request in parts.pop() if not request.answer.done()]  # the callers of others have gone
+            part = [
+                request for request in parts.pop() if not request.answer.done()
+            ]  # skip those whose callers have left
             if not part:
                 continue
             try:
-                async with asyncio.timeout(self._timeout_s):  # a call that hangs must not hold up the next one for ever
+                async with asyncio.timeout(self._timeout_s):  # a call that hangs must not block the next one forever
                     scores = await self._inner.predict(np.concatenate([request.rows for request in part]))
             except Exception as error:
                 if len(part) == 1 or isinstance(error, _NOBODYS_FAULT):
@@ -129,7 +131,7 @@ class MicroBatched:
 
 
 def _guilty(batch: list[_Request], error: Exception) -> tuple[_Request, InvalidInputError] | None:
-    """The request whose row the error names, and the same error with the row as that caller counts. None: not named."""
+    """The request whose row the error names, and the error with that request's own row number; or None."""
     if isinstance(error, InvalidInputError):
         start = 0
         for request in batch:

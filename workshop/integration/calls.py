@@ -109,6 +109,6 @@ class Calls:
                     async for piece in response:
                         yield piece
                 finally:
-                    response.cancel()  # of no effect once the stream has ended
+                    response.cancel()  # does nothing once the stream has ended
 
         return each_in_time(pieces(), self._timeout_s)

@@ -9,7 +9,7 @@ from workshop.contracts.errors import ModelFailedError, ServiceError
 from workshop.deployments.classifier import ClassifierDeployment
 from workshop.models.tumours import TumourClassifier
 
-if TYPE_CHECKING:  # a service without Serve needs no Ray
+if TYPE_CHECKING:  # a service on uvicorn alone needs no Ray
     from workshop.integration.calls import Calls
 
 

@@ -1,4 +1,4 @@
-"""A limit on waiting: for any block, and for the pieces of a stream."""
+"""Time limits: for a block, and for each piece of a stream."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -28,7 +28,7 @@ async def deadline(timeout_s: float) -> AsyncIterator[None]:
 
 
 async def each_in_time(pieces: AsyncGenerator[Piece, None], timeout_s: float) -> AsyncGenerator[Piece, None]:
-    """The same pieces, each with a deadline of its own. The time that their reader takes does not count."""
+    """The same pieces, each with a deadline of its own. The reader's own time does not count."""
     async with aclosing(pieces):
         while True:
             async with deadline(timeout_s):

@@ -7,7 +7,7 @@ from workshop.contracts.generator import Activity, Chunk, Completion, GeneratorC
 from workshop.deployments.language_models import LanguageModelsDeployment
 from workshop.integration.deadline import deadline, each_in_time
 
-if TYPE_CHECKING:  # a service without Serve needs no Ray
+if TYPE_CHECKING:  # a service on uvicorn alone needs no Ray
     from workshop.integration.calls import Calls
 
 

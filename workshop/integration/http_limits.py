@@ -21,9 +21,9 @@ from workshop.api.middleware.request_id import RequestIdMiddleware
 HEADER_TIMEOUT_S = 10.0
 """From the first byte of a request to the last of its headers, and from the connection to its first request."""
 BODY_TIMEOUT_S = 60.0
-"""The rest of a body that nobody reads any more may take so long. While it is read, the application has a limit."""
+"""How long the rest of a body may take once nobody reads it. While it is read, the application has its own limit."""
 LINGER_S = 2.0
-"""A client that sends on reads our answer only if we do not close the connection at once."""
+"""A client that is still sending reads our answer only if we do not close the connection at once."""
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
@@ -35,7 +35,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._unread = 0  # bytes since the last byte of a body: headers, trailers, and what stands between chunks
+        self._unread = 0  # bytes since the last byte of a body: headers, trailers, and chunk framing
         self._is_refused = False
         self._limit: asyncio.TimerHandle | None = None
 
@@ -80,13 +80,15 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _allow(self, seconds: float | None) -> None:
-        """Let the client take so long from now on, or as long as it wants."""
+        """Give the client this long from now on; None is no limit."""
         if self._limit is not None:
             self._limit.cancel()
         self._limit = None if seconds is None else self.loop.call_later(seconds, self._on_limit)
 
     def _on_limit(self) -> None:
-        if self._answers:  # the application is slow, not the client; or it still waits for the body, within its limit
+        if (
+            self._answers
+        ):  # the application is slow, not the client; or it is waiting for the body, within its own limit
             self._allow(HEADER_TIMEOUT_S)
         else:
             self.transport.close()

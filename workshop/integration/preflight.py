@@ -1,4 +1,4 @@
-"""What is looked at before the service starts: a mistake is one line here, rather than an error in each replica."""
+"""Checks before the service starts: a mistake is reported in one line here, rather than by each replica."""
 
 import asyncio
 
@@ -27,7 +27,7 @@ def check_database(settings: Settings) -> None:
 
     try:
         asyncio.run(use_database())
-    except (SQLAlchemyError, ServiceError, OSError, TypeError) as error:  # of an option in the URL
+    except (SQLAlchemyError, ServiceError, OSError, TypeError) as error:  # TypeError: an unknown option in the URL
         reason = error.__cause__ or error
         if isinstance(reason, DBAPIError) and reason.orig is not None:
             reason = reason.orig  # SQLAlchemy's own message begins with the name of a class
@@ -35,7 +35,7 @@ def check_database(settings: Settings) -> None:
 
 
 def check_models(settings: Settings) -> None:
-    """Look at every model.
+    """Check every model.
 
     Raises:
         StartError: a model is missing or damaged.

@@ -1,4 +1,4 @@
-"""Answers from sources behind a deployment's handle. The chain in this process is its own adapter: ``Rag``."""
+"""Answers from sources behind a deployment's handle. ``Rag``, the chain in this process, needs no adapter."""
 
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from workshop.contracts.rag import RagEvent
 from workshop.deployments.rag import RagDeployment
 
-if TYPE_CHECKING:  # a service without Serve needs no Ray
+if TYPE_CHECKING:  # a service on uvicorn alone needs no Ray
     from workshop.integration.calls import Calls
 
 

@@ -1,4 +1,4 @@
-"""Ends what a process has started once that process has ended, however it ended.
+"""Kills what a process has started as soon as the process itself has ended, for whatever reason.
 
 Ray ends its own processes when it is told to stop. When its driver is killed, some of them go on for a minute or more.
 A process of its own is the only one that can see to that: `python -m workshop.integration.reaper PID`.
@@ -17,9 +17,9 @@ LOOK_EVERY_S = 1.0
 
 @contextmanager
 def reaper() -> Iterator[None]:
-    """If this process ends within the block, all that it has started is killed."""
+    """If this process ends within the block, everything that it has started is killed."""
     command = [sys.executable, "-m", "workshop.integration.reaper", str(psutil.Process().pid)]
-    # In a session of its own, where Ctrl-C in a terminal does not reach it.
+    # In its own session, which Ctrl-C in a terminal does not reach.
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None

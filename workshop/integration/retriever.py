@@ -1,4 +1,4 @@
-"""A retriever behind a deployment's handle. The one in this process is its own adapter: ``CachedRetriever``."""
+"""A retriever behind a deployment's handle. ``CachedRetriever``, the one in this process, needs no adapter."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -7,7 +7,7 @@ from workshop.contracts.classifier import FloatMatrix
 from workshop.contracts.retriever import Hit, RetrieverCard
 from workshop.deployments.retriever import RetrieverDeployment
 
-if TYPE_CHECKING:  # a service without Serve needs no Ray
+if TYPE_CHECKING:  # a service on uvicorn alone needs no Ray
     from workshop.integration.calls import Calls
 
 

@@ -24,13 +24,13 @@ from workshop.settings import Autoscaling, DeploymentOptions, Settings
 
 APP_NAME = "workshop"
 STOP_POLL_S = 0.1
-"""A replica that stops looks so often whether it is idle; every two seconds by default."""
+"""How often a replica that is shutting down checks whether it is idle. Serve's default is two seconds."""
 FLUSH_S = 1.0
-"""The same for the API. It is killed as soon as it is idle, and by then its last words must have reached the proxy."""
+"""The same for the API. An idle replica is killed at once, so its last messages must have reached the proxy by then."""
 
 
 class WithoutRequestId:
-    """Drops the response's ``X-Request-ID``: Serve's proxy adds the same one again."""
+    """Removes the response's ``X-Request-ID``, because Serve's proxy adds it again."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -45,7 +45,7 @@ class WithoutRequestId:
 
 
 class UnderWay:
-    """Knows the requests under way in this replica, and can end them."""
+    """Keeps track of the requests under way in this replica, and can end them."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -67,7 +67,7 @@ class UnderWay:
             del self._tasks[task]
 
     async def end(self) -> None:
-        """End them as uvicorn does when it stops: WebSockets at once, others when they have had their time.
+        """End them as uvicorn does at a shutdown: WebSockets at once, other requests after a grace period.
 
         What comes after this is turned away.
         """
@@ -96,7 +96,7 @@ class Api:
         return self._requests
 
     async def end_requests(self) -> None:
-        """Prepare for a stop: Serve kills a replica that is still busy when its time is over, and all that it holds."""
+        """Prepare for a shutdown: Serve kills a replica, with all its requests, if it is still busy after a while."""
         await self._requests.end()
 
 
@@ -129,7 +129,7 @@ def _bind_models(settings: Settings) -> Handles:
             case "retriever":
                 bound[name] = _deployment(RetrieverDeployment, name, options).bind(*index)
             case "rag":
-                # Serve puts a handle in the place of each bound deployment, within the adapters too.
+                # Serve replaces each bound deployment by a handle, inside the adapters too.
                 retriever = HandleRetriever(Calls(bound["retriever"], timeout_s))
                 generator = HandleGenerator(Calls(bound["language_models"], timeout_s), main)
                 rag = _deployment(RagDeployment, name, options)
@@ -138,7 +138,7 @@ def _bind_models(settings: Settings) -> Handles:
 
 
 def booked_cpus(settings: Settings) -> int:
-    """Logical CPUs that all replicas of ``build_application`` book together, when there are as many as there may be."""
+    """Logical CPUs that the application books when every deployment has as many replicas as it may have."""
     return ceil(sum(options.max_replicas * options.cpus for options in settings.deployed.values()))
 
 

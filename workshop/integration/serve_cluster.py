@@ -1,4 +1,4 @@
-"""Starts the service on Ray Serve, and stops it without leaving a process or a port behind."""
+"""Starts and stops the service on Ray Serve. Nothing is left behind: no process, no port."""
 
 import logging
 import os
@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
-# Ray reads these when it is imported or started. Whoever sets them differently knows why.
+# Ray reads these when it is imported or started. Values that are already set are kept.
 os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: replicas starve on a busy machine
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "workshop.integration.http_limits:in_proxies")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; silences a warning
-# For the uvicorn in Serve's proxy, which would believe every caller on this machine: the application knows better.
+# For the uvicorn in Serve's proxy, which would trust every caller on this machine. The application has its own list.
 os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
 
 import ray
@@ -31,13 +31,13 @@ from workshop.settings import Settings
 logger = logging.getLogger(__name__)
 
 RAY_MEMORY = 1_000_000_000
-"""Bytes that Ray, Serve and one replica take, beside the object store; measured, and rounded up."""
+"""Bytes that Ray, Serve and one replica need in addition to the object store; measured, and rounded up."""
 
 LANGUAGE_MEMORY = 1_000_000_000
 """Bytes that the language models that come with the service add: PyTorch, for the most part."""
 
 START_TRIES = 5
-"""Ray gives its own processes 15 seconds to come up, and there is no setting for it: a busy machine needs longer."""
+"""Ray gives its own processes 15 seconds to start, which no setting changes. A busy machine needs longer."""
 
 START_LOCK = Path(tempfile.gettempdir()) / f"workshop-ray-start-{os.getuid()}.lock"
 """One Ray starts at a time: several that start together on few cores all miss Ray's limit."""
@@ -57,7 +57,7 @@ def serve_cluster(settings: Settings, *, host: str, port: int, root_path: str = 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         if serve.status().proxies:
             raise StartError("Serve runs on this Ray already, with an address of its own; `serve shutdown` stops it")
-        bound_socket(host, port).close()  # Ray took seconds; Serve would share the port with another Serve
+        bound_socket(host, port).close()  # starting Ray took seconds; two Serves would share one port
         serve.start(
             http_options={"host": host, "port": port, "root_path": root_path},
             logging_config={"log_level": "WARNING", "enable_access_log": False},
@@ -90,7 +90,7 @@ def running_service(settings: Settings, *, host: str, port: int, root_path: str 
 
 
 def _end_requests() -> None:
-    """Let the requests under way come to their end, or end them, while there are replicas to answer them."""
+    """Let the requests under way finish, or end them, while there are replicas to answer them."""
     try:
         ended = serve.get_app_handle(APP_NAME).broadcast("end_requests")
         ended.results(timeout_s=GRACE_S + 2 * FAREWELL_S)
@@ -107,8 +107,8 @@ def ray_cluster(settings: Settings) -> Iterator[None]:
     """
     on_sigterm = signal.getsignal(signal.SIGTERM)
     for tries_left in reversed(range(START_TRIES)):
-        # In a thread, so that a signal waits until Ray is up: stopped half-started, it leaves processes behind. These
-        # inherit that Ctrl-C does not reach them. Linux ends them with the thread that started them: it stays.
+        # In a thread, so that signals wait until Ray is up: a half-started Ray leaves processes behind. Ray's processes
+        # inherit the blocked SIGINT. Linux ends them when the thread that started them ends, so the thread stays.
         with ThreadPoolExecutor(
             1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, {signal.SIGINT})
         ) as thread:
@@ -118,17 +118,17 @@ def ray_cluster(settings: Settings) -> Iterator[None]:
                     start.result()
                 except StartError:
                     raise
-                except Exception as error:  # Ray raises no narrower one
+                except Exception as error:  # Ray raises nothing more specific
                     if tries_left:
                         continue
                     raise StartError.because("Ray does not come up", error) from error
-                signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put one in place that aborts
+                signal.signal(signal.SIGTERM, on_sigterm)  # Ray has installed a handler that aborts
                 yield
                 return
             finally:
                 wait([start])
                 ray.shutdown()
-                signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # Ray has put the system's in place
+                signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # Ray has restored the system's
 
 
 def _start_ray(settings: Settings) -> None:

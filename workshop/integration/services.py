@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class Handles:
     """The deployments of the models: bound ones when the application is built, handles in its replicas.
 
-    None is a model in the process of the API.
+    None stands for a model in the API's process.
     """
 
     classifier: Any = None
@@ -64,7 +64,7 @@ def build_services(settings: Settings, handles: Handles = IN_PROCESS) -> Service
 
 
 def batched(classifier: Classifier, settings: Settings, *, max_calls: int = 1) -> Classifier:
-    """The classifier with micro-batching as the settings want it."""
+    """The classifier with micro-batching, as configured."""
     return MicroBatched(
         classifier,
         max_rows=settings.batch_max_rows if settings.batching else 1,
@@ -87,13 +87,13 @@ def model_sources(settings: Settings) -> dict[str, str]:
 
 
 def require_pytorch() -> None:
-    """Raises StartError without PyTorch: where its CPU build cannot be had, the environment is set up without."""
+    """Raises StartError without PyTorch, which is missing where its CPU build could not be installed."""
     if find_spec("torch") is None:
         raise StartError("the language models need PyTorch; install it, or set WORKSHOP_LANGUAGE_MODELS=false")
 
 
 def _calls(handle: Any, timeout_s: float) -> "Calls":
-    from workshop.integration.calls import Calls  # only who has a handle has Ray
+    from workshop.integration.calls import Calls  # where there is a handle, there is Ray
 
     return Calls(handle, timeout_s)
 
@@ -143,7 +143,7 @@ def _generators(settings: Settings, handles: Handles) -> dict[str, TextGenerator
 
         main = Path(settings.main_model).name
         key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else None
-        # A folder is of this machine: the other server knows the model by its name.
+        # A folder exists on this machine only; the other server knows the model by its name.
         name = main if Path(settings.main_model).is_dir() else settings.main_model
         upstream = UpstreamGenerator(settings.llm_base_url, name, key, timeout_s=settings.generate_timeout_s)
         generators[main] = WithDeadline(upstream, settings.generate_timeout_s)

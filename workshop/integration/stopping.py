@@ -1,4 +1,4 @@
-"""How the service stops, in either runtime: work under way gets a few seconds; what still runs then is ended."""
+"""How the service shuts down, in either runtime: work under way gets a few seconds, then it is cancelled."""
 
 import asyncio
 import os
@@ -8,11 +8,11 @@ from collections.abc import Callable, Collection
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 3.0
-"""Work under way may take so long to come to its end."""
+"""How long work under way may take to finish."""
 FAREWELL_S = 1.0
-"""A request that is ended then may take so long to say so, and to leave what is charged."""
+"""How long a cancelled request may take to tell its client, and to record its usage."""
 LIMIT_S = 9.5
-"""The process ends after so long, whatever still hangs."""
+"""After this long the process ends, whatever still hangs."""
 
 
 async def end_tasks(running: Callable[[], Collection[asyncio.Task[None]]]) -> None:
@@ -37,7 +37,7 @@ def begin_stop() -> None:
     Called in the main thread.
     """
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # also while Python itself ends
+        signal.signal(number, signal.SIG_IGN)  # also while the interpreter shuts down
     limit = threading.Timer(LIMIT_S, os._exit, [1])
-    limit.daemon = True  # a stop that comes to its end does not wait for it
+    limit.daemon = True  # a shutdown that completes does not wait for it
     limit.start()

@@ -10,7 +10,7 @@ from workshop.settings import LESSONS, PROJECT, Settings
 
 
 def train_classifier(settings: Settings, folder: Path) -> str:
-    """Train it and save it in a folder. Returns a line that says how good it is."""
+    """Train it and save it in a folder. Returns one line about its quality."""
     from workshop.models.tumours import train
 
     model = train()
@@ -35,14 +35,14 @@ _MAKERS: dict[str, Callable[[Settings, Path], str]] = {
 
 
 def train_all(settings: Settings) -> None:
-    """Train everything anew, and say so."""
+    """Train everything again, and report it."""
     for setting, make in _MAKERS.items():
         folder: Path = getattr(settings, setting)
         print(f"{make(settings, folder)}, in {folder}", flush=True)
 
 
 def make_missing(settings: Settings) -> None:
-    """Make what is missing in the places that the settings have by default, and say so.
+    """Make what is missing in the default places, and report it.
 
     A place that the user has named is left alone: what is missing there is a mistake. Several processes may do this at
     the same time: one makes what is missing, and the others wait for it.
@@ -72,7 +72,7 @@ def _make(settings: Settings, setting: str) -> None:
     print(f"{folder} does not exist yet. Making it takes a few seconds.", flush=True)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     print(_MAKERS[setting](settings, unfinished), flush=True)
-    unfinished.rename(folder)  # the folder is there when all of it is there
+    unfinished.rename(folder)  # so the folder never exists half-finished
 
 
 @contextmanager
@@ -80,5 +80,5 @@ def _alone(folder: Path) -> Iterator[None]:
     """The block runs in one process at a time."""
     folder.mkdir(exist_ok=True)
     with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed, or the process ends
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed or the process ends
         yield

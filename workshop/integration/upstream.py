@@ -49,7 +49,7 @@ from workshop.contracts.services import PROBE_TIMEOUT_S
 CONNECT_TIMEOUT_S = 5.0
 MAX_RETRIES = 2
 MAX_RETRY_AFTER_S = 5.0
-"""A server that wants to be left alone for longer is not asked again: the caller learns when to come back."""
+"""If a server asks for a longer pause, there is no retry: the caller is told when to come back."""
 
 DEFAULT_CONTEXT_LENGTH = 8192
 
@@ -92,11 +92,11 @@ def contract_errors(timeout_s: float) -> Iterator[None]:
     except APIError as error:
         body = error.body if isinstance(error.body, dict) else {}
         message = str(body.get("message"))
-        # OpenAI and this service say so in a code, vLLM only in words.
+        # OpenAI and this service use a code for it, vLLM only a message.
         if error.code == "context_length_exceeded" or "context length" in message:
             raise PromptTooLongError(message, None, None) from error
         raise ModelFailedError("the language model's server could not answer") from error
-    except ValueError as error:  # JSON that is none, or that lacks what we read
+    except ValueError as error:  # not JSON, or without the fields that we read
         raise ModelFailedError("the language model's server does not answer as OpenAI's does") from error
 
 
@@ -134,7 +134,7 @@ class UpstreamGenerator:
     ) -> None:
         self._client = AsyncOpenAI(
             base_url=base_url,
-            # Without one, the client would send OPENAI_API_KEY to a server that it is not meant for.
+            # Without a key, the client would send OPENAI_API_KEY, which is for another server.
             api_key=api_key or "anonymous",
             timeout=Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
             max_retries=max_retries,
@@ -222,7 +222,7 @@ class UpstreamGenerator:
             return await self._client.chat.completions.create(
                 model=self._model,
                 messages=messages,
-                # OpenAI's own name is max_completion_tokens by now, which many of the others do not know.
+                # OpenAI now calls it max_completion_tokens, which many other servers do not accept.
                 max_tokens=prompt.max_tokens or omit,
                 temperature=prompt.temperature,
                 top_p=prompt.top_p,
@@ -238,7 +238,7 @@ class UpstreamGenerator:
             return await self._ask(prompt)
 
 
-# What we read of the protocol. The client checks nothing of it, and what is unchecked must not cross a contract.
+# The parts of the protocol that we read. The client does not validate them, and unchecked data must not leave here.
 
 
 class _Logprob(BaseModel):
@@ -261,13 +261,13 @@ class _Choice(BaseModel):
 
     @property
     def tokens(self) -> tuple[Token, ...]:
-        """The tokens behind the text, as far as the server tells."""
+        """The tokens behind the text, if the server reports them."""
         content = self.logprobs.content if self.logprobs else None
         return tuple(Token(token.token, token.logprob) for token in content or ())
 
 
 _TokenCount = Annotated[int, Field(ge=0, lt=2**31)]
-"""What no answer takes cannot be charged either."""
+"""Above it, a reported usage cannot be true."""
 
 
 class _Usage(BaseModel):
@@ -290,12 +290,12 @@ class _Models(BaseModel):
 
 
 def _estimated_tokens(text: str) -> int:
-    """As the rule of thumb for English has it: four characters make a token."""
+    """A rule of thumb for English: four characters to a token."""
     return math.ceil(len(text) / 4)
 
 
 async def _retry_only_soon(response: Response) -> None:
-    """Have the client obey MAX_RETRY_AFTER_S: by itself it waits for up to two minutes."""
+    """Make the client respect MAX_RETRY_AFTER_S. By default it waits for up to two minutes."""
     if _retry_after_s(response) > MAX_RETRY_AFTER_S:
         response.headers["x-should-retry"] = "false"
 

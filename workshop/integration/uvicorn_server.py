@@ -1,4 +1,4 @@
-"""uvicorn, as the service runs on it: it stops in time, however often it is told to."""
+"""The service on uvicorn, with a shutdown that ends in time however many signals come."""
 
 import signal
 import socket
@@ -27,24 +27,26 @@ def run(app: ASGIApp, listener: socket.socket, root_path: str = "") -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn ends late requests with a 500 in plain text, and does not wait until they have ended. A second Ctrl-C
-    leaves the application running without a port.
+    """uvicorn with a shutdown of our own.
+
+    Its own answers late requests with a 500 in plain text and does not wait for them to end, and a second Ctrl-C leaves
+    the application running without a port.
     """
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """The handlers stay, unlike uvicorn's: nothing interrupts the end of the process."""
+        """Unlike uvicorn's, these handlers stay installed, so that no signal interrupts the end of the process."""
         for number in SIGNALS:
             signal.signal(number, self.handle_exit)
         yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop. Whoever says so again changes nothing."""
+        """Begin the shutdown. Further signals change nothing."""
         begin_stop()
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more requests, end those under way, and close the application once they have left what they had."""
+        """Accept no more requests, let those under way finish or end them, then close the application."""
         for server in self.servers:
             server.close()
         for listener in sockets or []:

@@ -23,7 +23,7 @@ class HealthCheck:
     async def __call__(self, services: Services) -> Health:
         """How the service is, or was a moment ago."""
         if self._check is None or (self._check.done() and asyncio.get_running_loop().time() >= self._stale_at):
-            # It belongs to no request: others wait for the same check, and the end of one request is not theirs.
+            # It belongs to no request: if this one is cancelled, others still wait for the same check.
             self._check = asyncio.create_task(self._ask(services), context=Context())
         return await asyncio.shield(self._check)
 

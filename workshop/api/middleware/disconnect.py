@@ -38,6 +38,6 @@ class DisconnectMiddleware:
                     await self.app(scope, arrived.get, send_and_note_the_end)
                 finally:
                     watching.cancel()
-        except (TimeoutError, ExceptionGroup):  # a group: server-sent events may end with one when they are cancelled
+        except (TimeoutError, ExceptionGroup):  # FastAPI's events may raise a group when they are cancelled
             if not connected.expired():
                 raise

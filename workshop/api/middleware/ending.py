@@ -51,7 +51,7 @@ class EndingMiddleware:
         try:
             await self.app(scope, receive, send_and_note)
         except (asyncio.CancelledError, ExceptionGroup) as error:
-            # FastAPI's server-sent events may end with a group when they are cancelled.
+            # FastAPI's server-sent events may raise a group when they are cancelled.
             if isinstance(error, ExceptionGroup) and not task.cancelling():
                 raise
             # Not raised again: nothing is outside of this but the server, which wants an answer.

@@ -51,7 +51,7 @@ def serve_cluster(settings: Settings, *, host: str, port: int, root_path: str = 
     environment of its nodes decides, a proxy keeps whatever headers a client sends, until they are complete.
 
     Raises:
-        StartError: this machine has too little memory left, Ray does not come up, or Serve runs on it already.
+        StartError: Serve runs on this Ray already, or see ``ray_cluster``.
     """
     with reaper(), ray_cluster(settings):
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -103,7 +103,8 @@ def ray_cluster(settings: Settings) -> Iterator[None]:
     """Ray for the length of the block: one of our own, or the one that ``RAY_ADDRESS`` names, which goes on.
 
     Raises:
-        StartError: there is too little memory, or it does not come up however often it is tried.
+        StartError: there is too little memory, Ray does not come up however often it is tried, or ``RAY_ADDRESS``
+            cannot be reached.
     """
     on_sigterm = signal.getsignal(signal.SIGTERM)
     for tries_left in reversed(range(START_TRIES)):

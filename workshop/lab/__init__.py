@@ -11,6 +11,7 @@ _HOME = {
     "bars": "pictures",
     "check": "checks",
     "columns": "pictures",
+    "compare": "predictions",
     "curve": "pictures",
     "explore": "explorer",
     "hint": "checks",

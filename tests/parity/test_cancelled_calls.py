@@ -9,7 +9,7 @@ from ray import serve
 from tests.leaving import HOT_QUESTION, LONG, Watch
 from tests.service import until
 from workshop import corpus
-from workshop.api.streams import last
+from workshop.api.streams import last_item
 from workshop.contracts.generator import Message, Prompt
 from workshop.integration.calls import Calls
 from workshop.integration.generator import HandleGenerator
@@ -33,7 +33,7 @@ def complete() -> Coroutine:
 def answer_from_sources() -> Coroutine:
     """Its replica waits for the model's: a chain of two handles."""
     handle = serve.get_deployment_handle("rag", APP_NAME)
-    return last(HandleQuestionAnswerer(Calls(handle, PATIENCE_S)).stream(corpus.entries()[0].questions[0], 3))
+    return last_item(HandleQuestionAnswerer(Calls(handle, PATIENCE_S)).stream(corpus.entries()[0].questions[0], 3))
 
 
 @pytest.mark.parametrize("call", [complete, answer_from_sources])

@@ -17,10 +17,12 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     IPvAnyNetwork,
     SecretStr,
     StringConstraints,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -128,10 +130,17 @@ class Autoscaling(Part):
         return self
 
 
+def _kind_of_replicas(value: object) -> str:
+    return "autoscaling" if isinstance(value, Mapping | Autoscaling) else "number"
+
+
 class DeploymentOptions(Part):
     """How Ray Serve runs a deployment."""
 
-    replicas: Replicas | Autoscaling = 1
+    replicas: Annotated[
+        Annotated[Replicas, Tag("number")] | Annotated[Autoscaling, Tag("autoscaling")],
+        Discriminator(_kind_of_replicas),
+    ] = 1
     cpus: Annotated[float, Gt(0), Le(10_000)] = 1.0
     """Logical CPUs that each replica books."""
     gpus: Annotated[float, Ge(0), Le(1_000)] = 0.0

@@ -78,11 +78,12 @@ def test_a_damaged_model(fails, command, artifact, tmp_path):
         ("api", "WORKSHOP_PLACEMENT", "orbit"),
         ("api", "WORKSHOP_MAX_BODY_BYTES", "many"),
         ("serve", "WORKSHOP_PLACEMENT", "orbit"),
-        ("serve", "WORKSHOP_API_REPLICAS", "0"),
+        ("serve", "WORKSHOP_DEPLOYMENTS__API__REPLICAS", "0"),
+        ("serve", "WORKSHOP_DEPLOYMENTS__API__REPLICAS__MAX_REPLICAS", "0"),
     ],
 )
 def test_a_bad_setting(fails, command, name, value):
-    fails(command, **{name: value}, words=(name.removeprefix("WORKSHOP_").lower(), value, "should be"))
+    fails(command, **{name: value}, words=(*name.removeprefix("WORKSHOP_").lower().split("__"), value, "should be"))
 
 
 def test_a_redis_url_of_another_scheme(fails):

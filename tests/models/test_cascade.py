@@ -183,7 +183,7 @@ async def test_an_answer_without_an_end_is_a_failure_of_the_model():
                 if chunk.finish_reason is None:
                     yield chunk
 
-    with pytest.raises(ModelFailedError, match="no end"):
+    with pytest.raises(ModelFailedError, match="ended unexpectedly"):
         await answer_of(cascade(Breaking(), main()))
 
 

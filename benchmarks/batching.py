@@ -1,8 +1,9 @@
 """Where to batch requests for a classifier in replicas of its own: at the callers, in the replicas, or nowhere.
 
 32 callers ask for the scores of one row each, over and over, through a handle. In production, each process of the API
-has a batcher of its own, so the callers are spread over one batcher, and over four. There are two models: the classifier,
-which takes less time than the hop, and one that takes 20 ms for a call of any size, one call at a time, as on a GPU.
+has a batcher of its own, so the callers are spread over one batcher, and over four. There are two models: the
+classifier, which takes less time than the hop, and one that takes 20 ms for a call of any size, one call at a time, as
+on a GPU.
 
 The last figures are replicas: how many Serve runs after 20 seconds of this load, where one to three are allowed.
 

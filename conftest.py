@@ -54,9 +54,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
 def group_of(item: pytest.Item) -> str:
     """Tests of one group run in one process, one after the other, and share what their fixtures start."""
     if item.get_closest_marker("ray"):  # two groups, so at most two start at a time: more exceed Ray's time limit
-        return "notebooks on Ray" if isinstance(item, IPyNbCell) else "tests on Ray"
-    if not {"run", "bank"}.isdisjoint(getattr(item, "fixturenames", ())):
-        return item.nodeid  # a command line, or the answers to an exercise, which share nothing
+        return "notebooks on Ray" if item.get_closest_marker("notebook") else "tests on Ray"
+    if not {"run", "bank", "kernel_environment"}.isdisjoint(getattr(item, "fixturenames", ())):
+        return item.nodeid  # a command line, the answers to an exercise, or a kernel, which share nothing
     return item.path.name
 
 

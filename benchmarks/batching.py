@@ -5,7 +5,8 @@ has a batcher of its own, so the callers are spread over one batcher, and over f
 classifier, which takes less time than the hop, and one that takes 20 ms for a call of any size, one call at a time, as
 on a GPU.
 
-The last figures are replicas: how many Serve runs after 20 seconds of this load, where one to three are allowed.
+In a replica, Serve's decorator collects a batch for some milliseconds before it waits for the model: for 2, and for 20.
+The last figures are replicas: how many Serve runs after a minute of this load, where one to three are allowed.
 
     python benchmarks/batching.py [--seconds 3]
 """
@@ -33,11 +34,11 @@ from workshop.settings import Autoscaling, DeploymentOptions, Settings
 
 CALLERS = 32
 MAX_ROWS = 1024
-WAIT_S = 0.002
 CALL_S = 0.02
-SCALING_S = 20
+SCALING_S = 60
 APP = "batching"
-PLACES = "nowhere", "callers", "replicas"
+IN_REPLICAS = {"replicas, 2 ms": 0.002, "replicas, 20 ms": 0.02}
+PLACES = ("nowhere", "callers", *IN_REPLICAS)
 
 
 class SlowDeployment(ClassifierDeployment):
@@ -59,13 +60,15 @@ class InReplica:
 
     Args:
         kind: the class that predicts a batch.
+        wait_s: how long a batch is collected.
         artifact: see ``ClassifierDeployment``.
     """
 
-    def __init__(self, kind: type[ClassifierDeployment], artifact: Path) -> None:
+    def __init__(self, kind: type[ClassifierDeployment], wait_s: float, artifact: Path) -> None:
         self._inner = kind(artifact)
+        self.predict.set_batch_wait_timeout_s(wait_s)
 
-    @serve.batch(max_batch_size=MAX_ROWS, batch_wait_timeout_s=WAIT_S)
+    @serve.batch(max_batch_size=MAX_ROWS)
     async def predict(self, requests: list[FloatMatrix]) -> list[Scores]:
         """See ``Classifier.predict``."""
         scores = await asyncio.to_thread(self._inner.predict, np.concatenate(requests))
@@ -74,7 +77,7 @@ class InReplica:
 
 def started(kind: type[ClassifierDeployment], place: str, options: DeploymentOptions, settings: Settings) -> Any:
     """A handle of the model's deployment."""
-    batches, arguments = (InReplica, (kind,)) if place == "replicas" else (kind, ())
+    batches, arguments = (InReplica, (kind, IN_REPLICAS[place])) if place in IN_REPLICAS else (kind, ())
     scales = isinstance(options.replicas, Autoscaling)
     scaling = {"autoscaling_config": options.replicas.model_dump()} if scales else {"num_replicas": options.replicas}
     deployment = serve.deployment(batches).options(
@@ -120,7 +123,7 @@ async def measure(seconds: float, settings: Settings) -> None:
                     await rows_per_second(predicts, 1)  # warm up
                     rate = await rows_per_second(predicts, seconds)
                     print(
-                        f"{kind.__name__:20} {replicas} replicas  {apis} batchers  at {place:9} {rate:6.0f} rows/s",
+                        f"{kind.__name__:20} {replicas} replicas  {apis} batchers  at {place:15} {rate:6.0f} rows/s",
                         flush=True,
                     )
                 serve.delete(APP)
@@ -129,7 +132,7 @@ async def measure(seconds: float, settings: Settings) -> None:
         handle = started(SlowDeployment, place, options, settings)
         await rows_per_second(callers_of(handle, place, 1, options.max_calls), SCALING_S)
         running = serve.status().applications[APP].deployments["model"].replica_states
-        print(f"{'autoscaling':45} at {place:9} {running.get('RUNNING', 0):6} replicas", flush=True)
+        print(f"{'autoscaling':45} at {place:15} {running.get('RUNNING', 0):6} replicas", flush=True)
         serve.delete(APP)
 
 

@@ -9,20 +9,23 @@ from workshop.lab.build import Lesson, lessons
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Fill the arguments `lesson`, and `exercise` with each exercise of it."""
     if "exercise" in metafunc.fixturenames:
-        runs_code = "bank" in metafunc.fixturenames
         cases = [
-            pytest.param(lesson, exercise, id=exercise, marks=marks(lesson) if runs_code else ())
+            pytest.param(lesson, exercise, id=exercise, marks=marks(lesson, metafunc))
             for lesson in lessons()
             for exercise in exercises_of(lesson)
         ]
         metafunc.parametrize(("lesson", "exercise"), cases)
     elif "lesson" in metafunc.fixturenames:
-        metafunc.parametrize("lesson", [pytest.param(lesson, id=lesson.source.stem) for lesson in lessons()])
+        cases = [pytest.param(lesson, id=lesson.source.stem, marks=marks(lesson, metafunc)) for lesson in lessons()]
+        metafunc.parametrize("lesson", cases)
 
 
-def marks(lesson: Lesson) -> list[pytest.MarkDecorator]:
-    """`ray`, if the lesson's source says `workshop: {ray: true}`."""
-    return [pytest.mark.ray] if made(lesson, solved=True).metadata.workshop.get("ray") else []
+def marks(lesson: Lesson, metafunc: pytest.Metafunc) -> list[pytest.MarkDecorator]:
+    """Markers of a test that runs the lesson's code: `ray` if its source says `workshop: {ray: true}`."""
+    runs_notebook = "kernel_environment" in metafunc.fixturenames
+    runs_code = runs_notebook or "bank" in metafunc.fixturenames
+    on_ray = runs_code and made(lesson, solved=True).metadata.workshop.get("ray")
+    return [pytest.mark.notebook] * runs_notebook + [pytest.mark.ray] * bool(on_ray)
 
 
 def exercises_of(lesson: Lesson) -> list[str]:

@@ -28,8 +28,8 @@ lab: env artifacts  ## JupyterLab at lesson 00; make lab ARGS="--no-browser --po
 test: lint artifacts  ## every check and test, the solution notebooks included; make test ARGS="tests/api -k health"
 	@$(PYTEST) $(ARGS)
 
-check: lint artifacts  ## lint, and the quick tests: those that start neither Ray nor a browser nor a notebook
-	@$(PYTEST) -m "not ray and not browser and not notebook" $(ARGS)
+check: lint artifacts  ## lint, and the quick tests: conftest.py says which are not
+	@$(PYTEST) -m "not ray and not browser and not notebook and not slow" $(ARGS)
 
 lint: env  ## style and types
 	@$(IN_VENV) ruff check .

@@ -17,8 +17,9 @@ SLOW = {
     "ray": "starts a Ray cluster, or shares the one of its process",
     "browser": "starts Chromium",
     "notebook": "runs a whole notebook",
+    "slow": "takes many seconds, or belongs to a set of tests that does",
 }
-"""Markers of tests that `make check` leaves out. They are set here, from what a test uses."""
+"""Markers of tests that `make check` leaves out. All but `slow` are set here, from what a test uses."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -66,4 +67,11 @@ def order_of(item: pytest.Item) -> list[object]:
     shares = "run" not in getattr(item, "fixturenames", ())
     lesson = item.path.name if isinstance(item, IPyNbCell) else ""
     # On Ray, the browser does not count: pytest has already put the tests of one service together.
-    return [is_quick["ray"], is_quick["ray"] and is_quick["browser"], is_quick["notebook"], shares, lesson]
+    return [
+        is_quick["ray"],
+        is_quick["ray"] and is_quick["browser"],
+        is_quick["notebook"],
+        shares,
+        is_quick["slow"],
+        lesson,
+    ]

@@ -11,6 +11,8 @@ import pytest
 from tests.cli.conftest import Run
 from tests.service import RECORD
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -23,6 +23,8 @@ from tests.service import until
 from tests.stand_ins import application, draft, main, records_in
 from workshop.lab.app_server import run_app
 
+pytestmark = pytest.mark.slow
+
 SERVICE = """
 import asyncio, sys, time
 from pathlib import Path

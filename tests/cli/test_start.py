@@ -128,6 +128,7 @@ def test_a_mistyped_command_is_a_usage_error(monkeypatch, capsys, arguments):
     assert arguments[-1].strip("-") in shown or "65535" in shown
 
 
+@pytest.mark.slow
 def test_train_writes_a_model_that_the_service_starts_with(run, tmp_path):
     place = {"WORKSHOP_ARTIFACT": str(tmp_path / "new" / "model")}
     training = run("train", **place)

@@ -14,6 +14,8 @@ from tests.service import RECORD, concurrently
 from tests.stand_ins import records_in
 from workshop.lab.app_server import run_app
 
+pytestmark = pytest.mark.slow
+
 WAYS = {
     "Ctrl-C": lambda run: run.interrupt(),
     "SIGINT": lambda run: run.send(signal.SIGINT),

@@ -224,6 +224,7 @@ def test_this_machine():
 
 
 @pytest.mark.parametrize(("redis", "status"), [(None, 0), ("redis://127.0.0.1:{port}", 1)])
+@pytest.mark.slow
 def test_command_fails_only_on_a_failure(redis, status, artifact):
     env = {**os.environ, "WORKSHOP_ARTIFACT": str(artifact)}
     env.pop("REDIS_URL", None)

@@ -229,6 +229,7 @@ def lab(port: int, log: Path) -> Iterator[None]:
             server.wait()
 
 
+@pytest.mark.slow
 def test_lab_opens_at_the_first_lesson_without_a_pop_up(tmp_path):
     port, log = free_port(), tmp_path / "log"
     with lab(port, log), httpx.Client(base_url=f"http://127.0.0.1:{port}", params={"token": "secret"}) as client:

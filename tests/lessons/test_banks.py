@@ -20,6 +20,8 @@ from workshop.lab import check, hint, solution
 from workshop.lab.build import Lesson
 from workshop.lab.verdicts import Outcome
 
+pytestmark = pytest.mark.slow
+
 BANKS = Path(__file__).parent / "banks"
 
 

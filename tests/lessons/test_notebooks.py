@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 import nbformat
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CONFTEST = """
 from tests import notebooks

@@ -18,7 +18,7 @@ from workshop.models.language_model import LanguageModel, check_model
 from workshop.models.language_model_training import CARD_FILE, RECIPES, exact_answers, train
 from workshop.settings import WEIGHTS
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 ENTRY = corpus.entries()[0]
 

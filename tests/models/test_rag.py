@@ -267,6 +267,7 @@ wait_for_all_tracers()
 
 
 @pytest.mark.parametrize(("ask", "is_traced"), [("rag", False), ("chat", True)])
+@pytest.mark.slow
 def test_no_question_goes_to_langsmith_whatever_the_environment_says(ask, is_traced):
     """The bare chat model, which obeys the environment, shows that this test would notice."""
     requests = []

@@ -374,6 +374,7 @@ async def test_a_reservation_that_is_cancelled_leaves_nothing_reserved(store):
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.slow
 async def test_no_query_reads_the_table_itself(store, file):
     """Each is answered from an index: the table may grow large."""
     queries = []

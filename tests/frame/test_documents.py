@@ -14,7 +14,7 @@ DOCUMENTS = {path.name: path.read_text() for path in [*ROOT.glob("*.md"), *(ROOT
 HOMES = [ROOT, ROOT / "workshop", ROOT / "tests"]
 """Where a path in a document may start."""
 MADE = (".venv/", "artifacts/")
-EXAMPLE = re.compile(r"NN|lesson_17|17_shared_state")
+EXAMPLE = re.compile(r"NN|\bx\.py|lesson_17|17_shared_state")
 """The lesson that CONTRIBUTING.md shows how to write, and placeholders."""
 
 

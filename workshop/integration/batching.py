@@ -23,13 +23,15 @@ class MicroBatched:
     """A classifier that predicts the requests that wait together in one call of another classifier.
 
     No timer: a lone request starts at once, and whatever arrives while a call runs shares the next one.
-    In front of a handle it sits on the caller's side, so that requests share the hop as well as the model.
+    In front of a handle it sits on the caller's side, so that requests share the hop as well as the model. That is
+    several times as fast as batches made in the replicas, even if four processes call: see ``benchmarks/batching.py``.
+    Serve scales by the calls that are under way, so ``max_calls`` must be large enough to show it the load.
 
     Args:
         inner: predicts the batches.
         max_rows: rows in one call. A single larger request still goes through, alone.
         max_waiting_rows: above it, requests are turned away.
-        max_calls: calls at the same time; the number of replicas behind ``inner``.
+        max_calls: calls at the same time: enough to keep all replicas behind ``inner`` busy.
         timeout_s: how long a request may take, its waiting included.
     """
 

@@ -113,7 +113,7 @@ _users = (f"user-{number}" for number in count(1))
         'If `await ledger.spent(user) >= BUDGET`, raise `HTTPException(402, "…", {"Retry-After": "3600"})`.',
         "`background.add_task(ledger.add, user, PRICE)` charges the user after the response has been sent.",
     ],
-    right="Nobody waits for the ledger, and nobody who has spent the budget is answered.",
+    right="Nobody waits for the ledger, and whoever has spent the budget gets no more answers.",
     seconds=60,
 )
 def keeps_the_budget(answer: Answer) -> None:
@@ -223,7 +223,7 @@ def _expect_sources(client: Client, question: str, *rows: int) -> None:
 def _expect_unsure(client: Client, question: str, why: str) -> None:
     got = _reply(client, question, 2)
     if written:
-        raise NotYet(f"{why} The model must not be asked: it answers anything.", got=show(got))
+        raise NotYet(f"{why} The model must not be asked: it answers even what it cannot know.", got=show(got))
     expect(got, {"answer": "I am not sure.", "sources": [], "sure": False}, why=why)
 
 
@@ -236,10 +236,10 @@ _QUESTION = "What is a replica?"
 @exercise(
     "14.5",
     hints=[
-        "`try` the main model, `except openai.InternalServerError` ask the draft. That is any status from 500 on.",
+        "`try` the main model; `except openai.InternalServerError`, ask the draft. It is any status from 500 on.",
         "Everything else, such as `openai.BadRequestError`, must reach the caller: do not catch it.",
     ],
-    right="A draft is better than no answer, and what the caller did wrong is not covered up.",
+    right="A draft is better than no answer, and the caller still sees every other error.",
     seconds=40,
 )
 def falls_back(answer: Answer) -> None:

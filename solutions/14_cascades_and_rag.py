@@ -25,8 +25,8 @@ service_map("14")
 # %% [markdown]
 # ## A tenth of the price
 #
-# We start the final service here, with its two language models inside. Its database is in a temporary folder, so its
-# statistics start at zero. `opened` keeps track of everything that the lesson opens; the last cell closes it all.
+# We start the final service, with its two language models inside. Its database is in a temporary folder, so its
+# statistics start at zero. `opened` keeps track of what the lesson opens; the last cell closes it all.
 
 # %%
 import shutil
@@ -165,9 +165,8 @@ choices = {"draft": figures(draft_right, draft_cost), "main": figures(main_right
 bars(choices | {"perfect choice": perfect}, y="")
 
 # %% [markdown]
-# A perfect choice would be better than the main model, and cheaper. A cascade tries to get close to that: it asks the
-# draft first, and the main model only if needed. But how can it tell a wrong draft from a right one without the main
-# model?
+# A perfect choice would be better than the main model, and cheaper. A cascade tries to get close: it asks the draft
+# first, and the main model only if needed. But how can it recognise a wrong draft?
 #
 # ## How sure was it?
 #
@@ -237,7 +236,7 @@ compare(guess, {name: 100 * share for name, share in ordered.items()}, "% of the
 # %% [markdown]
 # All three are far better than guessing. Product and quality are about equal here, where the longest answer has only
 # twice as many tokens as the shortest. To see why the service prefers the mean, take a model that is 98 per cent sure
-# of each token, and two lengths.
+# of each token.
 
 # %%
 print("our drafts have", min(map(len, logprobs)), "to", max(map(len, logprobs)), "tokens")
@@ -430,8 +429,8 @@ print("points above the coin:", spread(cascade_right - coin_right))
 # Other questions of the same kind would have given another curve. At this threshold, it would still lie above the coin.
 # But with so few questions, thresholds that lie close together cannot be told apart.
 #
-# A threshold also looks better on the questions that it was chosen on than on new ones. So choose yours on many
-# questions of your own users, check it on others, and measure again when the model or the users change.
+# A threshold also looks better on the questions that it was chosen on. So choose yours on many questions of your own
+# users, check it on others, and measure again when the model or the users change.
 #
 # ## In the service
 #
@@ -618,11 +617,9 @@ compare(guess, {"bob": bob, "carol": carol})
 
 # %% [markdown]
 # Carol gets fewer than Bob. Until an answer ends, the service reserves its highest possible price, or all that is left
-# if that is less. A very long answer would cost more than Carol's whole budget. So her first request reserves all of
-# it, and the others find nothing left.
+# if that is less. Her first request reserves her whole budget, so the others find nothing left.
 #
-# Without the reservation, all sixteen would have been let in. When the answer ends, Carol gets back what it did not
-# use.
+# Without the reservation, all sixteen would have been let in. When the answer ends, she gets back what it did not use.
 
 # %%
 (await ask_as("carol", questions[0])).choices[0].message.content

@@ -3,11 +3,13 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from operator import attrgetter
 from typing import Annotated, Any
 
+import numpy as np
 import openai
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException
 from fastapi.responses import JSONResponse
@@ -146,6 +148,15 @@ async def ignores_direct(question: str) -> Any:
     return await returns_early(question)
 
 
+async def takes_direct_as_text(question: str, direct: str = "") -> Any:
+    return await returns_early(question, bool(direct))
+
+
+async def hides_the_models(question: str, direct: bool = False) -> Any:
+    draft = await draft(question)  # type: ignore[has-type] # noqa: F823
+    return reply(draft, "draft")
+
+
 async def always_the_draft(question: str, direct: bool = False) -> Any:
     return reply(await draft(question), "draft")
 
@@ -156,6 +167,11 @@ async def forgets_await(question: str, direct: bool = False) -> Any:
 
 
 # 14.2: the threshold
+
+
+def with_numpy(points: list[Any], target: float) -> Any:
+    costs = np.array([point.cost if point.accuracy >= target else np.inf for point in points])
+    return points[costs.argmin()] if np.isfinite(costs).any() else None
 
 
 def by_loop(points: list[Any], target: float) -> Any:
@@ -196,6 +212,14 @@ def the_cheapest_of_all(points: list[Any], target: float) -> Any:
 
 def only_the_cheapest(points: list[Any], target: float) -> Any:
     best = min(points, key=lambda point: point.cost)
+    return best if best.accuracy >= target else None
+
+
+def starts_with_the_first(points: list[Any], target: float) -> Any:
+    best = points[0]
+    for point in points[1:]:
+        if point.accuracy >= target and point.cost < best.cost:
+            best = point
     return best if best.accuracy >= target else None
 
 
@@ -315,6 +339,31 @@ async def calls_instead_of_passing(user: str, background: BackgroundTasks) -> An
     return {"text": "An answer."}
 
 
+async def with_a_lambda(user: str, background: BackgroundTasks) -> Any:
+    if await ledger.spent(user) >= BUDGET:
+        raise refusal()
+    background.add_task(lambda: ledger.add(user, PRICE))  # runs in a thread, which awaits nothing
+    return {"text": "An answer."}
+
+
+async def returns_the_refusal(user: str, background: BackgroundTasks):
+    if await ledger.spent(user) >= BUDGET:
+        return refusal()
+    return await in_the_background_unchecked(user, background)
+
+
+async def says_when_in_the_body(user: str, background: BackgroundTasks) -> Any:
+    if await ledger.spent(user) >= BUDGET:
+        raise HTTPException(402, {"Retry-After": "3600"})
+    return await in_the_background_unchecked(user, background)
+
+
+async def gives_a_number(user: str, background: BackgroundTasks) -> Any:
+    if await ledger.spent(user) >= BUDGET:
+        raise HTTPException(402, headers={"Retry-After": 3600})  # type: ignore[dict-item]
+    return await in_the_background_unchecked(user, background)
+
+
 async def allows_one_more(user: str, background: BackgroundTasks) -> Any:
     if await ledger.spent(user) > BUDGET:
         raise refusal()
@@ -359,12 +408,6 @@ async def charges_first(user: str) -> Any:
     return {"text": "An answer."}
 
 
-async def never_charges(user: str) -> Any:
-    if await ledger.spent(user) >= BUDGET:
-        raise refusal()
-    return {"text": "An answer."}
-
-
 async def never_refuses(user: str, background: BackgroundTasks) -> Any:
     background.add_task(ledger.add, user, PRICE)
     return {"text": "An answer."}
@@ -392,6 +435,26 @@ async def refuses_too_soon(user: str, background: BackgroundTasks) -> Any:
 # 14.4: answers from sources
 
 UNSURE = {"answer": "I am not sure.", "sources": [], "sure": False}
+
+
+class Advice(BaseModel):
+    answer: str = "I am not sure."
+    sources: list[str] = []
+    sure: bool = False
+
+
+async def as_advice(question: str, k: int = 1) -> Advice:
+    hits = await search(question, k)
+    if not any(hit.score >= RELEVANT for hit in hits):
+        return Advice()
+    return Advice(**await written_from(question, hits))
+
+
+async def forgets_await_at_the_model(question: str, k: int = 1) -> Any:
+    hits = await search(question, k)
+    if not hits or hits[0].score < RELEVANT:
+        return UNSURE
+    return {"answer": write(question, [hit.passage.text for hit in hits]), "sources": [], "sure": True}
 
 
 async def from_sources(question: str, k: int = 1) -> Any:
@@ -554,6 +617,12 @@ async def with_match_on_the_status(client: AsyncOpenAI, question: str) -> Any:
         raise
 
 
+async def with_suppress(client: AsyncOpenAI, question: str) -> Any:
+    with suppress(openai.InternalServerError):
+        return await ask(client.with_options(max_retries=0), "workshop-main", question)
+    return await ask(client, "workshop-draft", question)
+
+
 async def raises_the_first_error(client: AsyncOpenAI, question: str) -> Any:
     try:
         return await ask(client, "workshop-main", question)
@@ -605,6 +674,29 @@ async def nothing_at_last(client: AsyncOpenAI, question: str) -> Any:
         except openai.InternalServerError:
             continue
     return None
+
+
+async def swallows_the_others(client: AsyncOpenAI, question: str) -> Any:
+    try:
+        return await ask(client, "workshop-main", question)
+    except openai.APIStatusError as error:
+        if error.status_code >= 500:
+            return await ask(client, "workshop-draft", question)
+
+
+async def awaits_after_the_try(client: AsyncOpenAI, question: str) -> Any:
+    try:
+        call = ask(client, "workshop-main", question)
+    except openai.InternalServerError:
+        call = ask(client, "workshop-draft", question)
+    return await call
+
+
+async def apologises(client: AsyncOpenAI, question: str) -> Any:
+    try:
+        return await by_class(client, question)
+    except openai.InternalServerError:
+        return "Sorry, no model can answer at the moment."
 
 
 async def asks_the_main_model_twice(client: AsyncOpenAI, question: str) -> Any:
@@ -665,8 +757,10 @@ BANK = {
             (app("/ask", forgets_the_drafts_cost), "1.6 for draft + 16 for main"),
             (app("/ask", asks_both), "asked: draft, then main"),
             (app("/ask", must_exceed), "the draft's quality is 0.9"),
-            (app("/ask", ignores_direct), "`direct` is asked for"),
-            (app("/ask", drafts_in_any_case), "`direct` is asked for"),
+            (app("/ask", ignores_direct), "`direct` is true"),
+            (app("/ask", drafts_in_any_case), "`direct` is true"),
+            (app("/ask", takes_direct_as_text), "`direct` is false: a `bool`, not a text"),
+            (app("/ask", hides_the_models), "UnboundLocalError"),
             (app("/ask", swaps_the_branches), "the draft's quality is 0.97"),
             (app("/ask", always_the_draft), "the draft's quality is 0.62"),
             (app("/ask", writes_the_costs_down), "The cost of this question is"),
@@ -681,6 +775,7 @@ BANK = {
             by_loop,
             by_sorting,
             unpacks,
+            with_numpy,
             with_try,
             lambda points, target: min(
                 (point for point in points if point.accuracy >= target), key=lambda point: point.cost, default=None
@@ -696,6 +791,7 @@ BANK = {
             (the_least_accurate, "only the cost counts"),
             (the_cheapest_of_all, "The cheapest point whose accuracy reaches the target"),
             (only_the_cheapest, "The cheapest point whose accuracy reaches the target"),
+            (starts_with_the_first, "The cheapest point"),
             (the_dearest, "The cheapest point"),
             (the_first, "in any order"),
             (up_to_the_first_miss, "Accuracy may fall"),
@@ -716,20 +812,21 @@ BANK = {
         ],
         "wrong": [
             (app("/answer", charges_first), "The caller had to wait"),
-            (app("/answer", never_charges), "the ledger shows its price"),
+            (app("/answer", with_a_lambda), "the ledger shows its price"),
             (app("/answer", calls_instead_of_passing), "the first argument must be callable"),
             (app("/answer", forgets_await_at_the_ledger), "'coroutine' and 'float'"),
             (app("/answer", never_refuses), "402"),
             (app("/answer", allows_one_more), "402"),
             (app("/answer", refuses_with_429), "429"),
+            (app("/answer", returns_the_refusal), "expected 402"),
+            (app("/answer", says_when_in_the_body), "no such header"),
+            (app("/answer", gives_a_number), "'int' object has no attribute 'encode'"),
             (app("/answer", charges_what_it_refuses), "two are charged"),
             (app("/answer", charges_twice), "charged"),
             (app("/answer", does_not_say_when), "`Retry-After`"),
-            (app("/answer", retry_after("tomorrow")), "'tomorrow'"),
             (app("/answer", retry_after("0")), "whole seconds"),
-            (app("/answer", retry_after("0.5")), "whole seconds"),
             (app("/answer", retry_after("Sat, 31 Dec 2005 23:59:59 GMT")), "a date in the future"),
-            (app("/answer", retry_after("2100-12-31T23:59:59+00:00")), "a date in the future"),
+            (app("/answer", retry_after("2100-12-31T23:59:59+00:00")), "'2100-12-31T23:59:59+00:00'"),
             (app("/answer", retry_after("Midnight GMT")), "a date in the future"),
             (app("/answer", one_for_all), "the ledger shows its price"),
             (app("/answer", refuses_too_soon), "0.5 of 1.0 dollars are spent"),
@@ -742,6 +839,7 @@ BANK = {
             app("/rag", unless_none_is_relevant),
             app("/rag", if_any_is_relevant),
             app("/rag", with_match),
+            app("/rag", as_advice),
         ],
         "wrong": [
             (app("/rag", always_sure), "The model must not be asked"),
@@ -757,12 +855,20 @@ BANK = {
             (app("/rag", ignores_k), "from the texts of all 2 hits"),
             (app("/rag", fails_without_hits), "IndexError"),
             (app("/rag", names_no_sources), "opening hours"),
+            (app("/rag", forgets_await_at_the_model), "`write` was not awaited"),
             (app("/rag", names_sources_though_unsure), "The best score is 0.49"),
             (app("/rag", must_score_more), "0.5: one that is high enough will do"),
         ],
     },
     "14.5": {
-        "right": [by_class, by_status, with_match_on_the_status, raises_the_first_error, with_a_coroutine],
+        "right": [
+            by_class,
+            by_status,
+            with_match_on_the_status,
+            with_suppress,
+            raises_the_first_error,
+            with_a_coroutine,
+        ],
         "wrong": [
             (catches_all, "the caller must get the error"),
             (any_status, "the caller must get the error"),
@@ -774,6 +880,9 @@ BANK = {
             (asks_both_models, "the draft only when it fails"),
             (asks_the_main_model_twice, "Ask the main model once"),
             (nothing_at_last, "Nobody has answered"),
+            (apologises, "Nobody has answered"),
+            (swallows_the_others, "workshop-main fails with 400"),
+            (awaits_after_the_try, "InternalServerError, with status 503"),
             (the_completion, "ChatCompletion"),
             (forgets_return, "`return`"),
         ],

@@ -6,24 +6,34 @@ import time
 
 from workshop.lab.memory import PeakMemory
 
-HOLDS = "block = bytearray(200_000_000); import time; time.sleep(1.5)"
+HOLDS = "import sys; block = bytearray(200_000_000); print(flush=True); sys.stdin.read()"
+"""Holds 200 MB from the line that it prints to the end of its input."""
 
 
 def test_it_sees_a_process_and_its_orphaned_child():
     # The shell ends at once; its child is adopted by another process but still carries the marker.
+    orphan = f"exec 3<&0; {sys.executable} -c '{HOLDS}' <&3 &"
     with PeakMemory(interval=0.05) as memory:
-        subprocess.run(f"{sys.executable} -c '{HOLDS}' &", shell=True, env=memory.env, check=True)
-        time.sleep(1)
+        shell = subprocess.Popen(
+            orphan, shell=True, env=memory.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert shell.wait() == 0
+        assert shell.stdout.readline() == "\n"
         assert len(memory.processes()) == 1
-        time.sleep(1.5)
-    assert memory.processes() == []
-    assert 190 < memory.peak_mb < 300
+        while memory.peak_mb < 190:
+            time.sleep(0.05)
+        shell.communicate()
+        while memory.processes():
+            time.sleep(0.05)
+    assert memory.peak_mb < 300
 
 
 def test_it_does_not_count_processes_without_the_marker():
-    with PeakMemory(interval=0.05) as memory:
-        other = subprocess.Popen([sys.executable, "-c", HOLDS])
-        time.sleep(0.5)
-        other.kill()
-        other.wait()
+    with (
+        PeakMemory(interval=0.05) as memory,
+        subprocess.Popen([sys.executable, "-c", HOLDS], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other,
+    ):
+        assert other.stdout.readline() == b"\n"
+        time.sleep(0.2)  # a few measurements
+        other.communicate()
     assert memory.peak_mb == 0

@@ -256,14 +256,14 @@ async def test_when_too_many_records_wait_no_more_work_is_accepted(store, file, 
     async with locked(file):
         written = []
         for _ in range(10):
-            store.check_room()
+            store.check_capacity()
             written.append(store.add(RECORD))
         with pytest.raises(OverloadedError) as refused:
-            store.check_room()
+            store.check_capacity()
         assert refused.value.retry_after_s > 0
         written.append(store.add(RECORD))  # what was under way is kept all the same
     await asyncio.gather(*written)
-    store.check_room()
+    store.check_capacity()
     assert (await store.totals()).answers == 12
 
 

@@ -90,7 +90,7 @@ class Account:
             OverloadedError: too many records are waiting to be written.
             BudgetExceededError: nothing is left of today's budget.
         """
-        self._language.usage.check_room()
+        self._language.usage.check_capacity()
         if self._daily_budget is not None:
             spent = await self._language.usage.spent(self.principal, _midnight())
             if spent >= self._daily_budget:

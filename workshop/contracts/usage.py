@@ -67,7 +67,7 @@ class Reservation:
 class UsageStore(Protocol):
     """Stores usage records. All replicas of a service share one store."""
 
-    def check_room(self) -> None:
+    def check_capacity(self) -> None:
         """Check that another record can be queued. Call this before a model is asked.
 
         Raises:

@@ -97,9 +97,9 @@ class SqlUsageStore:
         self._reserved: set[UUID] = set()
         self._renewing: asyncio.Task[None] | None = None
 
-    def check_room(self) -> None:
-        """See ``UsageStore.check_room``."""
-        self._entries.check_room()
+    def check_capacity(self) -> None:
+        """See ``UsageStore.check_capacity``."""
+        self._entries.check_capacity()
 
     def add(self, *records: UsageRecord, settles: Reservation | None = None) -> Awaitable[None]:
         """See ``UsageStore.add``."""

@@ -39,7 +39,7 @@ class WriteBehind(Generic[Entry]):
         self._waiting: deque[tuple[Entry, asyncio.Future[None]]] = deque()
         self._writing: asyncio.Task[None] | None = None
 
-    def check_room(self) -> None:
+    def check_capacity(self) -> None:
         """Call this before starting work that ends with an entry.
 
         Raises:

@@ -16,8 +16,8 @@
 # Arriving late, or restarted the kernel? `await start_at("06.3")` runs everything before exercise 3.
 
 # %%
-from workshop.lab import check, compare, hint, marks, run_app, service_map
-from workshop.lab import slow_model, solution, start_at, stop_all
+from workshop.lab import check, compare, hint, marks, run_app
+from workshop.lab import service_map, solution, start_at, stop_all
 
 service_map("06")
 
@@ -31,7 +31,6 @@ service_map("06")
 
 # %%
 import asyncio
-import time
 
 TEXT = """A WebSocket is one connection that stays open. Either side may send at any time, and neither waits for the
 other. That is what a chat needs: words flow to the reader, and the reader may interrupt them."""
@@ -57,6 +56,7 @@ class Model:
 # `WebSocketDisconnect`. There is nobody left to tell, so we suppress it.
 
 # %%
+import time
 from contextlib import suppress
 
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
@@ -270,10 +270,12 @@ check("06.1", chat)
 # Is `stop` a command, or a question about stopping? Over HTTP, method and path tell requests apart. On a WebSocket each
 # message has to do so. In the service, each is a JSON object with a `type`, and `cancel` names the answer that it ends.
 
-# %% mirrors="workshop.api.schemas.chat:Id workshop.api.schemas.chat:_Message workshop.api.schemas.chat:Cancel workshop.api.schemas.chat:Ping"
+# %% mirrors="workshop.api.schemas.chat:Id workshop.api.schemas.chat:_Message workshop.api.schemas.chat:Cancel"
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from workshop.api.schemas.chat import Ask, Ping, Pong, Reset
 
 Id = Annotated[str, Field(min_length=1, max_length=64)]
 
@@ -287,18 +289,11 @@ class Cancel(_Message):
     id: Id
 
 
-class Ping(_Message):
-    type: Literal["ping"] = "ping"
-    id: Id | None = None
-
-
 # %% [markdown]
-# A client's other messages are `ask`, `reset` and `pong`. A union with a discriminator looks at `type` first, so its
+# A client's other messages are `ask`, `reset`, `ping` and `pong`. A union with a discriminator looks at `type` first, so its
 # error is about the message that was meant, and not about all five.
 
 # %% mirrors="workshop.api.schemas.chat:ClientMessage workshop.api.schemas.chat:CLIENT_MESSAGE"
-from workshop.api.schemas.chat import Ask, Pong, Reset
-
 ClientMessage: TypeAlias = Annotated[Ask | Cancel | Reset | Ping | Pong, Field(discriminator="type")]
 CLIENT_MESSAGE: TypeAdapter[ClientMessage] = TypeAdapter(ClientMessage)
 CLIENT_MESSAGE.validate_json('{"type": "cancel", "id": "1"}')
@@ -321,6 +316,8 @@ async def strict(socket: WebSocket):
 # Four clients send one invalid message each, and then a valid one.
 
 # %%
+import json
+
 INVALID = {
     "a typo": '{"type": "pnig", "id": "1"}',
     "half a message": '{"type": "ping", "id": ',
@@ -493,6 +490,7 @@ async def returns(socket: WebSocket):
     await socket.accept()
 
 
+# %%
 @app.websocket("/bug")
 async def bug(socket: WebSocket):
     await socket.accept()
@@ -506,6 +504,7 @@ async def refused_late(socket: WebSocket):
     raise WebSocketException(1008, "unknown key")
 
 
+# %%
 @app.websocket("/refused-early")
 async def refused_early(socket: WebSocket):
     raise WebSocketException(1008, "unknown key")
@@ -515,6 +514,7 @@ async def refused_early(socket: WebSocket):
 from websockets.exceptions import InvalidStatus
 
 
+# %%
 def ending(url, message="hello?"):
     try:
         with connect(url) as socket, suppress(ConnectionClosed):
@@ -542,14 +542,17 @@ compare(guess, {path: ending(ws_url + path) for path in guess})
 # A client that is refused before `accept` gets no code either. Until then this is HTTP, and the refusal is a status,
 # which a browser does not show to the page: it reports 1006 again. So accept first, then close.
 #
-# The server itself has two endings: for a message over 16 MiB, and when it stops.
+# The server itself has two endings: when it stops, and for a message over 16 MiB.
 
 # %%
 other = run_app(app, name="lesson 06 stops")
 with connect(other.url.replace("http", "ws") + "/robust") as socket, suppress(ConnectionClosed):
     other.stop()
     socket.recv(timeout=10)
-ending(ws_url + "/robust", "a" * (2**24 + 1)), int(socket.close_code)
+int(socket.close_code)
+
+# %%
+ending(ws_url + "/robust", "a" * (2**24 + 1))
 
 # %% [markdown]
 # | code | meaning | should the client reconnect? |
@@ -603,19 +606,20 @@ with connect(ws_url + "/offered", subprotocols=["workshop.chat", "bearer.key-1"]
 # - Always accept. If the client offers `workshop.chat`, select it; if it offers no subprotocols, select none.
 # - Send `hello ada` to the owner of a known key. Close every other connection with 1008, without sending a message.
 
-# %% exercise="06.3"
+# %%
 KEYS = {"key-1": "ada", "key-2": "grace"}
+
+# %% exercise="06.3"
 door = FastAPI()
 
 
 @door.websocket("/door")
 async def knock(socket: WebSocket):
-    # solution (about 9 lines)
+    # solution (about 8 lines)
     offered = socket.scope["subprotocols"]
     await socket.accept("workshop.chat" if "workshop.chat" in offered else None)
-    credentials = [name.replace("bearer.", "Bearer ", 1) for name in offered if name.startswith("bearer.")]
-    credentials.append(socket.headers.get("Authorization", ""))
-    owners = [owner for key, owner in KEYS.items() if f"Bearer {key}" in credentials]
+    header = socket.headers.get("Authorization")
+    owners = [owner for key, owner in KEYS.items() if header == f"Bearer {key}" or f"bearer.{key}" in offered]
     if not owners:
         raise WebSocketException(1008, "unknown key")
     await socket.send_text(f"hello {owners[0]}")
@@ -641,6 +645,7 @@ check("06.3", door)
 sent = []
 
 
+# %%
 @app.websocket("/news")
 async def news(socket: WebSocket):
     await socket.accept()
@@ -652,13 +657,14 @@ async def news(socket: WebSocket):
 
 
 # %% [markdown]
-# `listener` starts a program of its own that receives the news, and kills it at the end of the block. Half a second
-# after its start we freeze it, and two seconds later it is killed.
+# `listener` starts a program of its own that receives the news, and kills it at the end of the block. Shortly after its
+# start we freeze it, and two seconds later it is killed.
 
 # %%
 from workshop.lab.fixtures.lesson_06 import listener
 
 
+# %%
 def freeze_a_listener(**options):
     sent.clear()
     with run_app(app, log_level="critical", **options) as other:
@@ -672,7 +678,7 @@ def freeze_a_listener(**options):
 
 # %% [markdown]
 # First without pings: the server only sends. Then it sends a ping every half second, and waits half a second for the
-# pong. For how long does it go on sending to the frozen program?
+# pong. For how many milliseconds does it go on sending to the frozen program?
 
 # %%
 guess = {"no pings": ..., "pings": ...}
@@ -727,6 +733,8 @@ def read_until_done(url, stop_after):
 with run_app(app, log_level="critical", ws_ping_interval=0.5, ws_ping_timeout=0.5) as other:
     url = other.url.replace("http", "ws") + "/in-turn"
     ends = {"only reads": read_until_done(url, None), "presses Stop": read_until_done(url, 5)}
+
+# %%
 compare(guess, ends)
 
 # %% [markdown]
@@ -901,6 +909,7 @@ from dataclasses import replace
 
 from workshop.api.app import create_app
 from workshop.integration.services import build_services
+from workshop.lab import slow_model
 from workshop.settings import Settings
 
 settings = Settings(database_url=f"sqlite+aiosqlite:///{tempfile.mkdtemp()}/chat.sqlite")
@@ -915,10 +924,8 @@ chat_url = service.url.replace("http", "ws") + "/v1/chat/ws"
 # %% [markdown]
 # A client for it is short. An answer is a number of `text` messages, and then a `done` that says how it ended.
 
+
 # %%
-import json
-
-
 def send(socket, type, **fields):
     socket.send(json.dumps({"type": type} | fields))
 
@@ -934,6 +941,7 @@ def read_text(socket):
     return text, message
 
 
+# %%
 def ask(socket, question):
     send(socket, "ask", id="1", content=question)
     return read_text(socket)
@@ -950,11 +958,9 @@ with connect(chat_url) as socket:
 with connect(chat_url) as socket:
     receive_json(socket)
     answers.append(ask(socket, "How does it begin?"))
-ready
-
-# %%
 for text, done in answers:
     print(f"{done['usage']['prompt_tokens']:3} tokens in the prompt: {text}")
+ready
 
 # %% [markdown]
 # On the first connection, the prompt of the second question includes the first question and its answer. Next: an

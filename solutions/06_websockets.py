@@ -697,8 +697,8 @@ marks(one_above_another(frozen_rows))
 # Without pings, the server notices only when the program is killed. The operating system of a frozen program keeps
 # receiving and acknowledges every byte, so TCP sees no problem. After a power failure it can take TCP many minutes.
 #
-# A ping is a frame of the protocol, and the library at the other end answers it with a pong. uvicorn sends pings by
-# itself, at an interval of its own:
+# With pings, it notices within about a second. A ping is a frame of the protocol, and the library at the other end
+# answers it with a pong. uvicorn sends pings by itself, at a longer interval:
 
 # %%
 import uvicorn

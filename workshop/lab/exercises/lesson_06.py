@@ -495,4 +495,4 @@ def reads_an_answer(answer: Answer) -> None:
                         raise NotYet(why, expected='{"type": "pong", "id": …}', got=server.wrong_pong) from None
                     raise
                 finally:
-                    answer.given = f"read_answer(socket, {ID!r}) after which the server sends {scene}"
+                    answer.given = f"read_answer(socket, {ID!r}), while the server sends {scene}"

@@ -53,7 +53,7 @@ class Model:
 
 # %% [markdown]
 # The answer is sent word by word, followed by `done`. If the client leaves in the middle, `send_text` raises
-# `WebSocketDisconnect`. There is nobody left to tell, so we suppress it.
+# `WebSocketDisconnect`. There is nobody left to send to, so we suppress it.
 
 # %%
 import time
@@ -290,8 +290,8 @@ class Cancel(_Message):
 
 
 # %% [markdown]
-# A client's other messages are `ask`, `reset`, `ping` and `pong`. A union with a discriminator looks at `type` first, so its
-# error is about the message that was meant, and not about all five.
+# A client's other messages are `ask`, `reset`, `ping` and `pong`. A union with a discriminator looks at `type` first.
+# So its error is about the message that was meant, and not about all five.
 
 # %% mirrors="workshop.api.schemas.chat:ClientMessage workshop.api.schemas.chat:CLIENT_MESSAGE"
 ClientMessage: TypeAlias = Annotated[Ask | Cancel | Reset | Ping | Pong, Field(discriminator="type")]
@@ -1044,8 +1044,8 @@ check("06.5", read_answer)
 # reads. A pong as a message confirms that everything before its ping was read. So the service knows how much is
 # unread.</details>
 #
-# **4.** The chat keeps its turns in a variable of the endpoint. The server restarts, and the client connects again. What
-# does the model know about the conversation?
+# **4.** The chat keeps its turns in a variable of the endpoint. The server restarts, and the client connects again.
+# What does the model know about the conversation?
 # <details><summary>Answer</summary>Nothing. The variable belonged to the old connection. The client can send the turns
 # again, or the service can store them where all its processes reach them.</details>
 #
@@ -1059,12 +1059,12 @@ check("06.5", read_answer)
 # | what happened | why | what helps |
 # |---|---|---|
 # | Stop came too late | the endpoint received only between answers | a task for the answer |
-# | the model worked for a client that had left | the task outlived the connection | `TaskGroup`, and a `receive` that raises |
-# | one typo ended the conversation | an exception left the endpoint | a union of messages, and a reply to each mistake |
+# | the model worked for nobody | the task outlived the connection | `TaskGroup`, and a `receive` that raises |
+# | one typo ended the conversation | an exception left the endpoint | a union of messages, and a reply to mistakes |
 # | 1006, and nobody knows why | no close frame | accept, then close with a code |
 # | a page cannot send a header | the browser's interface | the key as a subprotocol |
 # | news was sent to a frozen client | TCP acknowledged every byte | pings |
-# | megabytes were sent to a client that did not read | `send` fills buffers first | pongs that confirm reading, and a window |
+# | megabytes went to a client that did not read | `send` fills buffers first | pongs that confirm reading, a window |
 #
 # You can now hold a conversation that both sides can interrupt, and that ends with a reason. Next: lesson 07 puts
 # middleware around it, and logs and measures what the service does.

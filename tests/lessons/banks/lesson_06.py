@@ -898,7 +898,7 @@ BANK = {
             (looks_between_words, "`stop` comes while the model is thinking"),
             (confirms_every_stop, "so this `stop` is ignored"),
             (OneTaskForAll(), "This ended the other client's answer"),
-            (collects_the_words, "held back"),
+            (collects_the_words, "as soon as it comes"),
             (adds_done_to_stopped, "The next question after a `stop`"),
             (forgets_to_await, "was not awaited"),
             (stops_the_conversation, "ended"),

@@ -5,7 +5,7 @@ import inspect
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI, WebSocket
@@ -197,9 +197,14 @@ def _paused(model: Model, pause_s: float, length: int = 10) -> Iterator[None]:
 def _stop_while_speaking(talk: _Talk, model: Model) -> None:
     with _paused(model, 0.05, length=60):
         talk.say("Who?")
-        expect([talk.hear(), talk.hear()], model.whole("Who?")[:2], why="Each word is sent as soon as it comes.")
+        why = "Each word must be sent as soon as it comes."
+        try:
+            words = [talk.hear(), talk.hear()]
+        except NotYet as no:
+            raise NotYet(f"{why} {no.message}", got=no.got) from None
+        expect(words, model.whole("Who?")[:2], why=why)
         if model.running == 0:
-            raise NotYet("The words are held back until the answer is complete.")
+            raise NotYet(why, got="all words at the end")
         talk.say("stop")
         if _answer_to(talk)[-1] != "stopped":
             raise NotYet("The answer went on to its end.", expected="`stopped` in place of `done`")
@@ -435,7 +440,7 @@ def _expect_that_only_pongs_count(answer: Answer, client: Client) -> None:
         while None in (talker.code, once.code) and time.monotonic() < deadline:
             _hear_ping(faithful)
             faithful.say("pong")
-            if talker.code is None:
+            with suppress(ConnectionClosed):  # that is what it waits for
                 talker.socket.send("I am here")
         for silent in (talker, once):
             if silent.code is None:

@@ -1,49 +1,40 @@
-# ---
-# jupyter:
-#   workshop: {ray: true}
-# ---
-
 # %% [markdown]
 # # 06 WebSockets
 #
-# Somebody presses Stop, and the model goes on. You will see why, build a conversation that can be interrupted, and find
-# out how it ends, who is still there, and what two replicas do to it.
+# A user presses Stop, and the model keeps talking. You will see why, and build a conversation that can be interrupted,
+# survives bad messages, and notices when the other side has gone.
 #
 # Afterwards you can
 #
-# - read and answer on one connection at the same time,
-# - answer a mistake without ending the conversation, and end it with a reason,
-# - notice a client that is gone without a word, or does not read,
-# - say where a conversation lives, and what follows for replicas.
+# - receive and send on one connection at the same time, and cancel an answer,
+# - answer an invalid message without ending the conversation, and end it with a reason,
+# - authenticate programs and browsers,
+# - detect a client that has disappeared, or that does not read.
 #
-# The code runs in {{ minutes }} and takes {{ memory }} at most. With the exercises, plan 100 minutes.
+# The code runs in {{ minutes }} and takes {{ memory }} at most. Allow 60 minutes, exercises included.
+#
+# Arriving late, or restarted the kernel? `await start_at("06.3")` runs everything before exercise 3.
 
 # %%
-from workshop.lab import bars, check, hint, marks, run_app
-from workshop.lab import service_map, solution, start_serve, stop_serve
+from workshop.lab import check, compare, hint, marks, run_app
+from workshop.lab import service_map, solution, start_at, stop_all
 
 service_map("06")
 
 # %% [markdown]
 # ## A conversation
 #
-# Lesson 05 streamed an answer to a client who could only listen. Where that is all, keep to it: it is plain HTTP. On a
-# WebSocket both sides send whenever they like, over one connection that stays open.
+# In lesson 05 the server streamed, and the client could only listen. If that is all you need, stay with plain HTTP. On
+# a WebSocket both sides send whenever they like, over one connection that stays open.
 #
-# A language model of useful size makes 20 to 50 tokens a second. This stand-in says 25 words a second, and counts the
-# answers that it is busy with.
-
-# %%
-TEXT = """A WebSocket is one connection that stays open. Either side may send at any time, and neither waits for the
-other. That is what a chat needs: words flow to the reader, and the reader may interrupt them."""
-WORDS = TEXT.split()
-
-len(WORDS)
+# This stand-in for a language model produces 25 words per second. It counts the answers that it is working on.
 
 # %%
 import asyncio
-import time
-from contextlib import suppress
+
+TEXT = """A WebSocket is one connection that stays open. Either side may send at any time, and neither waits for the
+other. That is what a chat needs: words flow to the reader, and the reader may interrupt them."""
+WORDS = TEXT.split()
 
 
 # %%
@@ -61,15 +52,18 @@ class Model:
 
 
 # %% [markdown]
-# An answer is sent word by word, and then `done`. A client may leave in the middle. Then there is nobody to tell.
+# The answer is sent word by word, followed by `done`. If the client leaves in the middle, `send_text` raises
+# `WebSocketDisconnect`. There is nobody left to send to, so we suppress it.
 
 # %%
+import time
+from contextlib import suppress
+
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 
 app, model = FastAPI(), Model()
 
 
-# %%
 async def answer(socket, question):
     with suppress(WebSocketDisconnect):
         async for word in model.words(question):
@@ -78,8 +72,8 @@ async def answer(socket, question):
 
 
 # %% [markdown]
-# Now the chat. `iter_text` yields what the client sends, until it leaves. Each text is a question, but for `stop`,
-# which is noted and confirmed.
+# The chat endpoint: `iter_text` yields each message until the client leaves. Every message is a question, except
+# `stop`. We record when the server sees a `stop`, and confirm it.
 
 # %%
 stops_seen = []
@@ -88,12 +82,12 @@ stops_seen = []
 @app.websocket("/in-turn")
 async def in_turn(socket: WebSocket):
     await socket.accept()
-    async for said in socket.iter_text():
-        if said == "stop":
+    async for message in socket.iter_text():
+        if message == "stop":
             stops_seen.append(time.perf_counter())
             await socket.send_text("stopped")
         else:
-            await answer(socket, said)
+            await answer(socket, message)
 
 
 # %% [markdown]
@@ -101,59 +95,58 @@ async def in_turn(socket: WebSocket):
 
 # %%
 server = run_app(app, name="lesson 06", log_level="critical")
-ws = server.url.replace("http", "ws")
-ws
+ws_url = server.url.replace("http", "ws")
+ws_url
 
 # %% [markdown]
-# The client asks, presses Stop after a third of the words, and reads on until it hears `stopped`.
+# The client asks a question, sends `stop` after a third of the words, and reads on until it receives `stopped`.
 
 # %%
 from websockets.sync.client import connect
 
 
-# %%
 def press_stop(url):
-    heard, started = [], time.perf_counter()
+    words, started = [], time.perf_counter()
     with connect(url) as socket:
         socket.send("What is a WebSocket?")
-        while socket.recv(timeout=30) != "stopped":
-            heard.append(time.perf_counter())
-            if len(heard) == len(WORDS) // 3:
+        while (message := socket.recv(timeout=30)) != "stopped":
+            if message == "done":
+                continue
+            words.append(time.perf_counter())
+            if len(words) == len(WORDS) // 3:
                 socket.send("stop")
                 pressed = time.perf_counter()
-    return {"words heard": heard, "stop pressed": [pressed], "stop seen": stops_seen[-1:]}, started
+    return in_ms({"word received": words, "Stop pressed": [pressed], "Stop seen by server": stops_seen[-1:]}, started)
+
+
+def in_ms(rows, started):
+    return {row: [1000 * (moment - started) for moment in moments] for row, moments in rows.items()}
 
 
 # %% [markdown]
-# How many words will it hear after it has pressed Stop?
+# How many words does the client receive after it has pressed Stop? Replace `...` with your prediction.
 
 # %%
-guess = 0
+guess = ...
 
 # %%
-in_turn_times, started = press_stop(ws + "/in-turn")
-after_stop = sum(at > in_turn_times["stop pressed"][0] for at in in_turn_times["words heard"])
-print(f"you said {guess}, it was {after_stop - 1}, and then `done`")
+in_turn_rows = press_stop(ws_url + "/in-turn")
+pressed = in_turn_rows["Stop pressed"][0]
+compare(guess, sum(moment > pressed for moment in in_turn_rows["word received"]), f"of {len(WORDS)} words")
 
 # %% [markdown]
-# All of them. The server was not slow: look at when it sees the `stop`.
-
+# All the words that were left. The message was not slow to arrive, but look at when the server sees it.
 
 # %%
-def in_ms(rows, started, name=""):
-    return {name + row: [1000 * (at - started) for at in times] for row, times in rows.items()}
-
-
-in_turn_rows = in_ms(in_turn_times, started)
-marks(in_turn_rows, title="read, then answer, then read")
+marks(in_turn_rows, title="receive, then answer, then receive again")
 
 # %% [markdown]
 # ## What just happened?
 #
-# The `stop` arrived at once and lay in the server's queue. The endpoint was in the middle of `answer`, and it reads
-# again only when that is over. A WebSocket goes both ways. Our code went one way at a time.
+# The `stop` arrived at once and waited in the server's queue. The endpoint was inside `answer`, and receives again only
+# when that returns. A WebSocket works in both directions at once. Our code used one direction at a time.
 #
-# So answering must not stand in the way of reading. It gets a task of its own, and a task can be cancelled.
+# So the answer must not keep the endpoint from receiving. It gets a task of its own, and a task can be cancelled.
 
 
 # %%
@@ -161,9 +154,9 @@ marks(in_turn_rows, title="read, then answer, then read")
 async def side_by_side(socket: WebSocket):
     await socket.accept()
     answering = None
-    async for said in socket.iter_text():
-        if said != "stop":
-            answering = asyncio.create_task(answer(socket, said))
+    async for message in socket.iter_text():
+        if message != "stop":
+            answering = asyncio.create_task(answer(socket, message))
         elif answering:
             stops_seen.append(time.perf_counter())
             answering.cancel()
@@ -171,26 +164,30 @@ async def side_by_side(socket: WebSocket):
 
 
 # %% [markdown]
-# `cancel` raises an error at the place where the task waits: inside the model. So the model stops, too.
+# `cancel` raises `CancelledError` where the task is waiting: inside the model. So the model stops too.
+
 
 # %%
-both_rows = in_ms(*press_stop(ws + "/side-by-side"), "side by side: ")
-marks(in_ms(in_turn_times, started, "in turn: ") | both_rows)
+def one_above_another(runs):
+    return {f"{name}: {row}": times for name, rows in runs.items() for row, times in rows.items()}
+
+
+marks(one_above_another({"in turn": in_turn_rows, "side by side": press_stop(ws_url + "/side-by-side")}))
 
 # %% [markdown]
-# ## Whose task is it?
+# ## Who owns the task?
 #
-# A task that nobody owns has a life of its own. This model needs two seconds until its first word. The client asks, and
-# leaves while the model thinks. Half a second later: is the model still busy?
+# Now the model needs two seconds for its first word. The client asks, and leaves while the model is thinking. How many
+# answers is the model working on half a second later?
 
 # %%
-guess = "no"
+guess = ...
 
 
 # %%
 def ask_and_leave(path):
     model.pause_s = 2
-    with connect(ws + path) as socket:
+    with connect(ws_url + path) as socket:
         socket.send("What is a WebSocket?")
         time.sleep(0.3)
     time.sleep(0.5)
@@ -198,15 +195,13 @@ def ask_and_leave(path):
     return model.running
 
 
-# %%
-ask_and_leave("/side-by-side")
+compare(guess, ask_and_leave("/side-by-side"), "for a client that has left")
 
 # %% [markdown]
-# One answer is being computed for nobody. The endpoint has ended, and its task has not. A model on a GPU would keep a
-# place busy that others wait for.
+# The endpoint has returned, but its task runs on. A model on a GPU would waste a slot that others wait for.
 #
-# A `TaskGroup` owns its tasks: if something in the block fails, it cancels them all. That the client has left is such a
-# failure. Here a task wants to sleep for ten seconds.
+# A `TaskGroup` owns its tasks: if its block raises, it cancels them all. The client leaving is such an error. In this
+# example a task would sleep for ten seconds.
 
 
 # %%
@@ -217,7 +212,6 @@ async def group():
         raise WebSocketDisconnect(1001)
 
 
-# %%
 began = time.perf_counter()
 try:
     await group()
@@ -225,16 +219,21 @@ except* WebSocketDisconnect as left:
     print(f"{left.exceptions} after {time.perf_counter() - began:.1f} s")
 
 # %% [markdown]
-# Several tasks may fail at once, so a group raises a group. `except*` catches by what is inside.
+# Several tasks can fail at once, so a group raises an `ExceptionGroup`. `except*` catches by what is inside.
 #
-# One more thing is needed. `iter_text` ends quietly when the client leaves. `receive_text` raises
-# `WebSocketDisconnect`, and that is what ends the group.
+# One more thing is needed. `iter_text` ends silently when the client leaves. `receive_text` raises
+# `WebSocketDisconnect`, which ends the group.
 #
 # ### Exercise 1: stop means stop
 #
-# Write the conversation on an accepted socket: a text is a question, answered with the words of `model.words(question)`
-# and `done`. `stop` ends the answer under way with `stopped` in the place of `done`. When the client leaves, no answer
-# runs on.
+# Write the conversation. `socket` is accepted, and many clients use the same `model`, each with a connection of its
+# own.
+#
+# - `stop` is the only command; every other text is a question. Answer with each word of `model.words(question)` as soon
+#   as it comes, then `done`. A client asks its next question only after the end of an answer.
+# - `stop` ends the running answer at once, even while the model is thinking: `stopped` is sent in place of `done`, the
+#   model stops working on it, and the next question may follow. Without a running answer, `stop` is ignored.
+# - When the client leaves, its answer ends within a second.
 
 
 # %% exercise="06.1"
@@ -250,9 +249,9 @@ async def chat(socket, model):
     try:
         async with asyncio.TaskGroup() as tasks:
             while True:
-                said = await socket.receive_text()
-                if said != "stop":
-                    answering = tasks.create_task(answer(said))
+                message = await socket.receive_text()
+                if message != "stop":
+                    answering = tasks.create_task(answer(message))
                 elif answering and answering.cancel():
                     await socket.send_text("stopped")
     except* WebSocketDisconnect:
@@ -266,18 +265,18 @@ async def chat(socket, model):
 check("06.1", chat)
 
 # %% [markdown]
-# ## Messages have a shape
+# ## Typed messages
 #
-# Is `stop` a command, or a question about stopping? Over HTTP, path and method would tell. Here every message has to
-# say itself what it is. In the service each is a JSON object with a `type`, and a `cancel` names the answer that it
-# means.
+# Is `stop` a command, or a question about stopping? Over HTTP, method and path tell requests apart. On a WebSocket each
+# message has to do so. In the service, each is a JSON object with a `type`, and `cancel` names the answer that it ends.
 
-# %%
+# %% mirrors="workshop.api.schemas.chat:Id workshop.api.schemas.chat:_Message workshop.api.schemas.chat:Cancel"
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-# %% mirrors="workshop.api.schemas.chat:Id workshop.api.schemas.chat:_Message workshop.api.schemas.chat:Cancel workshop.api.schemas.chat:Ping"
+from workshop.api.schemas.chat import Ask, Ping, Pong, Reset
+
 Id = Annotated[str, Field(min_length=1, max_length=64)]
 
 
@@ -290,27 +289,18 @@ class Cancel(_Message):
     id: Id
 
 
-class Ping(_Message):
-    type: Literal["ping"] = "ping"
-    id: Id | None = None
-
-
 # %% [markdown]
-# The other messages of a client are `ask`, `reset` and `pong`. A union with a discriminator looks at `type` first. So
-# what it says of a mistake is about the one message that was meant, and not about all five.
-
-# %%
-from workshop.api.schemas.chat import Ask, Pong, Reset
+# A client's other messages are `ask`, `reset`, `ping` and `pong`. A union with a discriminator looks at `type` first.
+# So its error is about the message that was meant, and not about all five.
 
 # %% mirrors="workshop.api.schemas.chat:ClientMessage workshop.api.schemas.chat:CLIENT_MESSAGE"
 ClientMessage: TypeAlias = Annotated[Ask | Cancel | Reset | Ping | Pong, Field(discriminator="type")]
 CLIENT_MESSAGE: TypeAdapter[ClientMessage] = TypeAdapter(ClientMessage)
-
-# %%
 CLIENT_MESSAGE.validate_json('{"type": "cancel", "id": "1"}')
 
 # %% [markdown]
-# This endpoint understands them. To keep it short, it answers everything with a `pong` that has the same `id`.
+# The next endpoint validates messages this way. To keep it short, it replies to everything with a `pong` of the same
+# `id`.
 
 
 # %%
@@ -323,13 +313,15 @@ async def strict(socket: WebSocket):
 
 
 # %% [markdown]
-# Four clients make a mistake each. Then each of them sends a correct message. What does the second one get?
+# Four clients send one invalid message each, and then a valid one.
 
 # %%
-MISTAKES = {
+import json
+
+INVALID = {
     "a typo": '{"type": "pnig", "id": "1"}',
     "half a message": '{"type": "ping", "id": ',
-    "a number for an id": '{"type": "ping", "id": 1}',
+    "a number as id": '{"type": "ping", "id": 1}',
     "a binary frame": b'{"type": "ping", "id": "1"}',
 }
 
@@ -337,11 +329,10 @@ MISTAKES = {
 from websockets.exceptions import ConnectionClosed
 
 
-# %%
-def send_two(path, mistake):
-    with connect(ws + path) as socket:
+def send_two(path, invalid):
+    with connect(ws_url + path) as socket:
         try:
-            socket.send(mistake)
+            socket.send(invalid)
             first = socket.recv(timeout=10)
             socket.send('{"type": "ping", "id": "2"}')
             return f"{first} {socket.recv(timeout=10)}"
@@ -349,15 +340,20 @@ def send_two(path, mistake):
             return f"closed: {int(socket.close_code)}"
 
 
+# %% [markdown]
+# What does each client receive: two replies, one, or none?
+
 # %%
-for name, mistake in MISTAKES.items():
-    print(f"{name:20}", send_two("/strict", mistake))
+guess = {"a typo": ..., "half a message": ..., "a number as id": ..., "a binary frame": ...}
+
+# %%
+compare(guess, {name: send_two("/strict", invalid) for name, invalid in INVALID.items()})
 
 # %% [markdown]
-# Nothing: the conversation is over. A failed HTTP request costs the client one answer. An error that leaves a WebSocket
-# endpoint costs the connection, and all that was said on it. One typo, and twenty turns are gone.
+# None: the conversation is over. A failed HTTP request costs one response. An exception that leaves a WebSocket
+# endpoint costs the connection, and the conversation on it.
 #
-# A mistake deserves an answer. The service has a message for it, `error`.
+# An invalid message should get a reply. The service has a message for it, `error`.
 
 # %%
 from pydantic import ValidationError
@@ -365,7 +361,6 @@ from pydantic import ValidationError
 from workshop.api.schemas.chat import Error
 
 
-# %%
 def reply_to(frame):
     try:
         message = CLIENT_MESSAGE.validate_json(frame)
@@ -375,25 +370,25 @@ def reply_to(frame):
 
 
 # %%
-@app.websocket("/patient")
-async def patient(socket: WebSocket):
+@app.websocket("/tolerant")
+async def tolerant(socket: WebSocket):
     await socket.accept()
     async for frame in socket.iter_text():
         await socket.send_text(reply_to(frame).model_dump_json(exclude={"details"}, exclude_none=True))
 
 
 # %%
-for name, mistake in MISTAKES.items():
-    print(f"{name:20}", send_two("/patient", mistake))
+for name, invalid in INVALID.items():
+    print(f"{name:15}", send_two("/tolerant", invalid))
 
 # %% [markdown]
-# Three of the four. `receive_text` and `iter_text` want a text frame; one binary frame, and they raise a `KeyError`.
-# The service takes the event as it comes, and looks. The length is checked here, too.
+# Three of the four. `receive_text` and `iter_text` expect text frames, and raise `KeyError` on a binary one. The
+# service receives the raw event and handles both kinds. It also limits the length here.
 
 # %%
 from fastapi import WebSocketException, status
 
-from workshop.api.sockets import MAX_MESSAGE_BYTES
+from workshop.api.sockets import MAX_MESSAGE_BYTES, Peer
 
 
 # %% mirrors="workshop.api.sockets:Peer.receive"
@@ -410,16 +405,13 @@ async def receive(self) -> str | bytes:
 
 
 # %% [markdown]
-# It is a method of `Peer`, the service's wrapper of a socket. More of it follows. With it, the fourth gets its second
-# answer, too.
-
-# %%
-from workshop.api.sockets import Peer
+# It is a method of `Peer`, the service's wrapper around a socket. With `Peer(socket)`, the fourth client gets two
+# replies as well.
 
 
 # %%
-@app.websocket("/kind")
-async def kind(socket: WebSocket):
+@app.websocket("/robust")
+async def robust(socket: WebSocket):
     await socket.accept()
     peer = Peer(socket)
     with suppress(WebSocketDisconnect):
@@ -427,15 +419,19 @@ async def kind(socket: WebSocket):
             await peer.send(reply_to(await peer.receive()))
 
 
-# %%
-send_two("/kind", MISTAKES["a binary frame"])
+send_two("/robust", INVALID["a binary frame"])
 
 # %% [markdown]
-# ### Exercise 2: a budget
+# ### Exercise 2: a token budget
 #
-# `{"type": "spend", "tokens": 30}` adds tokens, one at least; `{"type": "reset"}` begins at zero again. Both are
-# answered with `{"type": "total", "tokens": 30}`. Whatever else comes is answered with `{"type": "error", …}`, and the
-# total stays.
+# Write the endpoint `/budget`. It keeps a total of tokens for each connection, from 0.
+#
+# - `{"type": "spend", "tokens": 30}` adds to the total. `tokens` is a JSON integer, at least 1: not `true`, `1.5` or
+#   `"30"`.
+# - `{"type": "reset"}` sets the total to 0.
+# - The reply to both is the new total: `{"type": "total", "tokens": 30}`.
+# - The reply to every other frame, text or binary, is `{"type": "error", "message": "…"}` with a text of your choice.
+#   The total stays as it is, and the conversation goes on.
 
 # %% exercise="06.2"
 budget = FastAPI()
@@ -444,7 +440,7 @@ budget = FastAPI()
 # solution (about 22 lines)
 class Spend(BaseModel):
     type: Literal["spend"]
-    tokens: Annotated[int, Field(ge=1)]
+    tokens: Annotated[int, Field(strict=True, ge=1)]
 
 
 class StartAgain(BaseModel):
@@ -482,9 +478,10 @@ async def count(socket: WebSocket):
 check("06.2", budget)
 
 # %% [markdown]
-# ## How it ends
+# ## How a connection ends
 #
-# Whoever ends a conversation can say why: with a code and a few words. Here are four endings of our own.
+# Whoever closes a connection can give a reason: a code and a short text. Here are four endpoints that end in different
+# ways.
 
 
 # %%
@@ -493,6 +490,7 @@ async def returns(socket: WebSocket):
     await socket.accept()
 
 
+# %%
 @app.websocket("/bug")
 async def bug(socket: WebSocket):
     await socket.accept()
@@ -503,17 +501,14 @@ async def bug(socket: WebSocket):
 @app.websocket("/refused-late")
 async def refused_late(socket: WebSocket):
     await socket.accept()
-    raise WebSocketException(1008, "who are you?")
+    raise WebSocketException(1008, "unknown key")
 
 
+# %%
 @app.websocket("/refused-early")
 async def refused_early(socket: WebSocket):
-    raise WebSocketException(1008, "who are you?")
+    raise WebSocketException(1008, "unknown key")
 
-
-# %% [markdown]
-# And what does the other side learn? Which of these four endings does a client see as an error, and which tells it the
-# reason?
 
 # %%
 from websockets.exceptions import InvalidStatus
@@ -531,53 +526,57 @@ def ending(url, message="hello?"):
         return f"HTTP {refusal.response.status_code}"
 
 
+# %% [markdown]
+# What does the client learn from each? Predict the close code, or the HTTP status if there is no connection.
+
 # %%
-endings = {path: ending(ws + path) for path in ("/returns", "/bug", "/refused-late", "/refused-early")}
-endings
+guess = {"/returns": ..., "/bug": ..., "/refused-late": ..., "/refused-early": ...}
+
+# %%
+compare(guess, {path: ending(ws_url + path) for path in guess})
 
 # %% [markdown]
-# Two surprises. An endpoint that simply returns looks like one that crashed: both end without a word, and 1006 is what
-# the client calls that. Nobody sends it.
+# An endpoint that simply returns looks like one that crashed. In both cases the connection ends without a close frame.
+# The client then reports 1006, a code that nobody sends.
 #
-# And who is refused early gets no code at all. Before `accept`, this is still HTTP, and the refusal is a status. A
-# browser does not show it to the page: there, too, all is 1006. So accept first, and then refuse.
+# A client that is refused before `accept` gets no code either. Until then this is HTTP, and the refusal is a status,
+# which a browser does not show to the page: it reports 1006 again. So accept first, then close.
 #
-# Two endings come from the server itself: a message beyond 16 MiB, and a stop.
-
-# %%
-endings["too long a message"] = ending(ws + "/kind", "a" * (2**24 + 1))
+# The server itself has two endings: when it stops, and for a message over 16 MiB.
 
 # %%
 other = run_app(app, name="lesson 06 stops")
-with connect(other.url.replace("http", "ws") + "/kind") as socket, suppress(ConnectionClosed):
+with connect(other.url.replace("http", "ws") + "/robust") as socket, suppress(ConnectionClosed):
     other.stop()
     socket.recv(timeout=10)
-endings["the server stops"] = int(socket.close_code), socket.close_reason
-endings
+int(socket.close_code)
+
+# %%
+ending(ws_url + "/robust", "a" * (2**24 + 1))
 
 # %% [markdown]
-# | code | what it says | come back? |
+# | code | meaning | should the client reconnect? |
 # |---|---|---|
-# | 1000 | all is said | when there is more |
-# | 1006 | nothing: no goodbye came | yes, after a pause |
-# | 1008 | not you, or not like this | no |
-# | 1009 | too long | not with this message |
-# | 1011 | something went wrong here | yes, after a pause |
-# | 1012, 1013 | the server stops; too busy now | yes, after a pause |
+# | 1000 | finished | when it has something to say |
+# | 1006 | unknown: no close frame came | yes, after a pause |
+# | 1008 | not allowed | no |
+# | 1009 | the message is too long | yes, but without that message |
+# | 1011 | an error in the server | yes, after a pause |
+# | 1012, 1013 | the server stops; it is overloaded | yes, after a pause |
 #
-# The last column is for the client's code. Everybody's pause should grow, and be partly random: else all clients of a
-# server that starts again come back in the same moment.
+# The pause should grow with each attempt and be partly random. Otherwise all clients of a server that restarts
+# reconnect at the same moment.
 #
-# ## Who is there?
+# ## Who is connecting?
 #
-# A program sends its key in a header. A page cannot: `new WebSocket(url, protocols)` sets no headers. All it can choose
-# is the list of subprotocols, in which the key travels along:
+# A program sends its key in a header. A web page cannot: `new WebSocket(url, protocols)` sets no headers. It can choose
+# the list of subprotocols, so the key travels there:
 #
 # ```js
 # new WebSocket("wss://…/v1/chat/ws", ["workshop.chat", "bearer.key-1"])
 # ```
 #
-# An endpoint finds the list in the `scope`. It picks one with `accept(subprotocol)`.
+# The endpoint finds the list in `socket.scope["subprotocols"]`, and selects one with `accept(subprotocol)`.
 
 
 # %%
@@ -588,23 +587,29 @@ async def offered(socket: WebSocket):
 
 
 # %%
-with connect(ws + "/offered", subprotocols=["workshop.chat", "bearer.key-1"]) as socket:
-    print(socket.recv(timeout=10), "and this one was picked:", socket.subprotocol)
+with connect(ws_url + "/offered", subprotocols=["workshop.chat", "bearer.key-1"]) as socket:
+    print("offered", socket.recv(timeout=10), "selected", socket.subprotocol)
 
 # %% [markdown]
-# A browser that has offered subprotocols ends the connection if none of them is picked. And what is picked stands in
-# the answer, so it must not be the key.
+# A browser that has offered subprotocols closes the connection if none of them is selected. The selected one is sent
+# back in the response, so it must not be the key.
 #
-# Why so roundabout? An address ends up in logs, so a key has no place there. And a cookie would come along with the
-# WebSocket of any page in the world: the browser's rules against that, CORS, do not hold for WebSockets.
+# Why not in the URL, or a cookie? URLs end up in logs. And a browser sends cookies with a WebSocket that any other site
+# opens: CORS does not apply to WebSockets.
 #
-# ### Exercise 3: who are you?
+# ### Exercise 3: check the key
 #
-# `KEYS` says whose key is whose. Greet the owner with `hello ada`, whichever way the key came: in the header
-# `Authorization: Bearer key-1`, or as a subprotocol beside `workshop.chat`. For anybody else, close with 1008.
+# `KEYS` maps each key to its owner. Write the endpoint `/door`.
+#
+# - A key comes in the header `Authorization: Bearer key-1`, or as the subprotocol `bearer.key-1`. The scheme and the
+#   prefix are required, and the key must match exactly.
+# - Always accept. If the client offers `workshop.chat`, select it; if it offers no subprotocols, select none.
+# - Send `hello ada` to the owner of a known key. Close every other connection with 1008, without sending a message.
+
+# %%
+KEYS = {"key-1": "ada", "key-2": "grace"}
 
 # %% exercise="06.3"
-KEYS = {"key-1": "ada", "key-2": "grace"}
 door = FastAPI()
 
 
@@ -613,12 +618,11 @@ async def knock(socket: WebSocket):
     # solution (about 8 lines)
     offered = socket.scope["subprotocols"]
     await socket.accept("workshop.chat" if "workshop.chat" in offered else None)
-    keys = [socket.headers.get("Authorization", "").removeprefix("Bearer ")]
-    keys += [name.removeprefix("bearer.") for name in offered]
-    owner = next((KEYS[key] for key in keys if key in KEYS), None)
-    if owner is None:
-        raise WebSocketException(1008, "who are you?")
-    await socket.send_text(f"hello {owner}")
+    header = socket.headers.get("Authorization")
+    owners = [owner for key, owner in KEYS.items() if header == f"Bearer {key}" or f"bearer.{key}" in offered]
+    if not owners:
+        raise WebSocketException(1008, "unknown key")
+    await socket.send_text(f"hello {owners[0]}")
     # starter
     # await socket.accept()
     # await socket.send_text(...)
@@ -629,33 +633,19 @@ async def knock(socket: WebSocket):
 check("06.3", door)
 
 # %% [markdown]
-# In the service this is a dependency, `accept_socket`. It gives the chat its `principal`, as `get_principal` gives it
-# to HTTP endpoints. The chat itself does not know that there are two ways.
+# In the service this is a dependency, `accept_socket`. It gives the chat its `principal`, as `get_principal` does for
+# HTTP endpoints. The chat does not know that there are two ways to authenticate.
 #
 # ## Who is still there?
 #
-# So far everyone said goodbye, or at least hung up. A laptop that is closed, or a phone in a tunnel, does neither. This
-# program listens to the news, and we freeze it.
-
-# %%
-import tempfile
-
-folder = tempfile.mkdtemp()
-
-# %%
-# %%writefile {folder}/listener.py
-import sys
-
-from websockets.sync.client import connect
-
-with connect(sys.argv[1]) as socket:
-    for _ in socket:
-        pass
+# So far every client closed its connection, or at least its operating system did. A laptop that goes to sleep, or a
+# phone in a tunnel, does neither. This endpoint sends the news, and notes each time.
 
 # %%
 sent = []
 
 
+# %%
 @app.websocket("/news")
 async def news(socket: WebSocket):
     await socket.accept()
@@ -666,53 +656,49 @@ async def news(socket: WebSocket):
             await asyncio.sleep(0.05)
 
 
-# %%
-import sys
-
-import psutil
-
+# %% [markdown]
+# `listener` starts a program of its own that receives the news, and kills it at the end of the block. Shortly after its
+# start we freeze it, and two seconds later it is killed.
 
 # %%
-def start_listener(url):
-    listener = psutil.Popen([sys.executable, f"{folder}/listener.py", url])
-    while not sent and listener.is_running():
-        time.sleep(0.01)
-    return listener
+from workshop.lab.fixtures.lesson_06 import listener
 
 
 # %%
-def freeze_a_listener(name, **options):
+def freeze_a_listener(**options):
     sent.clear()
     with run_app(app, log_level="critical", **options) as other:
-        listener = start_listener(other.url.replace("http", "ws") + "/news")
-        time.sleep(0.5)
-        listener.suspend()
-        rows = {"frozen": [time.perf_counter()], "sent": sent}
-        time.sleep(2)
-        listener.kill(), listener.wait()
-        return in_ms(rows, sent[0], name)
+        with listener(other.url.replace("http", "ws") + "/news") as program:
+            time.sleep(0.5)
+            program.suspend()
+            frozen = time.perf_counter()
+            time.sleep(2)
+        return in_ms({"news sent": sent, "frozen": [frozen]}, sent[0])
 
 
 # %% [markdown]
-# After half a second the listener is frozen; two seconds later it is killed. When does the server notice that it talks
-# to nobody?
+# First without pings: the server only sends. Then it sends a ping every half second, and waits half a second for the
+# pong. For how many milliseconds does it go on sending to the frozen program?
 
 # %%
-without = freeze_a_listener("no pings: ", ws_ping_interval=None)
-marks(without)
+guess = {"no pings": ..., "pings": ...}
+
+# %%
+frozen_rows = {
+    "no pings": freeze_a_listener(ws_ping_interval=None),
+    "pings": freeze_a_listener(ws_ping_interval=0.5, ws_ping_timeout=0.5),
+}
+compare(guess, {name: rows["news sent"][-1] - rows["frozen"][0] for name, rows in frozen_rows.items()}, "ms")
+
+# %%
+marks(one_above_another(frozen_rows))
 
 # %% [markdown]
-# Only at the kill. A frozen program's operating system goes on receiving, and confirms every byte. TCP has nothing to
-# complain about. Even of a machine that is gone without a trace, it can take many minutes to learn.
+# Without pings, the server notices only when the program is killed. The operating system of a frozen program keeps
+# receiving and acknowledges every byte, so TCP sees no problem. After a power failure it can take TCP many minutes.
 #
-# So one has to ask. The protocol has a frame for it: a ping, which the other side's library answers with a pong.
-
-# %%
-pings = freeze_a_listener("pings: ", ws_ping_interval=0.5, ws_ping_timeout=0.5)
-marks(without | pings)
-
-# %% [markdown]
-# Half a second at most until the next ping, half a second of patience. uvicorn does this by itself, in its own time:
+# With pings, it notices within about a second. A ping is a frame of the protocol, and the library at the other end
+# answers it with a pong. uvicorn sends pings by itself, at a longer interval:
 
 # %%
 import uvicorn
@@ -720,48 +706,57 @@ import uvicorn
 uvicorn.Config(app).ws_ping_interval, uvicorn.Config(app).ws_ping_timeout
 
 # %% [markdown]
-# Seconds, until the ping and for the pong.
+# Seconds: until the next ping, and until its pong must have come.
 #
-# ## A server that does not listen
+# ## A server that does not receive
 #
-# The very first chat, `/in-turn`, gets pings now, twice a second. Its client is alive and answers each of them. Once it
-# just reads, and once it presses Stop early. What is the difference?
+# The first chat, `/in-turn`, now gets pings twice a second. Its client is alive and answers each of them. Once it only
+# reads; once it also presses Stop. How does each conversation end?
+
+# %%
+guess = {"only reads": ..., "presses Stop": ...}
 
 
 # %%
-def read_until_done(url, stops):
-    heard = 0
+def read_until_done(url, stop_after):
+    n_words = 0
     with connect(url) as socket, suppress(ConnectionClosed):
         socket.send("What is a WebSocket?")
         while socket.recv(timeout=10) != "done":
-            heard += 1
-            if stops and heard == 5:
+            n_words += 1
+            if n_words == stop_after:
                 socket.send("stop")
-    return f"{heard} words", int(socket.close_code), socket.close_reason
+    return f"{n_words} words, then {int(socket.close_code)} {socket.close_reason}"
 
 
 # %%
 with run_app(app, log_level="critical", ws_ping_interval=0.5, ws_ping_timeout=0.5) as other:
     url = other.url.replace("http", "ws") + "/in-turn"
-    patient_client, stopping_client = (read_until_done(url, stops) for stops in (False, True))
-patient_client, stopping_client
+    ends = {"only reads": read_until_done(url, None), "presses Stop": read_until_done(url, 5)}
+
+# %%
+compare(guess, ends)
 
 # %% [markdown]
-# The second answer broke off, for a reason that is not true: the client did send its pongs. But while an endpoint
-# leaves a message lying, the server stops reading from the connection. The pongs lie behind the `stop`, and nobody sees
-# them.
+# The second conversation was cut off, for a reason that is not true: the client did send its pongs. While a message
+# waits in the endpoint's queue, the server stops reading from the connection. The pongs are stuck behind the `stop`.
 #
-# With uvicorn's usual times it takes a long answer, and somebody who presses Stop.
+# With uvicorn's default of 20 seconds, it takes a long answer and a user who presses Stop.
 #
-# ## Pings of our own
+# ## Pings as messages
 #
-# The protocol's pings have a limit: the library answers them, or a proxy on the way, even if the program behind it
-# reads no more. And the endpoint learns nothing of them. So the service has `ping` and `pong` among its messages.
+# The library, or a proxy on the way, answers the protocol's pings, even if the program behind it has stopped reading.
+# And the endpoint does not see them. So the service has `ping` and `pong` among its own messages.
 #
 # ### Exercise 4: a heartbeat
 #
-# `watch` gets an accepted socket. It echoes every text. Every `every` seconds it sends `ping`, and the client has to
-# say `pong`, which is not echoed, within `patience` seconds. If it does not, close with 1011.
+# Write `watch`. `socket` is accepted, and there are many connections at the same time.
+#
+# - Echo every text except `pong`, at any time.
+# - Send the first `ping` after `every` seconds, and each further one `every` seconds after the `pong` to the last. Each
+#   `ping` needs a `pong` of its own.
+# - If no `pong` comes within `patience` seconds after a `ping`, close with 1011.
+# - When the client leaves, end all tasks that you have started.
 
 
 # %% exercise="06.4"
@@ -777,14 +772,14 @@ async def watch(socket, every, patience):
             try:
                 await asyncio.wait_for(ponged.wait(), patience)
             except TimeoutError:
-                return await socket.close(1011, "no pong came")
+                return await socket.close(1011, "no pong received")
 
     beating = asyncio.create_task(heartbeat())
-    async for said in socket.iter_text():
-        if said == "pong":
+    async for message in socket.iter_text():
+        if message == "pong":
             ponged.set()
         else:
-            await socket.send_text(said)
+            await socket.send_text(message)
     beating.cancel()
     # starter
     # await ...
@@ -795,123 +790,50 @@ async def watch(socket, every, patience):
 check("06.4", watch)
 
 # %% [markdown]
-# ## On Ray Serve
-#
-# Serve runs a class in processes of its own, the replicas. A proxy takes the requests, and passes each on to one of
-# them. Lesson 09 takes that apart; here we only ask what becomes of connections. Starting it takes a while.
-
-# %%
-from ray import serve
-
-serve_url = start_serve().replace("http", "ws")
-
-# %% [markdown]
-# Each replica builds its app for itself, as in the service. `Api` only says how: it calls the function that it was
-# given. `bind` will give it one.
-
-
-# %%
-class Api:
-    def __init__(self, make_app, *arguments):
-        self.make_app, self.arguments = make_app, arguments
-
-    def __serve_build_asgi_app__(self):
-        return self.make_app(*self.arguments)
-
-
-api = serve.deployment(serve.ingress()(Api))
-
-# %% [markdown]
 # ## A reader who does not read
 #
-# Pages are sent without a pause to a client who takes none of them: ten thousand characters each, twenty million in
-# all. The first endpoint simply sends.
+# This endpoint sends two thousand pages of ten thousand characters, without a pause. Its client connects and reads
+# nothing for two seconds. How many of the 20 million characters does the endpoint get rid of?
 
 # %%
-from secrets import token_hex
-
-PAGE = token_hex(5_000)
-
+guess = ...
 
 # %%
-async def plain(socket, sent):
+PAGE = "x" * 10_000
+pages_sent = []
+
+
+@app.websocket("/pages")
+async def pages(socket: WebSocket):
     await socket.accept()
     with suppress(WebSocketDisconnect):
-        while sent["/plain"] < 20e6:
+        for _ in range(2_000):
             await socket.send_text(PAGE)
-            sent["/plain"] += len(PAGE)
+            pages_sent.append(PAGE)
 
+
+# %%
+pages_sent.clear()
+with connect(ws_url + "/pages", max_queue=1, compression=None, close_timeout=0.1):
+    time.sleep(2)
+    compare(guess, sum(map(len, pages_sent)) / 1e6, "million characters")
 
 # %% [markdown]
-# The second does it as the service does, with `Peer`. `connection` gives it one, with a heartbeat beside it. After each
-# page it waits for `drain`.
-
-# %%
-from workshop.api.schemas.chat import Text
-from workshop.api.sockets import connection
-
-
-# %%
-async def with_peer(socket, sent):
-    await socket.accept()
-    async with connection(socket) as (peer, tasks):
-        tasks.create_task(peer.receive())
-        while sent["/peer"] < 20e6:
-            await peer.send(Text(id="1", text=PAGE))
-            sent["/peer"] += len(PAGE)
-            await peer.drain()
-
-
-# %%
-def pages():
-    app, sent = FastAPI(), {"/plain": 0, "/peer": 0}
-    app.get("/sent")(lambda: sent)
-
-    @app.websocket("/{way}")
-    async def flood(socket: WebSocket, way: str):
-        await (plain if way == "plain" else with_peer)(socket, sent)
-
-    return app
-
-
-# %% [markdown]
-# The client connects, and for two seconds does nothing. How many characters does the endpoint get rid of: on uvicorn,
-# on Serve, and on Serve with `Peer`?
-
-# %%
-import httpx
-
-
-# %%
-def not_read(ws_url, path):
-    with connect(ws_url + path, max_queue=1, compression=None, close_timeout=0.1):
-        time.sleep(2)
-        return httpx.get(ws_url.replace("ws", "http", 1) + "/sent", trust_env=False).json()[path] / 1000
-
-
-# %%
-with run_app(pages()) as other:
-    unread = {"uvicorn": not_read(other.url.replace("http", "ws"), "/plain")}
-
-# %%
-serve.run(api.bind(pages), name="pages", route_prefix="/")
-unread |= {"Serve": not_read(serve_url, "/plain"), "Serve, with Peer": not_read(serve_url, "/peer")}
-serve.delete("pages")
-
-# %%
-bars({name: {"sent": kilos} for name, kilos in unread.items()}, y="thousand characters that nobody reads")
-
-# %% [markdown]
-# On uvicorn `send` waits when the buffers of the two operating systems are full. On Serve it never waits: the replica
-# hands everything to the proxy, and that keeps it in memory, for every slow reader of every replica.
+# `send_text` waits when the buffers of both operating systems are full. That protects the server's memory. But a `send`
+# that has returned says nothing about reading: the user may still have all of this ahead.
 #
-# `Peer` counts. What was sent before a ping has been read when its pong comes. When the characters that are not yet
-# confirmed exceed a window, `drain` waits, and `heartbeat` pings at once.
+# A pong as a message says more: all that was sent before its ping has been read. `Peer` counts the characters that are
+# not confirmed yet. Beyond a window, the answer waits, and so does its model.
 
 
 # %% mirrors="workshop.api.sockets:Peer._ping_and_wait"
+from secrets import token_hex
+
+from workshop.api import sockets
+
+
 async def _ping_and_wait(self) -> None:
-    self._ping = Ping(id=token_hex(4))  # nobody can answer it who has not read it
+    self._ping = Ping(id=token_hex(4))  # random, so that only a peer that has read the ping can answer it
     self._pong_received.clear()
     sent_before = self._unread
     await self.send(self._ping)
@@ -919,296 +841,18 @@ async def _ping_and_wait(self) -> None:
     self._count(-sent_before)
 
 
-# %%
-from workshop.api import sockets
-
 {name: getattr(sockets, name) for name in ("HEARTBEAT_S", "PONG_TIMEOUT_S", "WINDOW")}
 
 # %% [markdown]
-# So one message does two jobs: it finds the dead, and it slows down for the slow. While `drain` waits, the chat takes no
-# more words from its model.
+# So one message does two jobs: it detects clients that have gone, and slows down for slow ones. On Ray Serve, `send`
+# does not wait, and a connection stays with one of several replicas. Lesson 10 shows what follows from that.
 #
-# ## A room with two doors
-#
-# A chat room: what one member says, all hear. The members are in a set. A new member is told in which process it sits.
-
-# %%
-import os
-
-
-# %%
-async def listen_and_tell(socket, members):
-    await socket.accept()
-    members.add(socket)
-    await socket.send_text(f"process {os.getpid()}")
-    async for said in socket.iter_text():
-        for member in list(members):
-            await member.send_text(said)
-    members.discard(socket)
-
-
-# %%
-def room():
-    app, members = FastAPI(), set()
-
-    @app.websocket("/room")
-    async def enter(socket: WebSocket):
-        await listen_and_tell(socket, members)
-
-    return app
-
-
-# %% [markdown]
-# Eight members come in, and the first one says hello. We count by process who is there, and who hears it.
-
-
-# %%
-def hears(socket):
-    with suppress(TimeoutError):
-        return socket.recv(timeout=1) == "hello"
-    return False
-
-
-# %%
-from collections import Counter
-from contextlib import ExitStack
-
-
-# %%
-def who_hears(url, members=8):
-    with ExitStack() as seats:
-        sockets = [seats.enter_context(connect(url)) for _ in range(members)]
-        places = [socket.recv(timeout=10) for socket in sockets]
-        time.sleep(1.5)
-        sockets[0].send("hello")
-        heard = [place for place, socket in zip(places, sockets, strict=True) if hears(socket)]
-    return {place: {"members": n, "hear it": heard.count(place)} for place, n in Counter(places).items()}
-
-
-# %%
-with run_app(room()) as other:
-    on_uvicorn = who_hears(other.url.replace("http", "ws") + "/room")
-on_uvicorn
-
-# %% [markdown]
-# All hear all. The same room on Serve, with two replicas: how many of the eight will hear it?
-
-# %%
-guess = 8
-
-# %%
-two_doors = api.options(num_replicas=2)
-serve.run(two_doors.bind(room), name="room", route_prefix="/")
-on_serve = who_hears(serve_url + "/room")
-print(f"you said {guess}, it was {sum(counts['hear it'] for counts in on_serve.values())}")
-
-# %%
-bars(on_serve, y="members", title="one room, two replicas")
-
-# %% [markdown]
-# No error, no log line, and in a test with one replica all is well. A connection lives in one process from its first
-# byte to its last, and so does everything that its endpoint keeps in variables. Two replicas are two sets of members.
-#
-# And whoever comes back need not come back to the same place. Ten visits of the same client:
-
-
-# %%
-def visit(url):
-    with connect(url) as socket:
-        return socket.recv(timeout=10)
-
-
-Counter(visit(serve_url + "/room") for _ in range(10))
-
-# %% [markdown]
-# ## How many fit in?
-#
-# An HTTP request leaves a replica after milliseconds. A connection stays, and all the time it takes one of the places
-# that a replica has for requests. People keep coming, until somebody waits in vain for two seconds. How many are
-# inside?
-
-# %%
-guess = 1000
-
-
-# %%
-def fill(url):
-    with ExitStack() as seats:
-        for taken in range(50):
-            try:
-                seats.enter_context(connect(url, open_timeout=2))
-            except TimeoutError:
-                return taken
-    return "50 or more"
-
-
-# %%
-print(f"you said {guess}, it was {fill(serve_url + '/room')}: {api.max_ongoing_requests} for each replica")
-
-# %% [markdown]
-# The next one is not refused, and hears nothing: its handshake waits in line. A deployment that accepts WebSockets
-# needs a large `max_ongoing_requests`; the service's API has 1000. And since silent guests take places, too, the
-# service ends a chat in which nobody has asked for ten minutes, with code 1000.
-
-# %%
-serve.delete("room")
-
-# %% [markdown]
-# ## What to do
-#
-# **Share nothing.** In the service's chat, a conversation belongs to its connection. Any replica will do, and if one
-# dies, its clients come back to another and begin anew. Most endpoints need no more.
-#
-# **Share a place.** What all members must know goes where all replicas can reach it: one object that passes messages
-# on. As a plain class it is a few lines.
-
-
-# %%
-class Bus:
-    def __init__(self):
-        self.queues = set()
-
-    async def publish(self, item):
-        for queue in self.queues:
-            queue.put_nowait(item)
-
-    async def subscribe(self):
-        queue = asyncio.Queue()
-        self.queues.add(queue)
-        try:
-            while True:
-                yield await queue.get()
-        finally:
-            self.queues.discard(queue)
-
-    async def subscribers(self):
-        return len(self.queues)
-
-
-# %% [markdown]
-# The room on a bus has no members. Each connection publishes what its client says, and forwards what the bus brings.
-# Again two things at the same time.
-
-
-# %%
-async def forward(socket, bus):
-    async for said in bus.subscribe():
-        await socket.send_text(said)
-
-
-# %%
-def room_on(bus):
-    app = FastAPI()
-
-    @app.websocket("/room")
-    async def enter(socket: WebSocket):
-        await socket.accept()
-        await socket.send_text(f"process {os.getpid()}")
-        forwarding = asyncio.create_task(forward(socket, bus))
-        async for said in socket.iter_text():
-            await bus.publish(said)
-        forwarding.cancel()
-
-    return app
-
-
-# %% [markdown]
-# Now the bus runs in a process of its own, as a second deployment. What the others have of it is a handle: `remote`
-# calls a method over there. An adapter gives the handle the methods of the class. A subscription is a call that yields
-# and does not end, until we cancel it.
-
-
-# %%
-class HandleBus:
-    def __init__(self, handle):
-        self.handle = handle
-
-    async def publish(self, item):
-        await self.handle.publish.remote(item)
-
-    async def subscribe(self):
-        items = self.handle.options(stream=True).subscribe.remote()
-        try:
-            async for item in items:
-                yield item
-        finally:
-            items.cancel()
-
-
-# %% [markdown]
-# Two API replicas with room for a hundred members each, and one bus with room for a thousand subscriptions.
-
-# %%
-bus = serve.deployment(Bus).options(max_ongoing_requests=1000).bind()
-roomy = two_doors.options(max_ongoing_requests=100)
-serve.run(roomy.bind(room_on, HandleBus(bus)), name="room", route_prefix="/")
-
-# %%
-on_the_bus = who_hears(serve_url + "/room")
-bars(on_the_bus, y="members", title="one room, two replicas, one bus")
-
-# %% [markdown]
-# Everybody hears it, wherever they sit. And now that they have all left?
-
-# %%
-await serve.get_deployment_handle("Bus", "room").subscribers.remote()
-
-# %% [markdown]
-# No subscription is left behind: the `finally` of an adapter in one process has ended a generator in another.
-#
-# One replica of the bus is one point of failure, and one process's speed. Where that is not enough, Redis takes its
-# place: `PUBLISH` and `SUBSCRIBE` are the same two methods. The room would not notice.
-#
-# ### Exercise 5: rooms with names
-#
-# Write `rooms(bus)`, an app with many rooms on one bus. What somebody says in `/rooms/tea` reaches all others in `tea`,
-# whichever app they are connected to; not the speaker, and nobody in other rooms. Any item may be published. Who
-# leaves, leaves no subscription behind.
-
-
-# %% exercise="06.5"
-def rooms(bus):
-    app = FastAPI()
-
-    @app.websocket("/rooms/{name}")
-    async def enter(socket: WebSocket, name: str):
-        await socket.accept()
-        # solution (about 12 lines)
-        me = token_hex(8)
-
-        async def forward():
-            async for room, speaker, said in bus.subscribe():
-                if room == name and speaker != me:
-                    await socket.send_text(said)
-
-        forwarding = asyncio.create_task(forward())
-        async for said in socket.iter_text():
-            await bus.publish((name, me, said))
-        forwarding.cancel()
-        # starter
-        # await ...
-        # end
-
-    return app
-
-
-# %%
-check("06.5", rooms)
-
-# %% [markdown]
-# Ray has done its part.
-
-# %%
-serve.delete("room")
-stop_serve()
-
-# %% [markdown]
 # ## The service's chat
 #
-# The service puts all of this together. Whatever happens on a connection comes out of `connection`, which turns it into
-# a close code. The heartbeat and the answer are tasks of one group.
+# The service puts all of this together. `connection` turns whatever ends a conversation into a close code. The
+# heartbeat and the answer are tasks of its group.
 
-# %%
+# %% mirrors="workshop.api.sockets:connection"
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -1216,7 +860,6 @@ from contextlib import asynccontextmanager
 logger = logging.getLogger("lesson 06")
 
 
-# %% mirrors="workshop.api.sockets:connection"
 @asynccontextmanager
 async def connection(websocket: WebSocket) -> AsyncIterator[tuple[Peer, asyncio.TaskGroup]]:
     peer = Peer(websocket)
@@ -1236,8 +879,8 @@ async def connection(websocket: WebSocket) -> AsyncIterator[tuple[Peer, asyncio.
 
 
 # %% [markdown]
-# And this decides what a message does. `_start` makes a task in that group, `_cancel` cancels it and says how far it
-# came.
+# This method handles a message. `_start` creates a task in that group. `_cancel` cancels it, and reports how far the
+# answer came.
 
 
 # %% mirrors="workshop.api.routers.chat:Chat._handle"
@@ -1258,10 +901,10 @@ async def _handle(self, message: ClientMessage) -> None:
 
 
 # %% [markdown]
-# Now the service itself, on uvicorn, with a database of its own. Its main model gets the pause in each step that you
-# know from lesson 05.
+# Now run the service itself on uvicorn, with its own database. Its main model is slowed down as in lesson 05.
 
 # %%
+import tempfile
 from dataclasses import replace
 
 from workshop.api.app import create_app
@@ -1269,8 +912,7 @@ from workshop.integration.services import build_services
 from workshop.lab import slow_model
 from workshop.settings import Settings
 
-# %%
-settings = Settings(database_url=f"sqlite+aiosqlite:///{folder}/chat.sqlite")
+settings = Settings(database_url=f"sqlite+aiosqlite:///{tempfile.mkdtemp()}/chat.sqlite")
 services = build_services(settings)
 models = dict(services.language.generators) | {"workshop-main": slow_model(25)}
 services = replace(services, language=replace(services.language, generators=models))
@@ -1280,131 +922,154 @@ service = run_app(create_app(services, settings), name="lesson 06 service")
 chat_url = service.url.replace("http", "ws") + "/v1/chat/ws"
 
 # %% [markdown]
-# A client of it is short. It answers pings, and takes the text of an answer together.
-
-# %%
-import json
+# A client for it is short. An answer is a number of `text` messages, and then a `done` that says how it ended.
 
 
 # %%
-def say(socket, kind, **fields):
-    socket.send(json.dumps({"type": kind} | fields))
+def send(socket, type, **fields):
+    socket.send(json.dumps({"type": type} | fields))
 
 
-def hear(socket):
-    while (said := json.loads(socket.recv(timeout=30)))["type"] == "ping":
-        say(socket, "pong", id=said["id"])
-    return said
+def receive_json(socket):
+    return json.loads(socket.recv(timeout=30))
 
 
-# %%
-def rest_of_answer(socket):
+def read_text(socket):
     text = ""
-    while (said := hear(socket))["type"] == "text":
-        text += said["text"]
-    return text, said
+    while (message := receive_json(socket))["type"] == "text":
+        text += message["text"]
+    return text, message
 
 
+# %%
 def ask(socket, question):
-    say(socket, "ask", id="1", content=question)
-    return rest_of_answer(socket)
+    send(socket, "ask", id="1", content=question)
+    return read_text(socket)
 
 
 # %% [markdown]
-# The service speaks first, and says what there is. Then two questions, on one connection.
+# The service sends the first message. Then come two questions on one connection. The second makes sense only after the
+# first, and we ask it once more on a new connection.
 
 # %%
 with connect(chat_url) as socket:
-    ready = hear(socket)
-    first, first_end = ask(socket, "What is a WebSocket?")
-    second, second_end = ask(socket, "How does it begin?")
+    ready = receive_json(socket)
+    answers = [ask(socket, "What is a WebSocket?"), ask(socket, "How does it begin?")]
+with connect(chat_url) as socket:
+    receive_json(socket)
+    answers.append(ask(socket, "How does it begin?"))
+for text, done in answers:
+    print(f"{done['usage']['prompt_tokens']:3} tokens in the prompt: {text}")
 ready
 
 # %% [markdown]
-# The second question makes sense only after the first. We sent it alone. Does the service put the first turn before it?
-# The same question on a new connection will tell.
+# On the first connection, the prompt of the second question includes the first question and its answer. Next: an
+# invalid message, a question, and a `cancel` after three pieces of the answer. Then the question again.
 
 # %%
 with connect(chat_url) as socket:
-    hear(socket)
-    alone, alone_end = ask(socket, "How does it begin?")
-
-# %%
-for text, end in ((first, first_end), (second, second_end), (alone, alone_end)):
-    print(f"{end['usage']['prompt_tokens']:3} tokens in the prompt: {text}")
-
-# %% [markdown]
-# The prompt of the second question is longer, by the first turn. Now a mistake, a question, and Stop after three pieces
-# of the answer. Each is answered, and the conversation goes on.
-
-# %%
-with connect(chat_url) as socket:
-    hear(socket)
-    say(socket, "aks", id="1", content="What is Ray Serve?")
-    mistake = hear(socket)
-    say(socket, "ask", id="2", content="What is Ray Serve?")
-    begun = "".join(hear(socket)["text"] for _ in range(3))
-    say(socket, "cancel", id="2")
-    _, cancelled_end = rest_of_answer(socket)
-    whole, whole_end = ask(socket, "What is Ray Serve?")
-
-# %%
-mistake, cancelled_end
+    receive_json(socket)
+    send(socket, "aks", id="1", content="What is Ray Serve?")
+    error = receive_json(socket)
+    send(socket, "ask", id="2", content="What is Ray Serve?")
+    begun = "".join(receive_json(socket)["text"] for _ in range(3))
+    send(socket, "cancel", id="2")
+    _, cancelled = read_text(socket)
+    whole, _ = ask(socket, "What is Ray Serve?")
 
 # %%
 print(f"{begun} …\n{whole}")
+error, cancelled
 
 # %% [markdown]
-# And it knows how to end.
+# The conversation survives the mistake and the cancelled answer. And it ends with a reason:
 
 # %%
 ending(chat_url, "a" * 2**19)
 
 # %% [markdown]
+# ### Exercise 5: a client that lasts
+#
+# The client above assumes that all goes well. Write `read_answer(socket, id)`, which reads the answer to the question
+# with this `id`. `socket.recv()` returns the next message as text, `socket.send(text)` sends one.
+#
+# - Join the `text` of all messages `{"type": "text", "id": id, "text": "…"}`. Return it when `{"type": "done", …}` with
+#   this `id` comes, whatever its other fields.
+# - Reply to each `{"type": "ping", "id": "x"}` with `{"type": "pong", "id": "x"}`: each ping has an `id` of its own.
+# - Ignore messages with the `id` of another question, and all other types.
+# - Raise `UnansweredError` if an `error` with this `id` comes, or if the connection ends before `done`, with any code.
+
+# %% exercise="06.5"
+from workshop.lab.fixtures.lesson_06 import UnansweredError
+
+
+def read_answer(socket, id):
+    # solution (about 15 lines)
+    text = ""
+    with suppress(ConnectionClosed):
+        while True:
+            message = json.loads(socket.recv())
+            match message["type"], message.get("id"):
+                case "ping", ping_id:
+                    socket.send(json.dumps({"type": "pong", "id": ping_id}))
+                case "text", text_id if text_id == id:
+                    text += message["text"]
+                case "done", done_id if done_id == id:
+                    return text
+                case "error", error_id if error_id == id:
+                    raise UnansweredError(message["message"])
+    raise UnansweredError("the connection was closed")
+    # starter
+    # return ...
+    # end
+
+
+# %%
+check("06.5", read_answer)
+
+# %% [markdown]
 # ## Quiz
 #
-# **1.** A chat endpoint answers within its reading loop. A user closes the page in the middle of an answer that takes a
-# minute. When does the endpoint know?
-# <details><summary>Answer</summary>When it sends the next word, at best: its reading would have told it at once. While
-# the model thinks and nothing is sent, it knows nothing.</details>
+# **1.** A chat endpoint answers inside its receive loop. A user closes the page in the middle of an answer that takes a
+# minute. When does the endpoint notice?
+# <details><summary>Answer</summary>When it sends the next word, at the earliest. While the model is thinking and
+# nothing is sent, it does not notice. An endpoint that receives meanwhile would notice at once.</details>
 #
-# **2.** A client's log says 1006 again and again. What has the server said?
-# <details><summary>Answer</summary>Nothing. 1006 is the client's own word for an end without a goodbye: the endpoint
-# has returned or crashed, a proxy has cut the line, or the network has.</details>
+# **2.** A client's log shows code 1006 again and again. What did the server say?
+# <details><summary>Answer</summary>Nothing. The client itself reports 1006 when a connection ends without a close
+# frame: the endpoint returned or crashed, or a proxy or the network cut the connection.</details>
 #
 # **3.** uvicorn pings every connection. Why does the service send pings of its own?
 # <details><summary>Answer</summary>The library, or a proxy, answers the protocol's pings, whether or not the program
-# reads. A pong as a message says that all before its ping has been read: so the service knows how much is unread, also
-# where <code>send</code> never waits.</details>
+# reads. A pong as a message confirms that everything before its ping was read. So the service knows how much is
+# unread.</details>
 #
-# **4.** A room for all users works on a laptop. With three replicas, people complain that some messages are lost. Which
-# ones?
-# <details><summary>Answer</summary>Those of members in other replicas. About a third of the members hear each message:
-# the members are kept in a variable, of which every process has one.</details>
+# **4.** The chat keeps its turns in a variable of the endpoint. The server restarts, and the client connects again.
+# What does the model know about the conversation?
+# <details><summary>Answer</summary>Nothing. The variable belonged to the old connection. The client can send the turns
+# again, or the service can store them where all its processes reach them.</details>
 #
-# **5.** In the room with the set, one member's network hangs. Who notices?
-# <details><summary>Answer</summary>On uvicorn everybody, as soon as its buffers are full: the loop over the members
-# waits in that member's <code>send_text</code>. On Serve the proxy's memory. A task per member, with a limit to what
-# may wait, helps in both.</details>
+# **5.** A chat room sends each message to all members in a loop: `await member.send_text(…)`. One member's network
+# hangs. Who notices?
+# <details><summary>Answer</summary>Everybody, once that member's buffers are full: the loop waits in its
+# <code>send_text</code>. A task and a queue of limited length for each member help.</details>
 #
 # ## Recap
 #
 # | what happened | why | what helps |
 # |---|---|---|
-# | Stop came too late | the endpoint read only between answers | a task for the answer, a group for the tasks |
+# | Stop came too late | the endpoint received only between answers | a task for the answer |
 # | the model worked for nobody | the task outlived the connection | `TaskGroup`, and a `receive` that raises |
-# | a typo ended the conversation | an error left the endpoint | a union of messages; a mistake is answered |
+# | one typo ended the conversation | an exception left the endpoint | a union of messages, and a reply to mistakes |
 # | 1006, and nobody knows why | no close frame | accept, then close with a code |
-# | news for a frozen client | TCP does not ask | pings |
-# | memory for a slow reader | `send` does not wait on Serve | pongs that say what was read, and a window |
-# | half of the room heard nothing | a connection lives in one process | share nothing, or share a bus |
+# | a page cannot send a header | the browser's interface | the key as a subprotocol |
+# | news was sent to a frozen client | TCP acknowledged every byte | pings |
+# | megabytes went to a client that did not read | `send` fills buffers first | pongs that confirm reading, a window |
 #
-# You can now hold a conversation that both sides can interrupt, and that any replica can have. Next: lesson 07 puts
+# You can now hold a conversation that both sides can interrupt, and that ends with a reason. Next: lesson 07 puts
 # middleware around it, and logs and measures what the service does.
 #
 # ## Tear-down
 
 # %%
-service.stop()
-server.stop()
-stop_serve()
+stop_all()

@@ -2,13 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from secrets import token_hex
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, WebSocket, WebSocketDisconnect, WebSocketException
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from websockets.exceptions import ConnectionClosed
+
+from workshop.api.schemas.chat import SERVER_MESSAGE, Done, Error, Ping, Pong, Text
+from workshop.lab.fixtures.lesson_06 import UnansweredError
 
 
 def app(path: str, endpoint: Callable[..., Any]) -> FastAPI:
@@ -85,6 +89,8 @@ async def asks_between_words(socket: WebSocket, model: Any) -> None:
 
     listening = asyncio.create_task(listen())
     while (question := await inbox.get()) is not None:
+        if question == "stop":
+            continue
         words = aiter(model.words(question))
         while True:
             word, news = asyncio.ensure_future(anext(words, None)), asyncio.ensure_future(inbox.get())
@@ -118,8 +124,7 @@ async def nobodys_task(socket: WebSocket, model: Any) -> None:
     async for said in socket.iter_text():
         if said != "stop":
             answering = asyncio.create_task(all_words(socket, model, said))
-        elif answering:
-            answering.cancel()
+        elif answering and answering.cancel():
             await socket.send_text("stopped")
 
 
@@ -151,7 +156,102 @@ async def only_silent(socket: WebSocket, model: Any) -> None:
                 stopped.set()
                 await socket.send_text("stopped")
             else:
+                stopped.clear()
                 tasks.create_task(answer(said))
+
+
+async def looks_between_words(socket: WebSocket, model: Any) -> None:
+    """Stops at the next word, which may take long."""
+    stopped = asyncio.Event()
+    answering: asyncio.Task[None] | None = None
+
+    async def answer(question: str) -> None:
+        async for word in model.words(question):
+            if stopped.is_set():
+                await socket.send_text("stopped")
+                return
+            await socket.send_text(word)
+        await socket.send_text("done")
+
+    async with asyncio.TaskGroup() as tasks:
+        while True:
+            said = await socket.receive_text()
+            if said != "stop":
+                stopped.clear()
+                answering = tasks.create_task(answer(said))
+            elif answering and not answering.done():
+                stopped.set()
+
+
+async def confirms_every_stop(socket: WebSocket, model: Any) -> None:
+    answering = None
+    async with asyncio.TaskGroup() as tasks:
+        while True:
+            said = await socket.receive_text()
+            if said != "stop":
+                answering = tasks.create_task(all_words(socket, model, said))
+                continue
+            if answering:
+                answering.cancel()
+            await socket.send_text("stopped")
+
+
+class OneTaskForAll:
+    """The answer in progress belongs to all connections."""
+
+    def __init__(self) -> None:
+        self.answering: asyncio.Task[None] | None = None
+
+    async def __call__(self, socket: WebSocket, model: Any) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                said = await socket.receive_text()
+                if said != "stop":
+                    self.answering = tasks.create_task(all_words(socket, model, said))
+                elif self.answering and self.answering.cancel():
+                    await socket.send_text("stopped")
+
+
+async def collects_the_words(socket: WebSocket, model: Any) -> None:
+    answering = None
+
+    async def answer(question: str) -> None:
+        for word in [word async for word in model.words(question)]:
+            await socket.send_text(word)
+        await socket.send_text("done")
+
+    async with asyncio.TaskGroup() as tasks:
+        while True:
+            said = await socket.receive_text()
+            if said != "stop":
+                answering = tasks.create_task(answer(said))
+            elif answering and answering.cancel():
+                await socket.send_text("stopped")
+
+
+async def adds_done_to_stopped(socket: WebSocket, model: Any) -> None:
+    answering = None
+
+    async def answer(question: str) -> None:
+        try:
+            async for word in model.words(question):
+                await socket.send_text(word)
+        finally:
+            await socket.send_text("done")
+
+    async with asyncio.TaskGroup() as tasks:
+        while True:
+            said = await socket.receive_text()
+            if said != "stop":
+                answering = tasks.create_task(answer(said))
+            elif answering and answering.cancel():
+                await socket.send_text("stopped")
+
+
+async def forgets_to_await(socket: WebSocket, model: Any) -> None:
+    async for said in socket.iter_text():
+        async for word in model.words(said):
+            socket.send_text(word)  # type: ignore[unused-coroutine]
 
 
 async def stops_the_conversation(socket: WebSocket, model: Any) -> None:
@@ -177,7 +277,7 @@ async def without_done(socket: WebSocket, model: Any) -> None:
 
 class Spend(BaseModel):
     type: Literal["spend"]
-    tokens: int = Field(ge=1)
+    tokens: int = Field(ge=1, strict=True)
 
 
 class Reset(BaseModel):
@@ -203,7 +303,7 @@ async def with_a_union(socket: WebSocket) -> None:
         try:
             order = ORDER.validate_json(frame)
         except ValidationError:
-            await socket.send_json({"type": "error"})
+            await socket.send_json({"type": "error", "message": "not understood"})
             continue
         total = total + order.tokens if isinstance(order, Spend) else 0
         await socket.send_json({"type": "total", "tokens": total})
@@ -216,7 +316,7 @@ async def by_hand(socket: WebSocket) -> None:
         frame = await frame_of(socket)
         try:
             match json.loads(frame):
-                case {"type": "spend", "tokens": int(tokens)} if tokens > 0:
+                case {"type": "spend", "tokens": int(tokens)} if tokens > 0 and tokens is not True:
                     total += tokens
                 case {"type": "reset"}:
                     total = 0
@@ -228,25 +328,40 @@ async def by_hand(socket: WebSocket) -> None:
             await socket.send_text(json.dumps({"tokens": total, "type": "total"}))
 
 
-def budget(*, catch: type[Exception] | tuple[type[Exception], ...], forget: bool = False) -> Any:
-    """Variations on the theme, each with a mistake."""
+def budget(
+    *,
+    catch: type[Exception] | tuple[type[Exception], ...] = ValueError,
+    strict: bool = True,
+    fewest: int = 1,
+    forget: bool = False,
+    shared: bool = False,
+    reply: bool = True,
+    error: Any = "not understood",
+) -> Any:
+    """An answer with one mistake."""
 
     class Item(BaseModel):
         type: Literal["spend", "reset"]
-        tokens: int | None = Field(default=None, ge=1)
+        tokens: int | None = Field(default=None, ge=fewest, strict=strict)
+
+    totals: dict[Any, int] = {}
 
     async def endpoint(socket: WebSocket) -> None:
         await socket.accept()
-        total = 0
+        mine = "all" if shared else socket
+        totals.setdefault(mine, 0)
         with suppress(WebSocketDisconnect):
             while True:
                 try:
                     item = Item.model_validate_json(await frame_of(socket))
-                    total = total + (item.tokens or 0) if item.type == "spend" else 0
-                    await socket.send_json({"type": "total", "tokens": total})
+                    if item.type == "spend" and item.tokens is None:
+                        raise ValueError("no tokens")
+                    totals[mine] = totals[mine] + (item.tokens or 0) if item.type == "spend" else 0
+                    await socket.send_json({"type": "total", "tokens": totals[mine]})
                 except catch:
-                    total = 0 if forget else total
-                    await socket.send_json({"type": "error"})
+                    totals[mine] = 0 if forget else totals[mine]
+                    if reply:
+                        await socket.send_json({"type": "error", "message": error})
 
     return app("/budget", endpoint)
 
@@ -260,7 +375,7 @@ async def text_only(socket: WebSocket) -> None:
             total = total + order.tokens if isinstance(order, Spend) else 0
             await socket.send_json({"type": "total", "tokens": total})
         except ValidationError:
-            await socket.send_json({"type": "error"})
+            await socket.send_json({"type": "error", "message": "not understood"})
 
 
 async def closes_at_a_mistake(socket: WebSocket) -> None:
@@ -275,16 +390,16 @@ async def closes_at_a_mistake(socket: WebSocket) -> None:
         await socket.send_json({"type": "total", "tokens": total})
 
 
-# 06.3: who are you?
+# 06.3: check the key
 
 KEYS = {"key-1": "ada", "key-2": "grace"}
 OURS = "workshop.chat"
 
 
 def keys_of(socket: WebSocket) -> list[str]:
-    header = socket.headers.get("authorization", "")
-    offered = [name for name in socket.scope["subprotocols"] if name.startswith("bearer.")]
-    return [header.removeprefix("Bearer "), *(name.removeprefix("bearer.") for name in offered)]
+    credentials = [name.replace("bearer.", "Bearer ", 1) for name in socket.scope["subprotocols"]]
+    credentials.append(socket.headers.get("authorization", ""))
+    return [credential.removeprefix("Bearer ") for credential in credentials if credential.startswith("Bearer ")]
 
 
 def choice(socket: WebSocket) -> str | None:
@@ -325,6 +440,78 @@ async def refuses_early(socket: WebSocket) -> None:
     if not any(key in KEYS for key in keys_of(socket)):
         raise WebSocketException(1008)
     await raises(socket)
+
+
+def greets(find: Callable[[WebSocket], str | None]) -> FastAPI:
+    """The owner that is found is greeted; with None, the connection is closed."""
+
+    async def endpoint(socket: WebSocket) -> None:
+        await socket.accept(choice(socket))
+        owner = find(socket)
+        if owner is None:
+            raise WebSocketException(1008)
+        await socket.send_text(f"hello {owner}")
+
+    return app("/door", endpoint)
+
+
+def credentials_of(socket: WebSocket) -> list[str]:
+    return [socket.headers.get("authorization", ""), *socket.scope["subprotocols"]]
+
+
+def by_complete_credential(socket: WebSocket) -> str | None:
+    owners = {f"{before}{key}": owner for key, owner in KEYS.items() for before in ("Bearer ", "bearer.")}
+    return next((owners[credential] for credential in credentials_of(socket) if credential in owners), None)
+
+
+def by_the_beginning(socket: WebSocket) -> str | None:
+    beginnings = [(f"{before}{key}", owner) for key, owner in KEYS.items() for before in ("Bearer ", "bearer.")]
+    found = (owner for text in credentials_of(socket) for beginning, owner in beginnings if text.startswith(beginning))
+    return next(found, None)
+
+
+def by_a_substring(socket: WebSocket) -> str | None:
+    return next((owner for key, owner in KEYS.items() for text in credentials_of(socket) if key in text), None)
+
+
+def by_the_last_word(socket: WebSocket) -> str | None:
+    header, *offered = credentials_of(socket)
+    keys = header.split()[-1:] + [name.removeprefix("bearer.") for name in offered if name.startswith("bearer.")]
+    return next((KEYS[key] for key in keys if key in KEYS), None)
+
+
+def without_a_scheme(socket: WebSocket) -> str | None:
+    keys = [text.removeprefix("Bearer ").removeprefix("bearer.") for text in credentials_of(socket)]
+    return next((KEYS[key] for key in keys if key in KEYS), None)
+
+
+def without_a_prefix(socket: WebSocket) -> str | None:
+    keys = [*keys_of(socket), *socket.scope["subprotocols"]]
+    return next((KEYS[key] for key in keys if key in KEYS), None)
+
+
+async def greets_strangers_first(socket: WebSocket) -> None:
+    await socket.accept(choice(socket))
+    owner = by_complete_credential(socket)
+    await socket.send_text(f"hello {owner}")
+    if owner is None:
+        await socket.close(1008)
+
+
+async def leaves_strangers_alone(socket: WebSocket) -> None:
+    await socket.accept(choice(socket))
+    if owner := by_complete_credential(socket):
+        await socket.send_text(f"hello {owner}")
+    await socket.receive_text()
+
+
+async def selects_for_pages_only(socket: WebSocket) -> None:
+    page = any(name.startswith("bearer.") for name in socket.scope["subprotocols"])
+    await socket.accept(OURS if page else None)
+    owner = by_complete_credential(socket)
+    if owner is None:
+        raise WebSocketException(1008)
+    await socket.send_text(f"hello {owner}")
 
 
 async def lets_everybody_in(socket: WebSocket) -> None:
@@ -484,16 +671,31 @@ async def pings_by_the_clock(socket: WebSocket, every: float, patience: float) -
         task.cancel()
 
 
-def watcher(*, code: int = 1011, echo_pong: bool = False, patient: bool = True, any_text: bool = False) -> Any:
+def watcher(
+    *,
+    code: int = 1011,
+    echo_pong: bool = False,
+    patient: bool = True,
+    any_text: bool = False,
+    clears: bool = True,
+    shared: bool = False,
+    cancels: bool = True,
+    swapped: bool = False,
+    sleep: Callable[[float], Any] = asyncio.sleep,
+) -> Any:
     """The first right answer, with a mistake."""
+    everybodys = asyncio.Event()
 
     async def watch(socket: WebSocket, every: float, patience: float) -> None:
-        ponged = asyncio.Event()
+        ponged = everybodys if shared else asyncio.Event()
+        if swapped:
+            every, patience = patience, every
 
         async def heartbeat() -> None:
             while True:
-                await asyncio.sleep(every)
-                ponged.clear()
+                await sleep(every)
+                if clears:
+                    ponged.clear()
                 await socket.send_text("ping")
                 try:
                     await asyncio.wait_for(ponged.wait(), patience if patient else 0.1)
@@ -509,9 +711,34 @@ def watcher(*, code: int = 1011, echo_pong: bool = False, patient: bool = True, 
                     ponged.set()
                 if said != "pong" or echo_pong:
                     await socket.send_text(said)
-        beating.cancel()
+        if cancels:
+            beating.cancel()
 
     return watch
+
+
+async def sleeps_in_the_loop(seconds: float) -> None:
+    time.sleep(seconds)  # noqa: ASYNC251 - this is the mistake to be found
+
+
+async def pings_once(socket: WebSocket, every: float, patience: float) -> None:
+    ponged = asyncio.Event()
+
+    async def heartbeat() -> None:
+        await asyncio.sleep(every)
+        await socket.send_text("ping")
+        try:
+            await asyncio.wait_for(ponged.wait(), patience)
+        except TimeoutError:
+            await socket.close(1011)
+
+    beating = asyncio.create_task(heartbeat())
+    async for said in socket.iter_text():
+        if said == "pong":
+            ponged.set()
+        else:
+            await socket.send_text(said)
+    beating.cancel()
 
 
 async def echoes_only(socket: WebSocket, every: float, patience: float) -> None:
@@ -545,136 +772,119 @@ def not_async(socket: WebSocket, every: float, patience: float) -> None:
     return None
 
 
-# 06.5: rooms with names
+# 06.5: a client that lasts
 
 
-def rooms(endpoint_of: Callable[[Any], Callable[..., Any]]) -> Callable[[Any], FastAPI]:
-    return lambda bus: app("/rooms/{name}", endpoint_of(bus))
+def reads_in_a_loop(socket: Any, id: str) -> str:
+    text = ""
+    with suppress(ConnectionClosed):
+        while True:
+            message = json.loads(socket.recv())
+            if message["type"] == "ping":
+                socket.send(json.dumps({"type": "pong", "id": message["id"]}))
+            elif message.get("id") != id:
+                continue
+            elif message["type"] == "text":
+                text += message["text"]
+            elif message["type"] == "done":
+                return text
+            elif message["type"] == "error":
+                raise UnansweredError(message["message"])
+    raise UnansweredError("closed")
 
 
-def tuples(bus: Any) -> Callable[..., Any]:
-    async def enter(socket: WebSocket, name: str) -> None:
-        me = token_hex(8)
-
-        async def forward() -> None:
-            async for room, speaker, said in bus.subscribe():
-                if room == name and speaker != me:
-                    await socket.send_text(said)
-
-        await socket.accept()
-        forwarding = asyncio.create_task(forward())
-        async for said in socket.iter_text():
-            await bus.publish((name, me, said))
-        forwarding.cancel()
-
-    return enter
-
-
-def documents(bus: Any) -> Callable[..., Any]:
-    async def enter(socket: WebSocket, name: str) -> None:
-        me = {"room": name, "from": token_hex(8)}
-
-        async def forward() -> None:
-            async for item in bus.subscribe():
-                if item["room"] == name and item["from"] != me["from"]:
-                    await socket.send_text(item["said"])
-
-        await socket.accept()
+def reads_models(socket: Any, id: str) -> str:
+    text = ""
+    while True:
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(forward())
-                while True:
-                    await bus.publish(me | {"said": await socket.receive_text()})
-        except* WebSocketDisconnect:
-            pass
-
-    return enter
-
-
-def echo_to_all(bus: Any) -> Callable[..., Any]:
-    async def enter(socket: WebSocket, name: str) -> None:
-        async def forward() -> None:
-            async for room, said in bus.subscribe():
-                if room == name:
-                    await socket.send_text(said)
-
-        await socket.accept()
-        forwarding = asyncio.create_task(forward())
-        async for said in socket.iter_text():
-            await bus.publish((name, said))
-        forwarding.cancel()
-
-    return enter
+            message = SERVER_MESSAGE.validate_json(socket.recv())
+        except ConnectionClosed as closed:
+            raise UnansweredError("closed") from closed
+        match message:
+            case Ping():
+                socket.send(Pong(id=message.id).model_dump_json())
+            case Text(id=question) if question == id:
+                text += message.text
+            case Done(id=question) if question == id:
+                return text
+            case Error(id=question) if question == id:
+                raise UnansweredError(message.message)
 
 
-def one_room(bus: Any) -> Callable[..., Any]:
-    async def enter(socket: WebSocket, name: str) -> None:
-        me = token_hex(8)
+def reads_with_a_generator(socket: Any, id: str) -> str:
+    def messages() -> Iterator[Any]:
+        with suppress(ConnectionClosed):
+            for message in map(json.loads, socket):
+                if message["type"] == "ping":
+                    socket.send(json.dumps(message | {"type": "pong"}))
+                elif message.get("id") == id:
+                    yield message
 
-        async def forward() -> None:
-            async for speaker, said in bus.subscribe():
-                if speaker != me:
-                    await socket.send_text(said)
-
-        await socket.accept()
-        forwarding = asyncio.create_task(forward())
-        async for said in socket.iter_text():
-            await bus.publish((me, said))
-        forwarding.cancel()
-
-    return enter
-
-
-def stays_subscribed(bus: Any) -> Callable[..., Any]:
-    forwarding = set()
-
-    async def enter(socket: WebSocket, name: str) -> None:
-        me = token_hex(8)
-
-        async def forward() -> None:
-            async for room, speaker, said in bus.subscribe():
-                if room == name and speaker != me:
-                    await socket.send_text(said)
-
-        await socket.accept()
-        forwarding.add(asyncio.create_task(forward()))
-        async for said in socket.iter_text():
-            await bus.publish((name, me, said))
-
-    return enter
+    text = []
+    for message in messages():
+        match message["type"]:
+            case "text":
+                text.append(message["text"])
+            case "done":
+                return "".join(text)
+            case "error":
+                break
+    raise UnansweredError(id)
 
 
-def local_members(bus: Any) -> Callable[..., Any]:
-    members: dict[str, set[WebSocket]] = {}
+def reader(
+    *,
+    pong: Callable[[Any, str], str] = lambda message, id: json.dumps({"type": "pong", "id": message["id"]}),
+    every: tuple[str, ...] = (),
+    only: str = "",
+    at_close: type[Exception] | None = UnansweredError,
+    returns: bool = True,
+    whole: bool = False,
+) -> Any:
+    """The first right answer, with a mistake. `every` are the types whose id is not looked at."""
 
-    async def enter(socket: WebSocket, name: str) -> None:
-        await socket.accept()
-        here = members.setdefault(name, set())
-        here.add(socket)
-        async for said in socket.iter_text():
-            for member in here - {socket}:
-                await member.send_text(said)
-        here.discard(socket)
-
-    return enter
-
-
-def publishes_the_socket(bus: Any) -> Callable[..., Any]:
-    async def enter(socket: WebSocket, name: str) -> None:
-        async def forward() -> None:
-            async for room, speaker, said in bus.subscribe():
-                if room == name and speaker is not socket:
-                    await socket.send_text(said)
-
-        await socket.accept()
-        forwarding = asyncio.create_task(forward())
+    def read(socket: Any, id: str) -> str | None:
+        text, id = "", only or id
         try:
-            async for said in socket.iter_text():
-                await bus.publish((name, socket, said))
-        finally:
-            forwarding.cancel()
+            while True:
+                message = json.loads(socket.recv())
+                kind, ours = message["type"], message.get("id") == id
+                if kind == "ping" and (reply := pong(message, id)):
+                    socket.send(reply)
+                elif kind == "text" and (ours or kind in every):
+                    text += message["text"]
+                elif kind == "done" and (ours or kind in every):
+                    if whole and message["finish_reason"] == "cancelled":
+                        raise UnansweredError("cancelled")
+                    return text if returns else None
+                elif kind == "error" and (ours or kind in every):
+                    raise UnansweredError(message["message"])
+        except ConnectionClosed:
+            if at_close is None:
+                return text
+            if at_close is ConnectionClosed:
+                raise
+        raise at_close("closed")
 
-    return enter
+    return read
+
+
+def iterates(socket: Any, id: str) -> str:
+    """Code 1000 ends the loop without an error."""
+    text = ""
+    try:
+        for message in map(json.loads, socket):
+            if message["type"] == "ping":
+                socket.send(json.dumps({"type": "pong", "id": message["id"]}))
+            elif message.get("id") == id and message["type"] == "text":
+                text += message["text"]
+            elif message.get("id") == id and message["type"] == "done":
+                break
+            elif message.get("id") == id and message["type"] == "error":
+                raise UnansweredError(message["message"])
+    except ConnectionClosed as closed:
+        raise UnansweredError("closed") from closed
+    return text
 
 
 BANK = {
@@ -685,31 +895,52 @@ BANK = {
             (nobodys_task, "the model still works for it"),
             (group_that_waits, "the model still works for it"),
             (only_silent, "The model still works on the answer that was stopped"),
+            (looks_between_words, "`stop` comes while the model is thinking"),
+            (confirms_every_stop, "so this `stop` is ignored"),
+            (OneTaskForAll(), "This ended the other client's answer"),
+            (collects_the_words, "as soon as it comes"),
+            (adds_done_to_stopped, "The next question after a `stop`"),
+            (forgets_to_await, "was not awaited"),
             (stops_the_conversation, "ended"),
-            (without_done, "hears nothing more"),
+            (without_done, "No further message comes"),
             (3, "function"),
         ],
     },
     "06.2": {
-        "right": [app("/budget", with_a_union), app("/budget", by_hand)],
+        "right": [app("/budget", with_a_union), app("/budget", by_hand), budget()],
         "wrong": [
             (budget(catch=ZeroDivisionError), "ValidationError"),
-            (budget(catch=ValidationError), "This is no order"),
-            (budget(catch=ValidationError, forget=True), "A mistake changes nothing"),
+            (budget(forget=True), "An invalid frame changes nothing"),
+            (budget(strict=False), "true"),
+            (budget(fewest=0), "This frame is invalid"),
+            (budget(shared=True), "Each connection has a total of its own"),
+            (budget(reply=False), "No further message comes"),
+            (budget(error=None), "This frame is invalid"),
             (app("/budget", text_only), "KeyError"),
             (app("/budget", closes_at_a_mistake), "has ended"),
             (app("/account", with_a_union), "not accepted"),
         ],
     },
     "06.3": {
-        "right": [app("/door", answer) for answer in (raises, closes, with_a_dependency)],
+        "right": [
+            *(app("/door", answer) for answer in (raises, closes, with_a_dependency)),
+            greets(by_complete_credential),
+        ],
         "wrong": [
+            (greets(by_the_beginning), "Bearer key-10"),
+            (greets(by_a_substring), "Bearer key-10"),
+            (greets(by_the_last_word), "Basic key-1"),
+            (greets(without_a_scheme), "the header `key-1`"),
+            (greets(without_a_prefix), "`workshop.chat`, `key-1`"),
+            (app("/door", greets_strangers_first), "A message comes first"),
+            (app("/door", leaves_strangers_alone), "stays open"),
+            (app("/door", selects_for_pages_only), "not the subprotocol to select"),
             (app("/door", refuses_early), "not accepted"),
-            (app("/door", lets_everybody_in), "sent away"),
+            (app("/door", lets_everybody_in), "A message comes first"),
             (app("/door", headers_only), "ended"),
-            (app("/door", picks_nothing), "no subprotocol for it"),
-            (app("/door", picks_the_key), "no subprotocol for it"),
-            (app("/door", picks_always), "gives up the handshake"),
+            (app("/door", picks_nothing), "not the subprotocol to select"),
+            (app("/door", picks_the_key), "not the subprotocol to select"),
+            (app("/door", picks_always), "rejects the handshake"),
             (app("/door", returns_without_a_code), "1006"),
             (app("/door", fails_without_a_header), "authorization"),
         ],
@@ -718,24 +949,36 @@ BANK = {
         "right": [beats_in_a_task, beats_in_a_group, looks_at_the_clock, pings_by_the_clock],
         "wrong": [
             (echoes_only, "No `ping` comes"),
-            (asks_and_waits, "ended"),
-            (only_pings, "Every text is echoed"),
-            (watcher(code=1000), "No `pong` came in time"),
-            (watcher(echo_pong=True), "but for `pong`"),
+            (asks_and_waits, "No further message comes"),
+            (only_pings, "No further message comes"),
+            (pings_once, "No `ping` comes"),
+            (watcher(clears=False), "says `pong` to its first ping only"),
+            (watcher(shared=True), "never says `pong`"),
+            (watcher(cancels=False), "a task still runs"),
+            (watcher(swapped=True), "too early"),
+            (watcher(sleep=sleeps_in_the_loop), "No further message comes"),
+            (watcher(code=1000), "this is the close code"),
+            (watcher(echo_pong=True), "pong"),
             (watcher(patient=False), "ended"),
-            (watcher(any_text=True), "It goes on and on"),
+            (watcher(any_text=True), "never says `pong`"),
             (not_async, "async def"),
         ],
     },
     "06.5": {
-        "right": [rooms(tuples), rooms(documents)],
+        "right": [reads_in_a_loop, reads_models, reads_with_a_generator, reader()],
         "wrong": [
-            (rooms(echo_to_all), "She does not hear herself"),
-            (rooms(one_room), "stays there"),
-            (rooms(stays_subscribed), "the bus still works for them"),
-            (rooms(local_members), "hears nothing more"),
-            (rooms(publishes_the_socket), "pickle"),
-            (lambda bus: None, "FastAPI app"),
+            (reader(pong=lambda message, id: ""), "did not get its own pong"),
+            (reader(pong=lambda message, id: "pong"), "did not get its own pong"),
+            (reader(pong=lambda message, id: json.dumps({"type": "pong", "id": id})), "did not get its own pong"),
+            (reader(every=("text",)), "'late"),
+            (reader(every=("done",)), "'No.'"),
+            (reader(every=("error",)), "UnansweredError"),
+            (reader(only="1"), "UnansweredError"),
+            (reader(at_close=None), "There is no complete answer"),
+            (reader(at_close=ConnectionClosed), "ConnectionClosed"),
+            (reader(returns=False), "is a `return` missing"),
+            (reader(whole=True), "UnansweredError: cancelled"),
+            (iterates, "close with 1000"),
         ],
     },
 }

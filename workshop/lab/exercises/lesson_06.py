@@ -3,10 +3,9 @@
 import asyncio
 import inspect
 import json
-import pickle
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI, WebSocket
@@ -16,22 +15,31 @@ from websockets.typing import Subprotocol
 
 from workshop.lab.answer import Answer, Client
 from workshop.lab.expectations import NotYet, comes_true, expect, show
+from workshop.lab.fixtures.lesson_06 import ID, SCENES, Model, Server, UnansweredError
 from workshop.lab.registry import exercise
+from workshop.lab.tracebacks import is_learners_file
 
-PATIENCE_S = 5.0
-"""For a message that must come."""
-SOON_S = 3.0
-"""For what should be over at once."""
+LIMIT_S = 7.0
+"""A right answer takes less than half of it on an idle machine. With the clean-up, no check takes more than 10 s."""
+PATIENCE_S = 3.0
+"""How long to wait for a message that must come."""
+SOON_S = 2.0
+"""How long to wait for something to end."""
 
 
 class _Talk:
-    """One side of a conversation. What it sends and hears is shown with the verdict."""
+    """A client's side of a conversation. Its last messages are shown with the verdict."""
 
     def __init__(self, answer: Answer, socket: ClientConnection, who: str) -> None:
         self.socket = socket
         self._answer = answer
         self._who = who
         self._past: list[str] = []
+
+    @property
+    def code(self) -> int | None:
+        """The close code, or None while the connection is open."""
+        return self.socket.close_code
 
     def say(self, text: str | bytes) -> None:
         self._note(f"sends {show(text, 80)}")
@@ -42,155 +50,225 @@ class _Talk:
 
     def hear(self) -> str:
         try:
-            said = self.socket.recv(timeout=PATIENCE_S)
+            message = self.socket.recv(timeout=PATIENCE_S)
         except TimeoutError:
-            raise NotYet("It hears nothing more.", got="silence") from None
+            raise NotYet("No further message comes.", got=f"nothing for {PATIENCE_S:.0f} s") from None
         except ConnectionClosed as closed:
             raise self._ended() from closed
-        self._note(f"hears {show(said, 80)}")
-        return said if isinstance(said, str) else said.decode()
+        self._note(f"receives {show(message, 80)}")
+        return message if isinstance(message, str) else message.decode()
 
     def hear_json(self) -> Any:
         text = self.hear()
         try:
             return json.loads(text)
         except json.JSONDecodeError:
-            raise NotYet("That is no JSON.", got=show(text)) from None
+            raise NotYet("This is not JSON.", got=show(text)) from None
 
-    def ending(self) -> int:
-        """The code, once the server has closed the connection. What is still said is left out."""
+    def expect_close(self, code: int, why: str) -> None:
+        """The server must close the connection without another message."""
         try:
-            while True:
-                self.socket.recv(timeout=PATIENCE_S)
+            message = self.socket.recv(timeout=PATIENCE_S)
         except TimeoutError:
-            raise NotYet("The connection stays open.") from None
+            raise NotYet("The connection stays open.", expected=f"it is closed with {code}") from None
         except ConnectionClosed:
-            return int(self.socket.close_code or 0)
+            expect(int(self.code or 0), code, why=why)
+        else:
+            raise NotYet("A message comes first.", expected=f"close with {code}, no message", got=show(message))
 
     def _ended(self) -> NotYet:
-        code, reason = self.socket.close_code, self.socket.close_reason
-        return NotYet("The conversation has ended.", got=f"code {int(code or 0)} {reason}".strip())
+        reason = self.socket.close_reason
+        return NotYet("The connection has ended.", got=f"code {int(self.code or 0)} {reason}".strip())
 
-    def _note(self, what: str) -> None:
-        if what.startswith("hears") and self._past and self._past[-1].startswith("hears"):
+    def _note(self, event: str) -> None:
+        """Of several messages in a row that are received, keep the last."""
+        if event.startswith("receives") and self._past and self._past[-1].startswith("receives"):
             del self._past[-1]
-            if self._past[-1:] != ["hears …"]:
-                self._past.append("hears …")
-        self._past.append(what)
+            if self._past[-1:] != ["receives …"]:
+                self._past.append("receives …")
+        self._past.append(event)
         self._answer.given = f"{self._who} that {', '.join(self._past[-6:])}"
 
 
 @contextmanager
 def _talking(answer: Answer, client: Client, path: str, who: str = "a client", **options: Any) -> Iterator[_Talk]:
     answer.given = f"{who} that connects to {path}"
+    options |= {"open_timeout": PATIENCE_S, "close_timeout": 0.3, "proxy": None, "max_queue": None}
     try:
-        socket = connect(client.socket_url(path), open_timeout=PATIENCE_S, close_timeout=1, proxy=None, **options)
-        entered = socket.__enter__()
+        socket = connect(client.socket_url(path), **options)
     except InvalidStatus as refusal:
         got = f"HTTP {refusal.response.status_code}"
         raise NotYet("The connection was not accepted.", expected="a WebSocket", got=got) from None
     except InvalidHandshake as error:
-        raise NotYet("The client gives up the handshake.", got=str(error)) from None
+        raise NotYet("The client rejects the handshake.", got=str(error)) from None
     except (TimeoutError, ConnectionClosed, EOFError, OSError) as error:
         raise NotYet("The connection was not accepted.", got=type(error).__name__) from None
-    try:
-        yield _Talk(answer, entered, who)
-    finally:
-        entered.close()
+    with socket:
+        yield _Talk(answer, socket, who)
 
 
-def _app(answer: Answer, *arguments: Any) -> FastAPI:
-    """An app whose route `/ws` accepts the socket and leaves the rest to the learner's function."""
-    if not callable(answer.value):
-        raise NotYet("A function is needed here.", got=show(answer.value))
-    app = FastAPI()
+class _Endpoint:
+    """The learner's function as the endpoint of an app, at `path`. `arguments` follow the accepted socket."""
 
-    @app.websocket("/ws")
-    async def talk(socket: WebSocket) -> None:
-        await socket.accept()
-        result = answer.value(socket, *arguments)
-        if not inspect.isawaitable(result):
-            raise TypeError("an `async def` function is needed here")
-        await result
+    def __init__(self, answer: Answer, path: str, arguments: Callable[[WebSocket], tuple[Any, ...]]) -> None:
+        if not callable(answer.value):
+            raise NotYet("A function is needed here.", got=show(answer.value))
+        self.app = FastAPI()
+        self.app.websocket(path)(self._run)
+        self._function = answer.value
+        self._arguments = arguments
+        self._calls = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    return app
-
-
-class _Model:
-    """Answers with numbered words, and counts the answers under way."""
-
-    def __init__(self) -> None:
-        self.running = 0
-        self.pause_s = 0.01
-        self.length = 10
-
-    async def words(self, question: str) -> AsyncIterator[str]:
-        self.running += 1
+    async def _run(self, socket: WebSocket) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._calls += 1
         try:
-            for number in range(self.length):
-                await asyncio.sleep(self.pause_s)
-                yield f"{question} {number}"
+            await socket.accept()
+            result = self._function(socket, *self._arguments(socket))
+            if not inspect.isawaitable(result):
+                raise TypeError("an `async def` function is needed here")
+            await result
         finally:
-            self.running -= 1
+            self._calls -= 1
 
-    def whole(self, question: str) -> list[str]:
-        return [f"{question} {number}" for number in range(self.length)]
-
-
-ENDS = ("done", "stopped")
+    def has_ended(self) -> bool:
+        """Whether neither a call of the function nor a task that the learner's code has started is left."""
+        return not self._calls and not any(map(_is_learners, asyncio.all_tasks(self._loop)))
 
 
-def _answer_to(talk: _Talk) -> list[str]:
-    said = [talk.hear()]
-    while said[-1] not in ENDS:
-        said.append(talk.hear())
-    return said
+def _is_learners(task: "asyncio.Task[Any]") -> bool:
+    code = getattr(task.get_coro(), "cr_code", None)
+    return code is not None and is_learners_file(code.co_filename)
 
 
 @exercise(
     "06.1",
     hints=[
-        "Each answer is a task of a `TaskGroup`, and the loop around `receive_text` goes on. `task.cancel()` ends it.",
-        "Where does the `WebSocketDisconnect` go? Raised in the group's block, it cancels the tasks. Catch it around "
+        "Each answer is a task of a `TaskGroup`, and the loop around `receive_text` goes on. `task.cancel()` ends it, "
+        "and returns False if it had ended before.",
+        "Where does `WebSocketDisconnect` go? Raised in the group's block, it cancels the tasks. Catch it around "
         "the group, with `except* WebSocketDisconnect: pass`.",
     ],
-    right="Stop means stop, and whoever leaves takes the answer along.",
-    seconds=60,
+    right="Stop means stop, and no answer outlives its client.",
+    seconds=LIMIT_S,
 )
 def stops_when_told(answer: Answer) -> None:
-    model = _Model()
-    with answer.serve(_app(answer, model)) as client:
+    model = Model()
+    endpoint = _Endpoint(answer, "/ws", lambda socket: (model,))
+    with answer.serve(endpoint.app) as client:
         with _talking(answer, client, "/ws") as talk:
             talk.say("Why?")
-            expect(_answer_to(talk), [*model.whole("Why?"), "done"], why="All words of the answer, and `done`.")
-            model.pause_s, model.length = 0.05, 100
-            talk.say("Who?")
-            for _ in range(3):
-                talk.hear()
-            talk.say("stop")
-            if _answer_to(talk)[-1] != "stopped":
-                raise NotYet("The answer went on to its end.", expected="`stopped` in the place of `done`")
-            if not comes_true(lambda: model.running == 0, SOON_S):
-                raise NotYet("The model still works on the answer that was stopped.")
-            model.pause_s, model.length = 0.01, 10
+            _expect_whole(talk, model, "Why?", "All words of the answer, then `done`.")
+            _stop_while_speaking(talk, model)
             talk.say("When?")
-            expect(_answer_to(talk), [*model.whole("When?"), "done"], why="After a stop, the next question counts.")
-        model.pause_s = 60
-        with _talking(answer, client, "/ws", "a client that leaves while the model thinks, and") as talk:
+            _expect_whole(talk, model, "When?", "The next question after a `stop`.")
+            _stop_while_thinking(talk, model)
+            talk.say("Which?")
+            _expect_whole(talk, model, "Which?", "The next question after a `stop`.")
+            talk.say("stop")
+            talk.say("How?")
+            _expect_whole(talk, model, "How?", "No answer was running, so this `stop` is ignored.")
+        _stop_one_of_two(answer, client, model)
+        _leave_while_thinking(answer, client, model)
+
+
+def _expect_whole(talk: _Talk, model: Model, question: str, why: str) -> None:
+    expect(_answer_to(talk), [*model.whole(question), "done"], why=why)
+
+
+def _answer_to(talk: _Talk) -> list[str]:
+    messages = [talk.hear()]
+    while messages[-1] not in ("done", "stopped"):
+        messages.append(talk.hear())
+    return messages
+
+
+@contextmanager
+def _paused(model: Model, pause_s: float, length: int = 10) -> Iterator[None]:
+    """Within the block, answers are slow."""
+    usual, (model.pause_s, model.length) = (model.pause_s, model.length), (pause_s, length)
+    try:
+        yield
+    finally:
+        model.pause_s, model.length = usual
+
+
+def _stop_while_speaking(talk: _Talk, model: Model) -> None:
+    with _paused(model, 0.05, length=60):
+        talk.say("Who?")
+        why = "Each word must be sent as soon as it comes."
+        try:
+            words = [talk.hear(), talk.hear()]
+        except NotYet as no:
+            raise NotYet(f"{why} {no.message}", got=no.got) from None
+        expect(words, model.whole("Who?")[:2], why=why)
+        if model.running == 0:
+            raise NotYet(why, got="all words at the end")
+        talk.say("stop")
+        if _answer_to(talk)[-1] != "stopped":
+            raise NotYet("The answer went on to its end.", expected="`stopped` in place of `done`")
+        _expect_idle(model)
+
+
+def _stop_while_thinking(talk: _Talk, model: Model) -> None:
+    with _paused(model, 60):
+        talk.say("What?")
+        comes_true(lambda: model.running == 1, SOON_S)
+        talk.say("stop")
+        try:
+            expect(talk.hear(), "stopped", why="The model has not said a word yet.")
+        except NotYet as no:
+            raise NotYet(f"`stop` comes while the model is thinking. {no.message}", got=no.got) from None
+        _expect_idle(model)
+
+
+def _expect_idle(model: Model) -> None:
+    if not comes_true(lambda: model.running == 0, SOON_S):
+        raise NotYet("The model still works on the answer that was stopped.")
+
+
+def _stop_one_of_two(answer: Answer, client: Client, model: Model) -> None:
+    with (
+        _paused(model, 0.05),
+        _talking(answer, client, "/ws", "a client, beside another one,") as ada,
+        _talking(answer, client, "/ws", "another client") as bob,
+    ):
+        ada.say("Why?")
+        ada.hear()
+        bob.say("Who?")
+        bob.hear()
+        ada.say("stop")
+        try:
+            expect(_answer_to(bob)[-1], "done")
+        except NotYet as no:
+            given = "two clients that ask at the same time; the first one sends `stop`"
+            why = "This ended the other client's answer."
+            raise NotYet(why, given=given, expected="the other gets `done`", got=no.got) from None
+        if _answer_to(ada)[-1] != "stopped":
+            raise NotYet("Two clients ask at the same time, and the first one's answer cannot be stopped.")
+
+
+def _leave_while_thinking(answer: Answer, client: Client, model: Model) -> None:
+    with _paused(model, 60):
+        with _talking(answer, client, "/ws", "a client that leaves while the model is thinking, and") as talk:
             talk.say("Where?")
             comes_true(lambda: model.running == 1, SOON_S)
         if not comes_true(lambda: model.running == 0, SOON_S):
             raise NotYet("The client has left, and the model still works for it.")
 
 
-NO_ORDERS: tuple[str | bytes, ...] = (
+INVALID: tuple[str | bytes, ...] = (
     "spend 30 tokens",
     '{"type": "spend", "tokens": ',
     '{"type": "spend"}',
     '{"type": "spend", "tokens": 0}',
     '{"type": "spend", "tokens": -30}',
-    '{"type": "spend", "tokens": "many"}',
-    '{"type": "shout"}',
+    '{"type": "spend", "tokens": 1.5}',
+    '{"type": "spend", "tokens": true}',
+    '{"type": "spend", "tokens": "30"}',
+    '{"type": "spend", "tokens": null}',
+    '{"type": "shout", "tokens": 30}',
     '{"tokens": 30}',
     "[]",
     "null",
@@ -202,203 +280,224 @@ NO_ORDERS: tuple[str | bytes, ...] = (
     "06.2",
     hints=[
         "Two models with a `Literal` for `type`, a union with a discriminator, and a `TypeAdapter` of it: "
-        "`validate_json` returns one of the two or raises a `ValidationError`.",
-        "`receive_text` fails at a binary frame. `Peer(socket).receive()` returns text or bytes, and `validate_json` "
+        "`validate_json` returns one of the two or raises `ValidationError`. `Field(strict=True, ge=1)` is strict.",
+        "`receive_text` fails for a binary frame. `Peer(socket).receive()` returns text or bytes, and `validate_json` "
         "takes both.",
     ],
-    right="Nothing that a client says ends the conversation, and nothing wrong is counted.",
-    seconds=60,
+    right="No message ends the conversation, and nothing invalid is counted.",
+    seconds=LIMIT_S,
 )
 def counts_tokens(answer: Answer) -> None:
     with answer.serve() as client, _talking(answer, client, "/budget") as talk:
-
-        def spend(tokens: int, total: int, why: str) -> None:
-            talk.say(json.dumps({"type": "spend", "tokens": tokens}))
-            expect(talk.hear_json(), {"type": "total", "tokens": total}, why=why)
-
-        spend(30, 30, "The total so far.")
-        total = 42
-        spend(12, total, "The total grows.")
-        for frame in NO_ORDERS:
+        _expect_total(talk, 30, 30, "The first total.")
+        _expect_total(talk, 12, 42, "The total grows.")
+        for count, frame in enumerate(INVALID, 1):
             talk.say(frame)
-            reply = talk.hear_json()
-            if not isinstance(reply, dict) or reply.get("type") != "error":
-                raise NotYet("This is no order.", expected='{"type": "error", …}', got=show(reply))
-            total += 1
-            spend(1, total, "A mistake changes nothing, and the next order counts.")
+            _expect_error(talk.hear_json())
+            _expect_total(talk, 1, 42 + count, "An invalid frame changes nothing, and the next one counts.")
+        with _talking(answer, client, "/budget", "a second client") as other:
+            _expect_total(other, 5, 5, "Each connection has a total of its own, from 0.")
         talk.say('{"type": "reset"}')
-        expect(talk.hear_json(), {"type": "total", "tokens": 0}, why="It begins at zero again.")
-        spend(5, 5, "After a reset it counts on.")
+        expect(talk.hear_json(), {"type": "total", "tokens": 0}, why="A `reset` sets the total to 0.")
+        _expect_total(talk, 5, 5, "It counts on after a `reset`.")
 
 
-def _bearing(*names: str) -> dict[str, Any]:
+def _expect_total(talk: _Talk, tokens: int, total: int, why: str) -> None:
+    talk.say(json.dumps({"type": "spend", "tokens": tokens}))
+    expect(talk.hear_json(), {"type": "total", "tokens": total}, why=why)
+
+
+def _expect_error(reply: Any) -> None:
+    if not isinstance(reply, dict) or reply.get("type") != "error" or not isinstance(reply.get("message"), str):
+        raise NotYet("This frame is invalid.", expected='{"type": "error", "message": "…"}', got=show(reply))
+
+
+def _offering(*names: str) -> dict[str, Any]:
     return {"subprotocols": [Subprotocol(name) for name in names]}
 
 
-def _header(key: str) -> dict[str, Any]:
-    return {"additional_headers": {"Authorization": f"Bearer {key}"}}
+def _header(value: str, *offered: str) -> dict[str, Any]:
+    return {"additional_headers": {"Authorization": value}} | (_offering(*offered) if offered else {})
+
+
+KNOWN = (
+    ("a program with the header `Bearer key-1`", _header("Bearer key-1"), "ada"),
+    ("a program with the header `Bearer key-2`", _header("Bearer key-2"), "grace"),
+    ("a program with the header `Bearer key-1` that offers", _header("Bearer key-1", "workshop.chat"), "ada"),
+    ("a page that offers", _offering("workshop.chat", "bearer.key-2"), "grace"),
+    ("a page that offers", _offering("bearer.key-1", "workshop.chat"), "ada"),
+)
+UNKNOWN: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("a program without a key", {}),
+    ("a program with the header `Bearer key-3`", _header("Bearer key-3")),
+    ("a program with the header `Bearer key-10`", _header("Bearer key-10")),
+    ("a program with the header `Bearer key-`", _header("Bearer key-")),
+    ("a program with the header `Bearer`", _header("Bearer ")),
+    ("a program with the header `Basic key-1`", _header("Basic key-1")),
+    ("a program with the header `key-1`", _header("key-1")),
+    ("a page that offers", _offering("workshop.chat", "bearer.key-3")),
+    ("a page that offers", _offering("workshop.chat", "bearer.key-10")),
+    ("a page that offers", _offering("workshop.chat", "key-1")),
+    ("a page that offers", _offering("workshop.chat")),
+)
 
 
 @exercise(
     "06.3",
     hints=[
         'A program\'s key is in `socket.headers.get("Authorization", "")`, a page\'s is one of the subprotocols. '
-        "Look at both, and then decide.",
+        'Look at both, then decide. `f"Bearer {key}" == header` compares scheme and key exactly.',
         'Accept in any case, with "workshop.chat" if it was offered. To refuse, raise `WebSocketException(1008)` '
         "or await `socket.close(1008)`.",
     ],
-    right="Programs and pages get in, and strangers learn why they do not.",
-    seconds=60,
+    right="Programs and pages get in, and everybody else learns why not.",
+    seconds=LIMIT_S,
 )
-def knows_who_knocks(answer: Answer) -> None:
+def knows_who_connects(answer: Answer) -> None:
     with answer.serve() as client:
-        for who, options, owner in (
-            ("a program with the header `Bearer key-1`", _header("key-1"), "ada"),
-            ("a program with the header `Bearer key-2`", _header("key-2"), "grace"),
-            ("a page with the key `key-2`", _bearing("workshop.chat", "bearer.key-2"), "grace"),
-            ("a page with the key `key-1`", _bearing("bearer.key-1", "workshop.chat"), "ada"),
-        ):
-            with _talking(answer, client, "/door", who, **options) as talk:
+        for who, options, owner in KNOWN:
+            with _talking(answer, client, "/door", _with_offer(who, options), **options) as talk:
                 expect(talk.hear(), f"hello {owner}")
-                if "subprotocols" in options and talk.socket.subprotocol != "workshop.chat":
-                    why = "The page's browser would hang up: this is no subprotocol for it."
-                    raise NotYet(why, expected="`workshop.chat` is picked", got=show(talk.socket.subprotocol))
-        for who, options in (
-            ("a program without a key", {}),
-            ("a program with the header `Bearer key-3`", _header("key-3")),
-            ("a page with the key `key-3`", _bearing("workshop.chat", "bearer.key-3")),
-            ("a page without a key", _bearing("workshop.chat")),
-        ):
-            with _talking(answer, client, "/door", who, **options) as talk:
-                expect(talk.ending(), 1008, why="The code with which a stranger is sent away.")
+                _expect_selected(talk, options)
+        for who, options in UNKNOWN:
+            with _talking(answer, client, "/door", _with_offer(who, options), **options) as talk:
+                talk.expect_close(1008, why="The code for a client that is not allowed in.")
+                _expect_selected(talk, options)
 
 
-FORGIVEN = 10
-"""Pings in a row. They may come while others are not answered yet, but not for ever."""
+def _with_offer(who: str, options: dict[str, Any]) -> str:
+    return f"{who} {', '.join(f'`{name}`' for name in options.get('subprotocols', ()))}".strip()
+
+
+def _expect_selected(talk: _Talk, options: dict[str, Any]) -> None:
+    selected = talk.socket.subprotocol
+    if "subprotocols" in options and selected != "workshop.chat":
+        why = "This is not the subprotocol to select: a browser would close the connection."
+        raise NotYet(why, expected="`workshop.chat` is selected", got=show(selected))
 
 
 @exercise(
     "06.4",
     hints=[
-        "Two things at the same time: a task that pings, and the loop that receives. An `asyncio.Event` lets the loop "
-        "tell the task that a `pong` came.",
+        "Two things at the same time: a task that pings, and the loop that receives. With an `asyncio.Event`, the loop "
+        "tells the task that a `pong` came.",
         "The task: sleep, `clear` the event, send `ping`, then `asyncio.wait_for(event.wait(), patience)`. "
-        "At a `TimeoutError`: `socket.close(1011)`.",
+        "On `TimeoutError`: `socket.close(1011)`.",
     ],
-    right="Who answers may stay, and who does not is let go.",
-    seconds=90,
+    right="A client that answers stays, and one that does not is disconnected.",
+    seconds=LIMIT_S,
 )
 def keeps_a_heartbeat(answer: Answer) -> None:
-    # Patience with the living is long, since this machine may be slow; with the silent it may be short.
-    with (
-        answer.serve(_app(answer, 0.2, 3.0)) as client,
-        _talking(answer, client, "/ws", "a client, pinged every 0.2 s and given 3 s,") as talk,
-    ):
-        for number in range(4):
+    def seconds(socket: WebSocket) -> tuple[float, ...]:
+        return float(socket.path_params["every"]), float(socket.path_params["patience"])
+
+    endpoint = _Endpoint(answer, "/every/{every}/patience/{patience}", seconds)
+    with answer.serve(endpoint.app) as client:
+        _expect_no_ping_yet(answer, client)
+        if not comes_true(endpoint.has_ended, SOON_S):
+            raise NotYet("The client has left, and a task still runs.", given="a client, pinged every 4 s, that leaves")
+        _expect_patience(answer, client)
+        _expect_that_only_pongs_count(answer, client)
+
+
+def _expect_no_ping_yet(answer: Answer, client: Client) -> None:
+    who = "a client, pinged every 4 s and given 0.2 s,"
+    with _talking(answer, client, "/every/4/patience/0.2", who) as talk:
+        talk.say("hello")
+        expect(talk.hear(), "hello", why="Every text is echoed.")
+        try:
+            early = talk.socket.recv(timeout=0.4)
+        except TimeoutError:
+            return
+        except ConnectionClosed:
+            early = f"close with {talk.code}"
+        raise NotYet("This is too early.", expected="nothing for 4 s", got=show(early))
+
+
+def _expect_patience(answer: Answer, client: Client) -> None:
+    # Patience is long here, since this machine may be slow.
+    who = "a client, pinged every 0.1 s and given 2 s, that takes 0.4 s for a pong and"
+    with _talking(answer, client, "/every/0.1/patience/2", who) as talk:
+        for number in range(2):
             text = f"message {number}"
             talk.say(text)
-            heard: list[str] = []
-            while not {text, "ping"}.issubset(heard):  # whichever comes first
-                heard.append(_next(talk))
-                if heard[-1] not in (text, "ping") or len(heard) > FORGIVEN:
-                    why = "Every text is echoed, but for `pong`, and pings come between."
-                    raise NotYet(why, expected=f"{text}, ping", got=", ".join(heard))
-            time.sleep(0.5)
+            _hear_echo_and_ping(talk, text)
+            time.sleep(0.4)
             talk.say("pong")
+        _hear_ping(talk)
+
+
+def _expect_that_only_pongs_count(answer: Answer, client: Client) -> None:
+    path = "/every/0.1/patience/0.8"
     with (
-        answer.serve(_app(answer, 0.2, 0.6)) as client,
-        _talking(answer, client, "/ws", "a client that never says `pong`, and") as talk,
+        _talking(answer, client, path, "a client that answers each ping, beside others that do not,") as faithful,
+        _talking(answer, client, path, "a client that never says `pong`, beside one that does,") as talker,
+        _talking(answer, client, path, "a client that says `pong` to its first ping only,") as once,
     ):
-        if _next(talk) != "ping":
-            raise NotYet("A `ping` should come first.")
-        pings = 1
-        with suppress(NotYet):  # it is closed
-            while pings < FORGIVEN:
-                talk.say("I am here")
-                while talk.hear() != "ping":
-                    pass
-                pings += 1
-        if pings == FORGIVEN:
-            raise NotYet("It goes on and on, though no `pong` comes.", expected="code 1011", got=f"{pings} pings")
-        expect(talk.ending(), 1011, why="No `pong` came in time: this is the code of the end.")
+        _hear_ping(once)
+        once.say("pong")
+        deadline = time.monotonic() + PATIENCE_S
+        while None in (talker.code, once.code) and time.monotonic() < deadline:
+            _hear_ping(faithful)
+            faithful.say("pong")
+            with suppress(ConnectionClosed):  # that is what it waits for
+                talker.socket.send("I am here")
+        for silent in (talker, once):
+            if silent.code is None:
+                silent.say("I am here")
+                raise NotYet("It stays connected, though a `pong` is missing.", expected="close with 1011")
+            expect(int(silent.code), 1011, why="A `pong` is missing: this is the close code.")
+        faithful.say("me too")
+        _hear_echo_and_ping(faithful, "me too")
 
 
-def _next(talk: _Talk) -> str:
+def _hear_ping(talk: _Talk) -> None:
     try:
-        return talk.hear()
+        message = talk.hear()
     except NotYet as no:
-        raise NotYet("No `ping` comes." if no.got == "silence" else no.message, got=no.got) from None
+        raise NotYet(f"No `ping` comes. {no.message}", got=no.got) from None
+    expect(message, "ping", why="Nothing else should come here.")
 
 
-class _Bus:
-    """A bus between event loops. What crosses it is pickled, as on the way to a replica."""
-
-    def __init__(self) -> None:
-        self._inboxes: list[tuple[asyncio.AbstractEventLoop, asyncio.Queue[bytes]]] = []
-
-    @property
-    def subscribers(self) -> int:
-        return len(self._inboxes)
-
-    async def publish(self, item: Any) -> None:
-        pickled = pickle.dumps(item)
-        for loop, queue in list(self._inboxes):
-            loop.call_soon_threadsafe(queue.put_nowait, pickled)
-
-    async def subscribe(self) -> AsyncIterator[Any]:
-        inbox = asyncio.get_running_loop(), asyncio.Queue[bytes]()
-        self._inboxes.append(inbox)
+def _hear_echo_and_ping(talk: _Talk, text: str) -> None:
+    """In any order. A few pings may come: before this one is answered, the next one may be due."""
+    heard: list[str] = []
+    while not {text, "ping"}.issubset(heard):
         try:
-            while True:
-                yield pickle.loads(await inbox[1].get())  # our own, from a line above
-        finally:
-            self._inboxes.remove(inbox)
+            heard.append(talk.hear())
+        except NotYet as no:
+            missing = "`ping` comes" if text in heard else "echo comes"
+            raise NotYet(f"No {missing}. {no.message}", got=no.got) from None
+        if heard[-1] not in (text, "ping") or len(heard) > 10:
+            why = "Every text except `pong` is echoed, and pings come in between."
+            raise NotYet(why, expected=f"{text}, ping", got=", ".join(heard))
 
 
 @exercise(
     "06.5",
     hints=[
-        "Publish more than the text: the room, and something that only this connection has, such as `token_hex(8)`. "
-        "Whoever receives an item can then tell whether it is for its client.",
-        "As in `room_on`: a task that iterates `bus.subscribe()`, beside the loop that reads. Cancel it at the end.",
+        "`json.loads(socket.recv())` in a loop, and a branch for each `type`. A ping is for the connection: reply "
+        "whatever its `id`. For the others, compare `id` first.",
+        "`socket.recv()` raises `ConnectionClosed` for every close code. A `for` loop over the socket ends silently "
+        "after code 1000.",
     ],
-    right="Many rooms, many doors, one bus.",
-    seconds=60,
+    right="It returns complete answers only, and keeps its connection alive.",
+    seconds=LIMIT_S,
 )
-def keeps_rooms_apart(answer: Answer) -> None:
-    bus = _Bus()
-    with (
-        answer.serve(answer.call(bus)) as one,
-        answer.serve(answer.call(bus)) as other,
-    ):
-        with ExitStack() as seats:
-            subscribed = [True]
-
-            def enter(client: Client, room: str, who: str) -> _Talk:
-                before = bus.subscribers
-                talk = seats.enter_context(_talking(answer, client, f"/rooms/{room}", who))
-                if all(subscribed):  # who does not subscribe is not waited for again
-                    subscribed.append(comes_true(lambda: bus.subscribers > before or bool(client.errors), SOON_S))
-                return talk
-
-            ada = enter(one, "tea", "ada, in `tea`,")
-            bob = enter(other, "tea", "bob, in `tea` at another app,")
-            cleo = enter(one, "tea", "cleo, in `tea`,")
-            dan = enter(other, "coffee", "dan, in `coffee`,")
-            eve = enter(one, "coffee", "eve, in `coffee` at another app,")
-            ada.say("Milk first?")
-            for listener in (bob, cleo):
-                expect(listener.hear(), "Milk first?", why="All others in `tea` hear what ada said in `tea`.")
-            bob.say("Milk last.")
-            # What comes first tells what did not come before: nobody has to wait for silence.
-            expect(ada.hear(), "Milk last.", why="This is what ada should hear first. She does not hear herself.")
-            expect(cleo.hear(), "Milk last.", why="Everything that is said, in its order.")
-            eve.say("No milk.")
-            expect(dan.hear(), "No milk.", why="This is what dan should hear first. What is said in `tea` stays there.")
-        if not comes_true(lambda: bus.subscribers == 0, SOON_S):
-            raise NotYet(
-                "All have left, and the bus still works for them.",
-                given="five clients that leave",
-                expected="0 subscriptions",
-                got=str(bus.subscribers),
-            )
+def reads_an_answer(answer: Answer) -> None:
+    server = Server()
+    with answer.serve(server.app()) as client:
+        for number, scene in enumerate(SCENES):
+            with connect(client.socket_url(f"/{number}"), close_timeout=0.3, proxy=None) as socket:
+                try:
+                    if scene.answer is None:
+                        answer.raises(UnansweredError, socket, ID, why="There is no complete answer.")
+                    else:
+                        expect(answer.call(socket, ID), scene.answer)
+                except (Exception, NotYet):
+                    if server.wrong_pong is not None:
+                        why = "A ping did not get its own pong."
+                        raise NotYet(why, expected='{"type": "pong", "id": …}', got=server.wrong_pong) from None
+                    raise
+                finally:
+                    answer.given = f"read_answer(socket, {ID!r}), while the server sends {scene}"

@@ -424,8 +424,8 @@ bars(measured, y="ms for four", title=f"cores: {usable_cores():g}")
 # ensures this is the global interpreter lock, the GIL. Each process has its own, so two processes can compute at the
 # same time if there are two cores. (Compiled code, as in NumPy, may release the lock.)
 #
-# **With two free cores**, the last `burn` takes a little more than half as long as the first. **With one core**, or while
-# other programs keep the cores busy, processes gain little or nothing.
+# **With two free cores**, the last `burn` takes about half as long as the first. **With one core**, or while other
+# programs keep the cores busy, processes gain little or nothing.
 #
 # A thread makes computing no faster, but it helps the *other* requests: while it computes, the event loop keeps getting
 # its turn, so `/ping` or a health check still responds.

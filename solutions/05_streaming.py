@@ -490,9 +490,9 @@ async def failing():
 guess = {"/lines/failing": ..., "/events/failing": ...}
 
 # %%
-records = ask_all({path: server.url + path for path in guess})
+failures = ask_all({path: server.url + path for path in guess})
 compare(
-    guess, {path: f"{record.status}, {'error' if record.error else 'no error'}" for path, record in records.items()}
+    guess, {path: f"{record.status}, {'error' if record.error else 'no error'}" for path, record in failures.items()}
 )
 
 # %% [markdown]
@@ -500,7 +500,7 @@ compare(
 # error. The event stream ends as if nothing had gone wrong.
 
 # %%
-print(records["/events/failing"].body.decode()[-60:])
+print(failures["/events/failing"].body.decode()[-60:])
 
 # %% [markdown]
 # Half an answer has arrived, and the client cannot tell it from a whole one. FastAPI runs the generator of events in a
@@ -829,9 +829,9 @@ compare(guess, {path: stop_reading(path) for path in guess})
 # %% [markdown]
 # What differs is where the cancellation arrives.
 #
-# | cancelled while it waits | the generator | its `finally` |
+# | what is cancelled waits | the generator | its `finally` |
 # |---|---|---|
-# | inside the generator, as the model's did | is running | runs at once |
+# | inside the generator, as for `/lines` before | is running | runs at once |
 # | in `send`, as in `/export` | is suspended at its `yield` | does not run |
 # | in `put`, as the task of `/export/queue` | loses its last reference, so Python closes it | runs at once |
 #

@@ -11,7 +11,9 @@
 # - serve a model with FastAPI and call it over HTTP,
 # - say what FastAPI checks for you, and what it cannot know.
 #
-# The code runs in {{ minutes }} and takes {{ memory }} at most. With the exercises, plan 15 minutes.
+# The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 15 minutes, exercises included.
+#
+# Arriving late, or restarted the kernel? `await start_at("00.3")` runs everything before exercise 3.
 #
 # Click on the grey cell below and press Shift+Enter. It takes a few seconds to check this machine, and changes nothing.
 
@@ -26,16 +28,17 @@ doctor()
 #
 # ## What you will build
 #
-# You will build a service that tells malignant tumours from benign ones, part by part. The coloured part of the map
-# belongs to this lesson: today you are the client.
+# You will build a service that tells malignant tumours from benign ones, piece by piece. The coloured part of the map
+# belongs to this lesson: you start as a client of the service.
 
 # %%
-from workshop.lab import check, hint, run_app, run_command, service_map, solution, stop_all
+from workshop.lab import check, compare, hint, run_app, run_command, service_map, solution, start_at, stop_all
 
 service_map("00")
 
 # %% [markdown]
-# The grey lanes are folders in `workshop/`. Three teams work on this service without reading each other's code.
+# The grey lanes are folders in `workshop/`. The FastAPI team and the Ray Serve team never read each other's code; the
+# infrastructure team connects the two.
 #
 # | team | folder | knows |
 # |---|---|---|
@@ -53,8 +56,8 @@ finished = run_command("workshop api --port {port}", name="finished service")
 finished.url
 
 # %% [markdown]
-# It listens at this address and speaks HTTP, like any web site. `httpx` sends requests; with `trust_env=False` it
-# ignores a proxy that may be set on this machine.
+# It listens at this address and speaks HTTP, like any website. `httpx` sends requests; with `trust_env=False` it
+# ignores any proxy set on this machine.
 
 # %%
 import httpx
@@ -69,12 +72,15 @@ httpx.get(finished.url + "/health", trust_env=False).json()
 asked = {"query": "What is Ray Serve?"}
 httpx.post(finished.url + "/v1/query", json=asked, trust_env=False, timeout=60).json()
 
+# %% [markdown]
+# When you have looked around, stop it.
+
 # %%
 finished.stop()
 
 # %% [markdown]
 # `python -m workshop serve` starts the same service on Ray Serve, where models can have their own processes and
-# machines. A client cannot tell which of the two has answered. This workshop shows how that works.
+# machines. A client cannot tell which of the two has answered. The later lessons show how that works.
 #
 # ## How a lesson works
 #
@@ -113,14 +119,14 @@ malignant = (labels == 0).sum()
 check("00.1", malignant)
 
 # %% [markdown]
-# Those were three of the four outcomes that a check can have.
+# A check has four outcomes.
 #
 # | | |
 # |---|---|
 # | ○ Not attempted | a `...` is still there |
 # | → Not yet | your code runs, but does something else: the check says what |
 # | ✓ Right | go on |
-# | ! Could not check | your code stopped with an error, which is shown |
+# | ✗ Could not check | your code stopped with an error, which is shown |
 #
 # Try as often as you like. A check looks at what your code does, never at how it is written. If you are stuck, ask for
 # a hint. Run the cell again for a stronger one.
@@ -129,18 +135,18 @@ check("00.1", malignant)
 hint("00.1")
 
 # %% [markdown]
-# Our own answer opens after yours is right, or after three tries.
+# Our solution opens after a right answer, or after three tries. A `...` does not count as a try.
 
 # %%
 solution("00.1")
 
 # %% [markdown]
-# No later cell needs your answers, so you may skip an exercise. If you join late or have restarted the kernel, import
-# `start_at` from `workshop.lab`: `await start_at("00.2")` runs everything before exercise 2.
+# No later cell needs your answers, so you may skip an exercise.
 #
 # ## Your first endpoint
 #
-# Now you serve the model yourself. It is loaded from a file, and gives scores for rows of measurements.
+# Now you serve the model yourself. It was trained beforehand, on four fifths of these tumours, and stored in a file.
+# `rows[[0]]` is a table with one row: the model takes many rows at a time.
 
 # %%
 from workshop.models.tumours import TumourClassifier
@@ -188,17 +194,18 @@ truth = [model.card.classes[label] for label in labels]
 truth[0]
 
 # %% [markdown]
-# ### Exercise 2: beside the truth
+# ### Exercise 2: prediction and truth side by side
 #
-# Write an endpoint that returns both: `{"predicted": "malignant", "truth": "malignant"}`. An endpoint is still a
-# function: you can call `predict(0)` as before.
+# Write an endpoint that returns both. For tumour 0 that is `{"predicted": "malignant", "truth": "malignant"}`. The
+# decorator leaves the function as it was, so you can still call it yourself: try `predict(0)`. Rows that do not exist
+# come in exercise 3.
 
 # %% exercise="00.2"
 second = FastAPI()
 
 
 @second.get("/compare/{row}")
-def compare(row: int):
+def side_by_side(row: int):
     # solution (about 1 line)
     return {"predicted": predict(row)["label"], "truth": truth[row]}
     # starter
@@ -223,19 +230,19 @@ with httpx.Client(base_url=server.url, trust_env=False) as client:  # one connec
     answers = [client.get(f"/predict/{row}").json() for row in range(569)]
 
 wrong = [row for row in range(569) if answers[row]["label"] != truth[row]]
-print(f"you said {guess}, it was {len(wrong)}")
+compare(guess, len(wrong), "wrong")
 
 # %% [markdown]
-# Few are wrong. But the model was trained on four fifths of these tumours, so expect more errors with new ones. And
-# look at how confident it is where it is wrong.
+# Few are wrong. But most of these tumours were in the training data, so expect more errors with new ones. And look at
+# how confident the model is where it is wrong.
 
 # %%
 for row in wrong:
-    print(f"tumour {row} is {truth[row]:9}  the answer: {answers[row]}")
+    print(f"tumour {row} is {truth[row]:9}  the model says: {answers[row]}")
 
 # %% [markdown]
-# To miss a malignant tumour is the worse mistake, and most of these are of that kind. For tumour 297 the probability is
-# 99 %. A high probability does not mean that the answer is right.
+# Missing a malignant tumour is the worse mistake, and most of these are of that kind. For tumour 297 the probability is
+# 99%. A high probability does not mean that the answer is right.
 #
 # ## Four odd questions
 #
@@ -247,21 +254,23 @@ guess = {"568": ..., "569": ..., "-1": ..., "many": ...}
 
 # %%
 replies = {row: ask(f"/predict/{row}") for row in guess}
-for row, reply in replies.items():
-    print(f"/predict/{row:4}  you said {guess[row]}, it was {reply.status_code}  {reply.text[:60]}")
+compare(guess, {row: reply.status_code for row, reply in replies.items()})
+
+# %%
+{row: reply.text[:60] for row, reply in replies.items()}
 
 # %% [markdown]
 # ## What just happened?
 #
 # **many** is not a number. The signature says `row: int`, so FastAPI refused the request before your function ran. Its
-# answer tells the client what was wrong, and you did not have to write any code for it.
+# response tells the client what was wrong, and you wrote no code for it.
 
 # %%
 replies["many"].json()
 
 # %% [markdown]
 # **569** is a number, so your function ran, and failed. The client learns only that the service failed: FastAPI does not
-# show the details of an error to clients. You can call the function here and see them.
+# show the details of an error to clients. Call the function here to see them: the next cell fails on purpose.
 
 # %% tags=["raises-exception"]
 predict(569)
@@ -270,12 +279,13 @@ predict(569)
 # **-1** is the worst of the four: a confident answer, and no error anywhere. It is the answer for tumour 568, because
 # in Python the index -1 means the last row.
 #
-# The type says that a row is a whole number. Only your code can know which rows exist.
+# `int` says only that a row is a whole number. Which rows exist, you have to say.
 #
 # ### Exercise 3: no such tumour
 #
-# Return the prediction, as `predict` does, for every tumour that exists, and status 404 for all others. In FastAPI,
-# `raise HTTPException(404, "why")` ends an endpoint with that status.
+# Return the prediction, as `predict` does, for every tumour that exists, and status 404 for every other whole number.
+# In FastAPI, `raise HTTPException(404, "why")` ends an endpoint with that status. (A bound in the signature would give
+# 422, which means a malformed request. These are well formed: there is just nothing to find.)
 
 # %% exercise="00.3"
 from fastapi import HTTPException
@@ -308,21 +318,21 @@ check("00.3", careful)
 # <details><summary>Answer</summary>A 500 says that the service is broken: someone on call may be woken, and clients will
 # try again. A 404 says that the request is wrong, and that sending it again will not help.</details>
 #
-# **3.** The model moves to a machine with a GPU. In which folders does code change?
-# <details><summary>Answer</summary><code>deployments/</code> or <code>integration/</code>. Not <code>api/</code>: an
-# endpoint does not know where the model is.</details>
+# **3.** The model moves to a machine with a GPU. Does code in <code>api/</code> change?
+# <details><summary>Answer</summary>No. An endpoint does not know where the model is. What a replica does is in
+# <code>deployments/</code>, and what it gets, such as a GPU, is decided in <code>integration/</code>.</details>
 #
 # ## Recap
 #
-# | request | answer | who takes care of it |
+# | request | response | who takes care of it |
 # |---|---|---|
 # | a tumour that exists | 200, label and probability | your endpoint |
 # | text where a number belongs | 422, with the reason | FastAPI, from `row: int` |
-# | a number, but no such tumour | 404 | you, in exercise 3 |
+# | a number without a tumour | 404 | you, in exercise 3 |
 # | anything that you forgot | 500, or a confident but meaningless answer | nobody |
 #
-# The model is out of the notebook: any program that can reach the address can use it. So far there was one client, with
-# one request at a time. Lesson 01 sends ten at once.
+# The model is out of the notebook: any program that can reach the address can use it. So far there has been one client,
+# with one request at a time. Lesson 01 sends ten at once.
 #
 # ## Tear-down
 #

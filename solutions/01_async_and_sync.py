@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 01 Async and sync
 #
-# One `async` too many in an endpoint makes ten users wait for each other. You will cause this, measure it and cure it.
+# One `async` too many in an endpoint makes ten users wait for each other. You will cause this, measure it and fix it.
 #
 # Afterwards you can
 #
@@ -10,21 +10,22 @@
 # - find the limit of the thread pool by measuring,
 # - tell work that waits from work that computes, and know what helps each.
 #
-# The code runs in {{ minutes }} and takes {{ memory }} at most. With the exercises, plan 45 minutes.
+# The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 50 minutes, exercises included.
 #
-# If you join late or have restarted the kernel, import `start_at` from `workshop.lab`: `await start_at("01.2")` runs
-# everything before exercise 2.
+# Arriving late, or restarted the kernel? `await start_at("01.3")` runs everything before exercise 3.
+#
+# The coloured part of the map belongs to this lesson.
 
 # %%
-from workshop.lab import check, hint, load, run_app, service_map, solution, stop_all, timeline
+from workshop.lab import check, compare, hint, load, run_app, service_map, solution, start_at, stop_all, timeline
 
 service_map("01")
 
 # %% [markdown]
-# ## Three endpoints, one answer
+# ## Three endpoints, one response
 #
-# A sleep stands for the model, so that every number below can be explained. The first three endpoints give the same
-# answer after the same time, and differ only in how they wait. `/ping` answers at once.
+# A sleep stands for the model, so that every number below can be explained. The first three endpoints return the same
+# label after the same time, and differ only in how they wait. `/ping` responds at once.
 #
 # `run_app` serves the app on a free port, in a thread of this notebook. If you change an endpoint, run this cell again:
 # it replaces the server.
@@ -64,8 +65,8 @@ async def ping():
 server = run_app(app, name="lesson 01")
 
 # %% [markdown]
-# `load` sends requests and keeps a record of each. First a single user, who sends ten requests, each when the one
-# before has been answered.
+# `load(url, requests, concurrency)` sends requests and returns a list with a record of each. The list has a `total_ms`
+# and a `median_ms`, and each record an `ms`. First a single user, who sends ten requests one after the other.
 
 # %%
 PATHS = ["/def", "/async", "/mixed"]
@@ -73,26 +74,25 @@ one_by_one = {path: load(server.url + path, requests=10, concurrency=1) for path
 one_by_one
 
 # %% [markdown]
-# The medians are nearly the same, a little over 100 ms. (The first request of a kernel takes longer, because Python
-# still has modules to import.) A test that sends one request at a time, as most tests do, finds nothing wrong with any
+# The medians are nearly the same, a little over 100 ms. (The first request after a kernel starts takes longer, because
+# Python still has modules to import.) A test that sends one request at a time, as most tests do, finds nothing wrong with any
 # of the three.
 #
 # ## Ten users at once
 #
-# Now ten users send one request each, all at the same time. How many milliseconds pass until all ten are answered?
-# Replace each `...` with your prediction.
+# Now ten users send one request each, all at the same time. How many milliseconds pass until all ten have their
+# response? Replace each `...` with your prediction.
 
 # %%
 guess = {"/def": ..., "/async": ..., "/mixed": ...}
 
 # %%
 loads = {path: load(server.url + path, requests=10) for path in PATHS}
-for path, records in loads.items():
-    print(f"{path:7} you said {guess[path]} ms, it took {records.total_ms:.0f} ms")
+compare(guess, {path: records.total_ms for path, records in loads.items()}, "ms")
 
 # %% [markdown]
-# One of them is out of line. In the picture, each bar is one request, from the moment it was sent to the moment its
-# answer came.
+# One of them stands out. In the picture, each bar is one request, from the moment it was sent to the moment its response
+# came.
 
 # %%
 timeline({"one user": one_by_one["/async"]} | {f"ten users, {path}": records for path, records in loads.items()})
@@ -100,11 +100,11 @@ timeline({"one user": one_by_one["/async"]} | {f"ten users, {path}": records for
 # %% [markdown]
 # ## What just happened?
 #
-# Everything that is `async def` shares one thread: the event loop. It runs one piece of code at a time, and it moves on
-# to the next request only where the code says `await`.
+# Everything that is `async def` shares one thread, in which the event loop runs. The loop runs one piece of code at a
+# time. It moves on to the next request only where an `await` really has to wait.
 #
-# `time.sleep` does not say `await`. In `/mixed` it blocks the loop, and the other requests queue. All ten were sent at
-# once, yet they take as long as one after the other. In the picture that is a staircase.
+# `time.sleep` is not awaited. In `/mixed` it blocks the loop, and the other requests queue. All ten were sent at once, yet
+# they take as long as if they had been sent one by one. In the picture that is a staircase.
 #
 # `await asyncio.sleep` frees the loop while it waits. And a plain `def` endpoint never runs on the loop: FastAPI runs
 # it in a thread from a pool.
@@ -112,7 +112,7 @@ timeline({"one user": one_by_one["/async"]} | {f"ten users, {path}": records for
 # ## Other endpoints suffer too
 #
 # The whole process shares the loop. So we send ten requests to `/mixed`, and a moment later a single one to `/ping`,
-# which has nothing to wait for.
+# which has nothing to wait for by itself.
 
 # %%
 from workshop.lab import in_parallel
@@ -126,17 +126,21 @@ def ping_a_moment_later():
 # %%
 _, disturbed = in_parallel(lambda: load(server.url + "/mixed", requests=10), ping_a_moment_later)
 undisturbed = load(server.url + "/ping", requests=1)
-print(f"ping alone {undisturbed.total_ms:.0f} ms, beside /mixed {disturbed.total_ms:.0f} ms")
+print(f"/ping alone took {undisturbed.total_ms:.0f} ms, beside /mixed {disturbed.total_ms:.0f} ms")
 
 # %% [markdown]
 # The ping had to wait for the requests that were in the queue before it. If a health check takes longer than its
-# time-out, an orchestrator restarts a service that was only busy. One blocking line puts every endpoint of the process
+# timeout, an orchestrator restarts a service that was only busy. One blocking line puts every endpoint of the process
 # at risk.
 #
 # ## Waiting or working?
 #
 # The bars do not show whether a request was inside the application or still queued. The service can measure that. This
 # middleware is part of the final service: it adds the header `X-Process-Time`, the seconds that a request spent inside.
+# You need not follow it line by line.
+#
+# An ASGI app is anything that can be called with `scope`, `receive` and `send`. A middleware is an app around an app:
+# this one changes the first message that the inner app sends.
 
 # %% mirrors="workshop.api.middleware.timing:TimingMiddleware"
 from starlette.datastructures import MutableHeaders
@@ -164,8 +168,8 @@ class TimingMiddleware:
 
 
 # %% [markdown]
-# An ASGI app is anything that can be called with `scope`, `receive` and `send`. So a middleware is an app around an
-# app, and we can put this one around ours.
+# We put it around our app. Now the bars have two colours: blue is the time inside the application, grey all the time
+# outside it, such as opening the connection or waiting for the loop.
 
 # %%
 timed = run_app(TimingMiddleware(app), name="lesson 01, timed")
@@ -175,12 +179,13 @@ timeline({path: load(timed.url + path, requests=10) for path in PATHS})
 # In `/mixed`, too, each request is inside the application for about 100 ms. The rest of its bar is grey: it waits for
 # the loop, and nothing that the endpoint itself logs would show this.
 #
-# ## Cures
+# ## Fixes
 #
 # **Await.** If the library offers `await`, use it: `httpx` instead of `requests`, an async database driver instead of a
-# blocking one. One thread then serves thousands of waiting requests.
+# blocking one. One thread then serves thousands of waiting requests. (A wrapper does not help: a blocking call inside an
+# `async def` of your own still blocks.)
 #
-# **Plain `def`.** If it does not, drop the `async`. FastAPI runs the endpoint in a thread.
+# **Plain `def`.** If the library cannot be awaited, drop the `async`. FastAPI runs the endpoint in a thread.
 #
 # **A thread for one call.** If an endpoint awaits some things and must block for another, run just the blocking call in
 # a thread, and await that.
@@ -188,32 +193,32 @@ timeline({path: load(timed.url + path, requests=10) for path in PATHS})
 # %%
 from anyio import to_thread
 
-cured = FastAPI()
+fixed = FastAPI()
 
 
-@cured.get("/thread")
+@fixed.get("/thread")
 async def in_thread(seconds: float = 0.1):
     await to_thread.run_sync(time.sleep, seconds)
     return {"label": "benign"}
 
 
-cured_server = run_app(TimingMiddleware(cured), name="lesson 01, cured")
+fixed_server = run_app(TimingMiddleware(fixed), name="lesson 01, fixed")
 
 # %%
-cures = {"await": timed.url + "/async", "plain def": timed.url + "/def", "to_thread": cured_server.url + "/thread"}
-timeline({name: load(address, requests=10) for name, address in cures.items()})
+fixes = {"await": timed.url + "/async", "plain def": timed.url + "/def", "to_thread": fixed_server.url + "/thread"}
+timeline({name: load(url, requests=10) for name, url in fixes.items()})
 
 # %% [markdown]
-# You can cure `/mixed` as well: drop its `async` in the cell with the endpoints, run that cell, and measure ten users
-# again.
+# You can fix `/mixed` as well. Drop its `async` in the cell with the endpoints, run that cell, and run the cell below
+# "Ten users at once" that fills `loads`. Then put the `async` back and run the cell with the endpoints again.
 #
-# The fourth cure moves the work to another process: a Ray Serve deployment. In the endpoint it looks like the first
+# The fourth fix moves the work to another process: a Ray Serve deployment. In the endpoint it looks like the first
 # one: `return await model.predict.remote(row)`. Lesson 09 builds it.
 #
-# ### Exercise 1: cure a service
+# ### Exercise 1: fix a service
 #
-# This service looks up a patient in a database, which can be awaited. Then it calls an old library, which blocks for
-# 100 ms.
+# This service looks up a patient in a database; this look-up can be awaited. Then it calls an old library, which blocks
+# for 100 ms.
 
 # %%
 from workshop.lab.fixtures.lesson_01 import look_up, old_library
@@ -221,7 +226,8 @@ from workshop.lab.fixtures.lesson_01 import look_up, old_library
 old_library(await look_up(7))
 
 # %% [markdown]
-# `return old_library(record)` would make ten users wait for each other. Call the library in a way that does not.
+# `return old_library(record)` would make ten users wait for each other. Return the same result without making
+# them wait.
 
 # %% exercise="01.1"
 clinic = FastAPI()
@@ -241,73 +247,68 @@ async def diagnosis(patient: int):
 check("01.1", clinic)
 
 # %% [markdown]
-# `hint("01.1")` shows a hint, and then a stronger one. After a right answer, or three that were not yet right,
-# `solution("01.1")` shows ours.
+# If you are stuck, `hint("01.1")` helps, and after three tries `solution("01.1")`.
 #
 # ## How far do threads go?
 #
-# `/def` answered ten users nearly as fast as one. Now each request waits for 300 ms. How many milliseconds will it take
-# to answer a hundred users?
+# `/def` served ten users nearly as fast as one. Now each request waits for 300 ms. How many milliseconds will it take
+# to serve a hundred users?
 
 # %%
 guess = {"/def": ..., "/async": ...}
 
 
-# %% [markdown]
-# Each measurement is the faster of two, because other programs may disturb one.
-
-
 # %%
 def total_ms(path, requests):
+    # The faster of two: another program may disturb one.
     return min(load(f"{timed.url}{path}?seconds=0.3", requests).total_ms for _ in range(2))
 
 
 users = [1, 20, 40, 50, 80, 90, 100]
 totals = {path: {n: total_ms(path, n) for n in users} for path in guess}
-for path, total in totals.items():
-    print(f"{path:7} you said {guess[path]} ms, it took {total[100]:.0f} ms")
+compare(guess, {path: total[100] for path, total in totals.items()}, "ms")
 
 # %%
 from workshop.lab import curve
 
-curve(totals, x="requests at the same time", y="ms until the last answer", title="each request waits for 300 ms")
+curve(totals, x="requests at the same time", y="ms until the last response", title="each request waits for 300 ms")
 
 # %% [markdown]
-# The line of `/def` has two steps: 300 ms more beyond forty users, and again beyond eighty. The timeline of
-# sixty requests shows where the first step comes from.
+# The line of `/def` jumps twice, by about 300 ms each time: after forty users and after eighty. The timeline of sixty
+# requests, each of one second, shows where the first jump comes from.
 
 # %%
 sixty = load(f"{timed.url}/def?seconds=1", requests=60)
 timeline({"/def": sixty})
 
 # %% [markdown]
-# The grey part is the time it takes to open sixty connections at once. The blue part comes in two lengths: some
-# requests stay inside for two seconds instead of one, because they wait there for a thread. Count those that did not.
+# Grey is mostly the opening of sixty connections at once. Blue comes in two lengths: some requests stay inside for two
+# seconds instead of one, as they wait there for a thread. Count those that got a thread at once.
 
 # %%
 sum(record.worked_s < 1.5 for record in sixty)
 
 # %% [markdown]
-# That is the size of the thread pool. All `def` endpoints, all `def` dependencies and `to_thread.run_sync` share this
-# one pool. You can also ask for its size.
+# That is how many threads may be in use at once. All `def` endpoints and all calls of `to_thread.run_sync` share this
+# limit. Threads are started as needed: a *limiter* counts those in use. Each event loop has one, and the notebook's own
+# has the same default.
 
 
 # %%
-async def pool_size():
+async def thread_limit():
     return to_thread.current_default_thread_limiter().total_tokens
 
 
-await pool_size()
+await thread_limit()
 
 # %% [markdown]
 # `/async` has no such limit, because a waiting coroutine needs no thread, only a little memory. Its line has a slope
-# because one loop accepts and answers all requests, and shares the processor with the program that sends them.
+# because one loop handles all requests, and shares the processor with the program that sends them.
 #
 # ### Exercise 2: a limit of its own
 #
-# Sixty reports may be made at once, and they must not take the forty threads that everything else needs. Give them a
-# limiter of their own: `to_thread.run_sync` takes one as `limiter=`. `make_report` blocks, and returns how many reports
-# are made at the same time.
+# Allow sixty reports at once and no more, without using any of the forty threads that everything else needs. Give them a limiter of their own: `to_thread.run_sync` takes one as `limiter=`. `make_report` blocks, and returns
+# how many reports are being made at that moment. The endpoint returns the same.
 
 # %%
 from workshop.lab.fixtures.lesson_01 import make_report
@@ -317,16 +318,16 @@ from anyio import CapacityLimiter
 
 office = FastAPI()
 # solution (about 1 line)
-sixty_at_once = CapacityLimiter(60)
+report_limiter = CapacityLimiter(60)
 # starter
-# sixty_at_once = ...
+# report_limiter = ...
 # end
 
 
 @office.get("/report")
 async def report():
     # solution (about 1 line)
-    return await to_thread.run_sync(make_report, limiter=sixty_at_once)
+    return await to_thread.run_sync(make_report, limiter=report_limiter)
     # starter
     # return ...
     # end
@@ -338,8 +339,11 @@ check("01.2", office)
 # %% [markdown]
 # ## Try it yourself
 #
-# Move the sliders: each move sends the requests and draws them anew. Which pattern gets worse with more requests, and
-# from which number on? How short must the delay be for `/mixed` to do no harm?
+# Move the sliders: each move sends the requests again and redraws the picture. Which pattern gets worse with more
+# requests, and from which number on? How short must the delay be for `/mixed` to do no harm?
+#
+# <details><summary>Answer</summary><code>/mixed</code> gets worse with each request, <code>def</code> with each forty. No
+# delay is short enough: even 10 ms add up to a second for the last of a hundred users.</details>
 
 # %%
 from workshop.lab import explore
@@ -349,8 +353,8 @@ explore(timed.url, {"async def + time.sleep": "/mixed", "def": "/def", "async de
 # %% [markdown]
 # ## Waiting is not computing
 #
-# So far everything waited. A model computes. Here are two functions: one sleeps for 100 ms, one adds up a fixed amount
-# of numbers in pure Python. How long the second takes depends on your machine.
+# So far everything waited. A model computes. Here are two functions: `wait(ms)` sleeps, `burn(ms)` adds up numbers in
+# pure Python. How long the second really takes depends on your machine. Both default to 100 ms.
 
 # %%
 from workshop.lab.work import burn, wait
@@ -379,8 +383,8 @@ def in_threads(work):
 
 
 # %% [markdown]
-# Each process has a Python interpreter of its own. Starting one is slow, and is not measured: a server starts its
-# worker processes once, too.
+# Each process has a Python interpreter of its own. Starting one is slow. We do not measure that, as a server starts its
+# workers only once.
 
 # %%
 from concurrent.futures import ProcessPoolExecutor
@@ -403,12 +407,11 @@ guess = {"one by one": ..., "4 threads": ..., "2 processes": ...}
 # %%
 ways = {"one by one": in_turn, "4 threads": in_threads, "2 processes": in_processes}
 measured = {name: {"wait": way(wait), "burn": way(burn)} for name, way in ways.items()}
-for name, took in measured.items():
-    print(f"{name:11} burn: you said {guess[name]} ms, it took {took['burn']:.0f} ms")
+compare(guess, {name: took["burn"] for name, took in measured.items()}, "ms")
 
 # %% [markdown]
-# What a second process can gain depends on the number of cores. The title of the picture tells how many this notebook
-# may use.
+# What a second process can gain depends on the number of cores. The picture's title says how many this notebook may
+# use.
 
 # %%
 from workshop.lab import bars
@@ -417,13 +420,15 @@ from workshop.machine import usable_cores
 bars(measured, y="ms for four", title=f"cores: {usable_cores():g}")
 
 # %% [markdown]
-# Threads overlap waiting, but not computing: only one thread at a time may run Python code. The lock that ensures this
-# is the global interpreter lock, the GIL. Each process has its own, so two processes can compute at the same time if
-# there are two cores.
+# Threads overlap waiting, but not computing in pure Python: only one thread at a time may run Python code. The lock that
+# ensures this is the global interpreter lock, the GIL. Each process has its own, so two processes can compute at the
+# same time if there are two cores. (Compiled code, as in NumPy, may release the lock.)
 #
-# **With two free cores**, the last `burn` takes little more than half as long as the first. **With one core**, or while
-# other programs keep the cores busy, all three take about the same time. The picture then shows that threads do not
-# help, but not what processes gain.
+# **With two free cores**, the last `burn` takes about half as long as the first. **With one core**, or while other
+# programs keep the cores busy, processes gain little or nothing.
+#
+# A thread makes computing no faster, but it helps the *other* requests: while it computes, the event loop keeps getting
+# its turn, so `/ping` or a health check still responds.
 #
 # ## Running it
 #
@@ -435,8 +440,8 @@ bars(measured, y="ms for four", title=f"cores: {usable_cores():g}")
 # | `uvicorn app:app` | one process, one event loop, one GIL |
 # | `uvicorn app:app --workers 2` | several processes that share one port |
 #
-# Workers are the web server's own means for work that computes. To measure them, we need the app in a file that each
-# worker can import.
+# Workers are uvicorn's own way to spread work that computes. To measure them, we need the app in a file that each worker
+# can import.
 
 # %%
 import tempfile
@@ -482,7 +487,7 @@ two.stop()
 # %% [markdown]
 # ## The real model
 #
-# The tumour classifier computes, with scikit-learn. How many times as long as one row will a thousand rows take?
+# The tumour classifier computes, with scikit-learn. How many times longer will a thousand rows take than one?
 
 # %%
 guess = ...
@@ -504,7 +509,7 @@ def best_of_twenty(n):
 
 
 took = {n: round(best_of_twenty(n), 2) for n in (1, 10, 100, 1000)}
-print(f"you said {guess} times, it was {took[1000] / took[1]:.1f} times")
+compare(guess, took[1000] / took[1], "times")
 took
 
 # %% [markdown]
@@ -512,10 +517,10 @@ took
 # not on the row. So the service collects requests that arrive together, and predicts them in one call. Lesson 09 shows
 # this as micro-batching.
 #
-# ### Exercise 3: the first service
+# ### Exercise 3: a service with the real model
 #
-# `diagnose` asks this model, and sleeps for 100 ms to make blocking visible. Its result names the model's version, so
-# that each answer can be traced to the model that gave it.
+# `diagnose(row)` asks this model, and sleeps for 100 ms to make blocking visible. Its result names the model's version,
+# so that each prediction can be traced to the model that made it.
 
 # %%
 from workshop.lab.fixtures.lesson_01 import diagnose
@@ -523,8 +528,9 @@ from workshop.lab.fixtures.lesson_01 import diagnose
 diagnose(19)
 
 # %% [markdown]
-# Write two endpoints. `/predict/{row}` calls `diagnose` off the event loop and returns
-# `{"label": …, "model_version": …}`. `/health` returns `{"status": "healthy"}`.
+# Write two endpoints. `GET /predict/{row}` calls `diagnose` without blocking the event loop and returns
+# `{"label": …, "model_version": …}`. `GET /health` returns `{"status": "healthy"}`, and stays quick while predictions
+# run. All rows that are asked for exist.
 
 # %% exercise="01.3"
 service = FastAPI()
@@ -544,7 +550,7 @@ async def health():
 
 # starter
 # @service.get("/predict/{row}")
-# def predict(row: int):
+# async def predict(row: int):
 #     return ...
 # end
 
@@ -553,10 +559,11 @@ async def health():
 check("01.3", service)
 
 # %% [markdown]
-# ### Exercise 4: the test that finds it
+# ### Exercise 4: a test that finds a blocked loop
 #
-# Write `blocks(url)`: it returns `True` if the endpoint at `url` makes simultaneous requests wait for each other, else
-# `False`. `load` has what you need. You do not know how long the endpoint takes, and it has no timing middleware.
+# Write `blocks(url)`: it returns `True` if the endpoint at `url` makes ten simultaneous requests wait for each other,
+# else `False`. `load` has what you need. The endpoint takes at least 30 ms, but you do not know how long, and it has no
+# timing middleware.
 
 
 # %% exercise="01.4"
@@ -584,7 +591,7 @@ check("01.4", blocks)
 # share. Use an async client, or drop the <code>async</code>.</details>
 #
 # **2.** All endpoints are `def` and call a database that takes one second. 100 users arrive at once. When does the last one
-# get an answer?
+# get a response?
 # <details><summary>Answer</summary>After about three seconds: 40 threads serve 40 users a second.</details>
 #
 # **3.** A model computes for 50 ms in pure Python. Do more threads give more predictions a second?
@@ -600,12 +607,14 @@ check("01.4", blocks)
 # | the work | write | the limit |
 # |---|---|---|
 # | waits, and can be awaited | `async def` and `await` | memory |
-# | waits, and blocks | `def`, or `await to_thread.run_sync` | the thread pool |
-# | computes | worker processes, or a Serve deployment | cores |
-# | any blocking line inside `async def` | never | one request at a time |
+# | waits, and blocks | `def`, or `await to_thread.run_sync` | the threads of the limiter |
+# | computes, and others must not wait | the same: a thread keeps the loop free | one core for Python code |
+# | computes, and must be faster | worker processes, or a Serve deployment | cores |
 #
-# You can now read a timeline: a staircase of ever longer grey bars means a blocked loop, and two lengths of blue mean a
-# full thread pool. So far an answer comes as a whole. Lesson 05 sends it while it is still being made.
+# Never put a blocking line inside `async def`: it serves one request at a time.
+#
+# You can now read a timeline: a staircase of ever longer grey bars means a blocked loop, and two lengths of blue mean
+# that all threads were in use. So far a response arrives in one piece. Lesson 05 streams it while it is still being made.
 #
 # ## Tear-down
 #

@@ -2,30 +2,29 @@
 # # 05 Streaming
 #
 # A language model has its first word long before its last. You will send each word as soon as it is there, find out
-# which layer on the way holds it back, and see what happens to an answer that nobody reads any more.
+# which layer on the way holds it back, and see what happens to a response after its client has gone.
 #
 # Afterwards you can
 #
 # - stream JSON lines and server-sent events, and choose between them,
 # - find in a picture which layer holds a stream back,
 # - tell a client that an answer failed although its status said 200,
-# - slow down for a slow reader, and stop when the reader has left.
+# - slow down for a slow client, and stop when the client has left.
 #
-# The code runs in {{ minutes }} and takes {{ memory }} at most. With the exercises, plan 60 minutes.
+# The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 60 minutes, exercises included.
 #
-# If you come late, or the kernel was restarted, import `start_at` from `workshop.lab`: `await start_at("05.3")` runs
-# everything before exercise 3.
+# Arriving late, or restarted the kernel? `await start_at("05.3")` runs everything before exercise 3.
 
 # %%
-from workshop.lab import bars, check, curve, hint, in_parallel, load, marks
-from workshop.lab import run_app, service_map, slow_model, solution
+from workshop.lab import bars, check, compare, curve, hint, in_parallel, load, marks
+from workshop.lab import run_app, service_map, slow_model, solution, start_at
 
 service_map("05")
 
 # %% [markdown]
-# ## One answer, served in two ways
+# ## One answer, two ways to send it
 #
-# A model of useful size gives 20 to 50 tokens a second. The service's own model is tiny and much faster, so we add a
+# A model of useful size generates 20 to 50 tokens a second. The service's own model is tiny and much faster, so we add a
 # pause to each of its steps: at most 50 a second.
 #
 # What we start goes onto a stack, and the last cell closes the stack. You can jump there at any time.
@@ -69,27 +68,21 @@ load(server.url + "/whole", requests=1)[0].body.decode()
 
 # %% [markdown]
 # That is the whole answer. After how many milliseconds does the client have its first word, and its last? Replace each
-# `...` by your prediction.
+# `...` with a number.
 
 # %%
 guess = {"/whole, first word": ..., "/whole, last word": ..., "/lines, first word": ..., "/lines, last word": ...}
 
-
 # %%
-def compare(guess, measured):
-    for name, value in measured.items():
-        said = "nothing yet" if guess[name] is ... else guess[name]
-        print(f"{name:27} you said {said}, it was {value}")
-
-
 asked = {path: load(server.url + path, requests=1)[0] for path in ("/whole", "/lines")}
 times = {}
 for path, record in asked.items():
-    times |= {f"{path}, first word": f"{record.first_ms:.0f} ms", f"{path}, last word": f"{record.ms:.0f} ms"}
-compare(guess, times)
+    times |= {f"{path}, first word": record.first_ms, f"{path}, last word": record.ms}
+compare(guess, times, "ms")
 
 # %% [markdown]
-# In the picture, each mark is a piece of an answer that arrives.
+# `load` keeps a record of each request: `first_ms` is the time to the first piece of the body, `ms` the time to the last.
+# In the picture, each mark is a piece that arrives.
 
 
 # %%
@@ -102,18 +95,18 @@ marks({path: arrivals(record) for path, record in asked.items()})
 # %% [markdown]
 # ## What just happened?
 #
-# The same model took about the same time for the same words. Streaming makes nothing faster. It changes when the reader
-# can begin: a person who reads along hardly waits at all.
+# The same model took about the same time for the same words. Streaming makes nothing faster. It changes when the user can
+# begin to read: a person who reads along hardly waits at all.
 
 # %%
 print(f"The first word came after {asked['/lines'].first_ms / asked['/whole'].ms:.0%} of the whole time.")
 
 # %% [markdown]
-# With several users at once, the model computes a token for each of them in every step. How many times as long as a
-# single user does each of eight users wait?
+# With several users at once, the model computes a token for each of them in every step. With eight users at once, how
+# many times longer does each one wait than a single user?
 
 # %%
-guess = {"/whole, both words": ..., "/lines, last word": ..., "/lines, first word": ...}
+guess = {"/whole, first and last word": ..., "/lines, last word": ..., "/lines, first word": ...}
 
 # %%
 from statistics import median
@@ -121,21 +114,21 @@ from statistics import median
 waits = {name: {} for name in guess}
 for users in (1, 8):
     whole_ones, streams = (load(server.url + path, users) for path in ("/whole", "/lines"))
-    waits["/whole, both words"][f"{users} at once"] = whole_ones.median_ms
+    waits["/whole, first and last word"][f"{users} at once"] = whole_ones.median_ms
     waits["/lines, last word"][f"{users} at once"] = streams.median_ms
     waits["/lines, first word"][f"{users} at once"] = median(record.first_ms for record in streams)
 
 # %%
-compare(guess, {name: f"{wait['8 at once'] / wait['1 at once']:.1f} times" for name, wait in waits.items()})
+compare(guess, {name: wait["8 at once"] / wait["1 at once"] for name, wait in waits.items()}, "times")
 bars(waits, y="milliseconds (median)", title="How long a user waits for …")
 
 # %% [markdown]
-# The time to the first token is what a user feels. The time to the last is what the answer takes. The difference
-# between the two is all that streaming can give.
+# The time to the first token is what a user feels. The time to the last token is how long the whole answer takes. The
+# difference between the two is all that streaming can gain.
 #
 # ## On the wire
 #
-# What did the client read? Each item of the generator became a line, and each line is JSON by itself.
+# What did the client receive? Each item of the generator became a line, and each line is JSON by itself.
 
 # %%
 print(asked["/lines"].body.decode()[:120])
@@ -162,10 +155,10 @@ print(asked["/events"].body.decode()[:150])
 
 # %% [markdown]
 # An event is a few lines, and ends with an empty line. It can have a name and an id. A line that begins with a colon is
-# a comment, which readers skip.
+# a comment, which clients skip.
 #
 # Comments keep an idle connection open: some proxies close a connection on which nothing is sent. FastAPI sends this
-# comment whenever a stream of events has been silent for so many seconds:
+# comment into a stream of events after this many seconds of silence:
 
 # %%
 import fastapi.sse
@@ -173,7 +166,7 @@ import fastapi.sse
 fastapi.sse.KEEPALIVE_COMMENT, fastapi.sse._PING_INTERVAL
 
 # %% [markdown]
-# Which format is for whom? Lines are for programs: `curl`, `jq`, a log collector, `fetch`, any loop over lines. A
+# Which format should you choose? Lines are for programs: `curl`, `jq`, a log collector, `fetch`, any loop over lines. A
 # client is two lines long:
 
 # %%
@@ -182,8 +175,8 @@ import json
 import httpx
 
 # %%
-with httpx.stream("GET", server.url + "/lines") as answer:
-    print("".join(json.loads(line)["text"] for line in answer.iter_lines()))
+with httpx.stream("GET", server.url + "/lines") as response:
+    print("".join(json.loads(line)["text"] for line in response.iter_lines()))
 
 # %% [markdown]
 # Events are for browsers: `new EventSource(url)` reads them, calls a function for each event name, and reconnects by
@@ -211,7 +204,7 @@ with httpx.Client() as client, connect_sse(client, "GET", server.url + "/events"
 # ### Exercise 1: a line per word
 #
 # A doctor dictates a report. `GET /words` streams each word of `dictation()` as soon as it is spoken, as a JSON line.
-# The first one is `{"number": 1, "word": "no"}`.
+# The first one is `{"number": 1, "word": "no"}`. If you are stuck, `hint("05.1")` and `solution("05.1")` help.
 
 # %%
 from workshop.lab.fixtures.lesson_05 import dictation
@@ -241,7 +234,8 @@ check("05.1", desk)
 # ### Exercise 2: an event per word
 #
 # The same for a browser: for each word, `GET /events` sends an event `chunk` with the data `{"text": word}` and an id,
-# counted from 1. After the last word it sends an event `complete` with `{"words": …}`, the number of words.
+# counted from 1. (An id is a text.) After the last word it sends an event `complete` with the data `{"words": …}`, the
+# number of words. That event may have an id or none.
 
 # %% exercise="05.2"
 board = FastAPI()
@@ -269,8 +263,8 @@ check("05.2", board)
 # %% [markdown]
 # ## Who holds it back?
 #
-# There are layers between an endpoint and its reader. We suspect three of them. The first compresses answers:
-# Starlette's `GZipMiddleware`. The second is a few lines that somebody wrote to log answers.
+# There are layers between an endpoint and its client. We suspect three of them. The first compresses responses:
+# Starlette's `GZipMiddleware`. The second is a few lines that somebody wrote to log responses.
 
 # %%
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -288,8 +282,8 @@ async def keep_log(request, call_next):
 
 
 # %% [markdown]
-# The third is a proxy such as nginx. It buffers an answer, since a few large packets cost less than many small ones.
-# The header `X-Accel-Buffering: no` asks it not to. Our stand-in follows the same rule.
+# The third is a proxy such as nginx. It buffers a response, so that the server behind it is done quickly, however slow
+# the client is. The header `X-Accel-Buffering: no` asks it not to. Our stand-in follows the same rule.
 
 
 # %%
@@ -319,7 +313,7 @@ apps = {"gzip": GZipMiddleware(app), "log": BaseHTTPMiddleware(app, keep_log), "
 suspects = {name: cleanup.enter_context(run_app(suspect, name=name)) for name, suspect in apps.items()}
 
 # %% [markdown]
-# Which of the three holds back `/lines`, and which `/events`? Six answers: `"held back"` or `"not"`.
+# Which of the three holds back `/lines`, and which `/events`? Predict `"held back"` or `"passed on"`, six times.
 
 # %%
 guess = {"/lines, gzip": ..., "/lines, log": ..., "/lines, proxy": ...}
@@ -331,48 +325,33 @@ from functools import partial
 
 def ask_all(urls):
     """One request to each, all at the same time."""
-    answers = in_parallel(*(partial(load, url, 1) for url in urls.values()))
-    return {name: records[0] for name, records in zip(urls, answers, strict=True)}
+    loads = in_parallel(*(partial(load, url, 1) for url in urls.values()))
+    return {name: records[0] for name, records in zip(urls, loads, strict=True)}
 
 
 def fate(record):
-    return "held back" if record.first_ms > record.ms / 2 else "not held back"
+    return "held back" if record.first_ms > record.ms / 2 else "passed on"
 
 
 # %%
 urls = {f"{path}, {name}": suspects[name].url + path for path in ("/lines", "/events") for name in suspects}
-behind = ask_all(urls)
-compare(guess, {name: fate(record) for name, record in behind.items()})
-marks({name: arrivals(record) for name, record in behind.items()})
+records = ask_all(urls)
+compare(guess, {name: fate(record) for name, record in records.items()})
+marks({name: arrivals(record) for name, record in records.items()})
 
 # %% [markdown]
-# Gzip is innocent. Older texts say that it collects the pieces, but Starlette's version now empties the compressor
-# after each one. This costs most of the compression. In bytes:
-
-# %%
-import gzip
-
-
-def on_the_wire(path):
-    with httpx.stream("GET", suspects["gzip"].url + path) as answer:
-        return sum(map(len, answer.iter_raw()))
-
-
-plain = asked["/lines"].body
-{"plain": len(plain), "each piece compressed": on_the_wire("/lines"), "all at once": len(gzip.compress(plain))}
-
-# %% [markdown]
-# Events are not compressed at all: Starlette leaves `text/event-stream` as it is.
+# Gzip is innocent. Older texts say that it collects the pieces, but Starlette's version now flushes the compressor after
+# each piece, and so compresses less. Events are not compressed at all: Starlette leaves `text/event-stream` as it is.
 #
-# The log is guilty of both. `body_iterator` ends when the answer ends, and only then does the first byte move on. A
+# The log is guilty of both. `body_iterator` ends when the response ends, and only then does the first byte move on. A
 # test that compares the body finds nothing wrong.
 #
 # The proxy held back the lines and let the events pass. Why?
 
 # %%
 for path in ("/lines", "/events"):
-    with httpx.stream("GET", server.url + path) as answer:
-        print(path, dict(answer.headers))
+    with httpx.stream("GET", server.url + path) as response:
+        print(path, dict(response.headers))
 
 # %% [markdown]
 # FastAPI adds `X-Accel-Buffering: no` to events, but not to lines, so we add it ourselves: once in the endpoint, and
@@ -382,19 +361,20 @@ for path in ("/lines", "/events"):
 from fastapi import Depends
 
 
-@app.get("/lines/inside")
-async def inside(response: Response):
+@app.get("/lines/endpoint")
+async def header_in_endpoint(response: Response):
     response.headers["X-Accel-Buffering"] = "no"
     async for chunk in model.stream(QUESTION):
         yield {"text": chunk.text}
 
 
+# %%
 def unbuffered(response: Response):
     response.headers["X-Accel-Buffering"] = "no"
 
 
-@app.get("/lines/before", dependencies=[Depends(unbuffered)])
-async def before():
+@app.get("/lines/dependency", dependencies=[Depends(unbuffered)])
+async def header_in_dependency():
     async for chunk in model.stream(QUESTION):
         yield {"text": chunk.text}
 
@@ -403,20 +383,21 @@ async def before():
 # Which of the two does the proxy hold back?
 
 # %%
-guess = {"/lines/inside": ..., "/lines/before": ...}
+guess = {"/lines/endpoint": ..., "/lines/dependency": ...}
 
 # %%
-proxied = ask_all({path: suspects["proxy"].url + path for path in guess})
-compare(guess, {path: fate(record) for path, record in proxied.items()})
-marks({path: arrivals(record) for path, record in proxied.items()})
+records = ask_all({path: suspects["proxy"].url + path for path in guess})
+compare(guess, {path: fate(record) for path, record in records.items()})
+marks({path: arrivals(record) for path, record in records.items()})
 
 # %% [markdown]
-# The body of a generator runs when its first item is requested. By then FastAPI has taken the headers, and no error
-# says so. A dependency runs earlier: set the headers and the status of a stream there.
+# The body of a generator runs when its first item is requested. By then FastAPI has already read the headers: your
+# change is lost without an error. A dependency runs earlier: set the headers and the status of a stream there.
 #
 # ## Who measures it?
 #
-# The service's `TimingMiddleware` reports how long a request took. How many seconds will it report for each endpoint?
+# The service's `TimingMiddleware` reports how long a request took. How many seconds will it report for each endpoint? A
+# record has them as `worked_s`.
 
 # %%
 guess = {"/whole": ..., "/lines": ...}
@@ -427,8 +408,8 @@ import time
 from workshop.api.middleware.timing import TimingMiddleware
 
 timed = cleanup.enter_context(run_app(TimingMiddleware(app), name="timed"))
-reports = ask_all({path: timed.url + path for path in guess})
-compare(guess, {path: f"{record.worked_s:.4f} s" for path, record in reports.items()})
+records = ask_all({path: timed.url + path for path in guess})
+compare(guess, {path: f"{record.worked_s:.4f}" for path, record in records.items()}, "s")
 
 # %% [markdown]
 # `/lines` seems to take no time at all. The time is reported in a header, headers leave with the status, and the status
@@ -439,9 +420,11 @@ compare(guess, {path: f"{record.worked_s:.4f} s" for path, record in reports.ite
 #
 # ### Exercise 3: the first piece
 #
-# Write `FirstPiece(app, notes)`, an ASGI middleware. For each HTTP answer it appends `(path, seconds)` to the list
-# `notes`: the seconds from the request to the first piece of the body. It holds nothing back. Several requests may be
-# under way at once, and `lifespan` and `websocket` scopes pass through.
+# Write `FirstPiece(app, notes)`, an ASGI middleware: a class, or a function that returns an app. For each HTTP response
+# it appends `(path, seconds)` to the list `notes`, at the latest when the response ends. The seconds run from the request
+# to the first message `http.response.body`, even an empty one.
+#
+# It holds nothing back. Several requests may be under way at once, and `lifespan` and `websocket` scopes pass through.
 
 
 # %% exercise="05.3"
@@ -501,28 +484,30 @@ async def failing():
 
 
 # %% [markdown]
-# Which status does the client get, and does it get an error? Answer with a text such as `"500, an error"`.
+# Which status does the client get, and does it get an error? Predict a text such as `"500, error"` or `"500, no error"`.
 
 # %%
 guess = {"/lines/failing": ..., "/events/failing": ...}
 
 # %%
-failed = ask_all({path: server.url + path for path in guess})
-compare(guess, {path: f"{record.status}, {record.error or 'no error'}" for path, record in failed.items()})
+failures = ask_all({path: server.url + path for path in guess})
+compare(
+    guess, {path: f"{record.status}, {'error' if record.error else 'no error'}" for path, record in failures.items()}
+)
 
 # %% [markdown]
-# The status is 200 in both: it was sent before the first word. Then the lines break off, and every HTTP client raises
-# an error. The events end as if all were well.
+# The status is 200 in both: it was sent before the first word. Then the lines break off, and the HTTP client reports an
+# error. The event stream ends as if nothing had gone wrong.
 
 # %%
-print(failed["/events/failing"].body.decode()[-60:])
+print(failures["/events/failing"].body.decode()[-60:])
 
 # %% [markdown]
 # Half an answer has arrived, and the client cannot tell it from a whole one. FastAPI runs the generator of events in a
 # task of its own. If that task fails, the stream to the client is closed normally, and only the log knows.
 #
-# This leads to two rules. A stream of events ends with an event that says so. (It needs some data, or browsers ignore
-# it.) And the endpoint turns an error into an event.
+# This leads to two rules. Always end an event stream with an event that marks the end. (It needs some data, or browsers
+# ignore it.) And turn an error of the model into an event.
 
 
 # %%
@@ -540,10 +525,13 @@ async def honest():
 print(load(server.url + "/events/honest", requests=1)[0].body.decode()[-110:])
 
 # %% [markdown]
+# Any other exception would still end the stream quietly. In a browser, `EventSource` also calls the listener for `error`
+# when the connection breaks; only the service's own event has data.
+#
 # ## An error before the first word
 #
-# Many errors come before the first word: the prompt is too long, the model is down, the budget is spent. Do these need
-# to be a 200 as well?
+# Many errors come before the first word: the prompt is too long, the model is down, the budget is spent. Must these
+# errors also arrive with status 200?
 
 # %%
 from typing import Annotated, Any
@@ -584,8 +572,8 @@ async def open_stream(stream: AsyncGenerator[Item, None]) -> AsyncIterator[Async
 
 
 # %% [markdown]
-# `anext` waits for the first item, and raises any error that comes before it. We call it in a dependency, where an
-# error can still become a response. A later section shows what `aclosing` is for.
+# `anext` waits for the first item (there must be one), and raises any error that comes before it. We call it in a
+# dependency, where an error can still become a response. A later section shows what `aclosing` is for.
 #
 # An exception handler gives `PromptTooLongError` its status.
 
@@ -603,13 +591,13 @@ async def too_long(request, error):
 
 
 # %%
-async def opened(words: int):
+async def open_chunks(words: int):
     async with open_stream(model.stream(Prompt((Message("user", "replica " * words),)))) as chunks:
         yield chunks
 
 
 @careful.get("/long")
-async def long_prompt_carefully(chunks: Annotated[Any, Depends(opened)]):
+async def long_prompt_carefully(chunks: Annotated[Any, Depends(open_chunks)]):
     async for chunk in chunks:
         yield {"text": chunk.text}
 
@@ -620,17 +608,17 @@ records = [load(f"{careful_server.url}/long?words={words}", requests=1)[0] for w
 [record.status for record in records]
 
 # %% [markdown]
-# The reader waits no longer than before, since nothing could be sent before the first item anyway. And `X-Process-Time`
-# now reports the time to the first piece. In milliseconds:
+# The first word comes no later than before. The price: until then nothing is sent, no keep-alive comment either, so a
+# proxy may give up on a slow model. And `X-Process-Time` now reports the time to the first piece. In milliseconds:
 
 # %%
 short = records[0]
 {"X-Process-Time": 1000 * short.worked_s, "first piece": short.first_ms, "last piece": short.ms}
 
 # %% [markdown]
-# ## A reader who leaves
+# ## A client that leaves
 #
-# A user closes the tab after half a second. Does the model know? It counts what it does.
+# A user closes the tab after half a second. Does the model notice? It keeps count of its work:
 
 # %%
 await model.activity()
@@ -648,7 +636,7 @@ async def leave(path):
 
 
 # %%
-async def tokens_made(path):
+async def count_tokens(path):
     earlier = await model.activity()
     await leave(path)
     for _ in range(100):
@@ -660,7 +648,8 @@ async def tokens_made(path):
 
 # %% [markdown]
 # We compare the three endpoints that we have with a fourth. In `/queue`, a task fills a queue and the endpoint empties
-# it. Many services use this pattern, for example to merge the answers of two models.
+# it. Many services use this pattern, for example to merge the answers of two models. (A real one also passes errors on:
+# if this model failed, nobody would put the `None`, and the client would wait for ever.)
 
 
 # %%
@@ -668,7 +657,7 @@ tasks = set()
 
 
 @app.get("/queue")
-async def queue():
+async def through_a_queue():
     texts = asyncio.Queue()
 
     async def fill():
@@ -682,8 +671,8 @@ async def queue():
 
 
 # %% [markdown]
-# First, how many tokens does the whole answer have? Then, how many of them does each endpoint make if the reader leaves
-# after half a second?
+# First, how many tokens does the whole answer have? Then, how many of them does the model generate for each endpoint if
+# the client leaves after half a second?
 
 # %%
 (await model.complete(QUESTION)).usage.completion_tokens
@@ -692,29 +681,30 @@ async def queue():
 guess = {"/whole": ..., "/lines": ..., "/events": ..., "/queue": ...}
 
 # %%
-made = {path: await tokens_made(path) for path in guess}
-compare(guess, made)
-bars({path: {"tokens": tokens} for path, tokens in made.items()}, y="tokens", title="Made for a reader who left")
+generated = {path: await count_tokens(path) for path in guess}
+compare(guess, generated, "tokens")
+bars({path: {"tokens": count} for path, count in generated.items()}, y="tokens", title="For a client that has left")
 
 # %% [markdown]
 # ## Who told the model?
 #
-# For `/lines` and `/events`, uvicorn notices that the connection is closed. Starlette then cancels the stream where it
+# For `/lines` and `/events`, uvicorn notices that the connection is closed. Starlette then cancels the response where it
 # waits: in the `async for`. The cancellation passes through the generators into the model's own `finally`, and the
 # model stops.
 #
 # `/whole` is not a stream, so nothing looks at the connection. The answer is computed to its end, for nobody.
 #
 # `/queue` is a stream, and its model still goes on. The endpoint was cancelled, at `get`. But the task is independent
-# of it, and fills a queue that nobody empties. Something has to cancel the task. A slow reader will show what, and
+# of it, and fills a queue that nobody empties. Something has to cancel the task. The next two sections show what, and
 # when.
 #
-# ## A reader who is slow
+# ## A client that is slow
 #
-# A hospital exports 300 scans as JSON lines. A scan takes about 5 ms to make. A reader on a slow line takes 20 ms for
+# A hospital exports 300 scans as JSON lines. A scan takes about 5 ms to make. A client on a slow line takes 20 ms for
 # each. We note when each scan is made, and when the generator ends.
 
 # %%
+SCAN_BYTES = 100_000
 made_at, closed_at = [], []
 
 
@@ -724,36 +714,37 @@ async def scans():
         for number in range(300):
             await asyncio.sleep(0.005)
             made_at.append(time.perf_counter())
-            yield {"scan": number, "pixels": "x" * 100_000}
+            yield {"scan": number, "pixels": "x" * SCAN_BYTES}
     finally:
         closed_at.append(time.perf_counter())
 
 
 # %% [markdown]
 # Then the same through a queue, with or without a size limit. A dependency makes the queue and its task, and cancels
-# the task when the request is over.
+# the task when the request is over. Its `size` comes from the query string, like an argument of the endpoint. (The
+# decorator has left `scans` unchanged, so we can also call it ourselves.)
 
 
 # %%
-async def filled(size: int):
-    waiting = asyncio.Queue(size)
+async def scan_queue(size: int):
+    queue = asyncio.Queue(size)
 
     async def fill():
         async for scan in scans():
-            await waiting.put(scan)
-        await waiting.put(None)
+            await queue.put(scan)
+        await queue.put(None)
 
     task = asyncio.create_task(fill())
     try:
-        yield waiting
+        yield queue
     finally:
         task.cancel()
 
 
 # %%
 @app.get("/export/queue")
-async def queued(waiting: Annotated[Any, Depends(filled)]):
-    while (scan := await waiting.get()) is not None:
+async def export_through_a_queue(queue: Annotated[Any, Depends(scan_queue)]):
+    while (scan := await queue.get()) is not None:
         yield scan
 
 
@@ -766,8 +757,8 @@ def growth(moments, start):
 def read_slowly(path):
     made_at.clear()
     start, read_at = time.perf_counter(), []
-    with httpx.stream("GET", server.url + path) as answer:
-        for _ in answer.iter_lines():
+    with httpx.stream("GET", server.url + path) as response:
+        for _ in response.iter_lines():
             read_at.append(time.perf_counter())
             time.sleep(0.02)
             if read_at[-1] > start + 1.5:
@@ -775,7 +766,7 @@ def read_slowly(path):
 
 
 # %% [markdown]
-# The reader leaves after 1.5 seconds. How many scans has each endpoint made by then: directly, through a queue without
+# The client leaves after 1.5 seconds. How many scans has each endpoint made by then: directly, through a queue without
 # a limit (`size=0`), and through a queue of eight?
 
 # %%
@@ -783,59 +774,46 @@ guess = {"/export": ..., "/export/queue?size=0": ..., "/export/queue?size=8": ..
 
 # %%
 exports = {path: read_slowly(path) for path in guess}
-compare(guess, {path: made_then[1.5] for path, (made_then, _) in exports.items()})
-drawn = {f"made: {path}": made_then for path, (made_then, _) in exports.items()}
+compare(guess, {path: made[1.5] for path, (made, _) in exports.items()}, "scans")
+drawn = {f"made: {path}": made for path, (made, _) in exports.items()}
 curve(drawn | {"read": exports["/export"][1]}, x="seconds", y="scans")
 
 # %% [markdown]
-# `/export` and the queue of eight run ahead of their reader for a moment, and then wait for it. The queue without a
-# limit never waits. What has been made and not yet read takes up memory. In megabytes, for one reader:
+# `/export` and the queue of eight run ahead of their client for a moment, and then wait for it. The queue without a
+# limit never waits. What has been made and not yet read takes up memory. In megabytes, for one client:
 
 # %%
-{path: (made_then[1.5] - read_then[1.5]) / 10 for path, (made_then, read_then) in exports.items()}
+{path: (made[1.5] - read[1.5]) * SCAN_BYTES / 1e6 for path, (made, read) in exports.items()}
 
 # %% [markdown]
 # When the network's buffers are full, uvicorn makes `send` wait. The generator is not asked for its next item until
-# `send` returns, so its `yield` takes as long as its reader. This is back-pressure, and it costs nothing.
+# `send` returns, so each `yield` lasts until the client has caught up. This is back-pressure, and it costs nothing.
 #
 # A queue without a limit removes it. `maxsize` restores it, since `put` then waits. The megabytes that remain are in
 # the network's buffers and, at most eight scans, in the queue.
 #
-# A model does not need to wait at all. Ours gives a slow reader several tokens at a time:
-
-
-# %%
-async def read_model_slowly():
-    async for chunk in model.stream(QUESTION):
-        yield len(chunk.tokens)
-        await asyncio.sleep(0.2)
-
-
-[tokens async for tokens in read_model_slowly()]
-
-# %% [markdown]
 # ## Who cleans up?
 #
-# A reader stops reading, and leaves a little later. `scans` has a `finally`. When does it run? We wait for half a
-# second after the reader has left.
+# A client stops reading, and leaves a little later. `scans` has a `finally`. When does it run? We wait for half a
+# second after the client has left.
 
 
 # %%
 def stop_reading(path):
     closed_at.clear()
-    with httpx.stream("GET", server.url + path) as answer:
-        lines_of_answer = answer.iter_lines()
-        next(lines_of_answer)
+    with httpx.stream("GET", server.url + path) as response:
+        response_lines = response.iter_lines()  # kept: the connection closes with it
+        next(response_lines)
         time.sleep(0.8)
         left = time.perf_counter()
     time.sleep(0.5)
-    after = [f"closed after {1000 * (moment - left):.0f} ms" for moment in closed_at if moment > left]
-    return after[0] if after else "still open"
+    return "closed" if any(moment > left for moment in closed_at) else "still open"
 
 
 # %% [markdown]
 # Python's garbage collector runs now and then, and would close the generator by chance, so we turn it off. In
-# `/export`, `scans` is the endpoint itself. In `/export/queue`, the dependency's task reads it. `"closed"` or `"open"`?
+# `/export`, `scans` is the endpoint itself. In `/export/queue`, the dependency's task reads it. Predict `"closed"` or
+# `"still open"`.
 
 # %%
 guess = {"/export": ..., "/export/queue?size=8": ...}
@@ -849,8 +827,15 @@ cleanup.callback(gc.enable)
 compare(guess, {path: stop_reading(path) for path in guess})
 
 # %% [markdown]
-# The endpoint's `finally` has not run. Starlette was cancelled while it waited in `send`. Meanwhile the generator is
-# suspended at its `yield`, and nothing resumes it until the garbage collector finds it:
+# What differs is where the cancellation arrives.
+#
+# | what is cancelled waits | the generator | its `finally` |
+# |---|---|---|
+# | inside the generator, as for `/lines` before | is running | runs at once |
+# | in `send`, as in `/export` | is suspended at its `yield` | does not run |
+# | in `put`, as the task of `/export/queue` | loses its last reference, so Python closes it | runs at once |
+#
+# In `/export`, a reference cycle keeps the generator alive until the garbage collector finds it:
 
 # %%
 closed_at.clear()
@@ -865,28 +850,31 @@ f"{len(closed_at)} closed"
 
 
 # %%
-async def opened_scans():
+async def open_scans():
     async with open_stream(scans()) as all_scans:
         yield all_scans
 
 
-@app.get("/export/opened")
-async def export_opened(all_scans: Annotated[Any, Depends(opened_scans)]):
+@app.get("/export/clean")
+async def export_cleanly(all_scans: Annotated[Any, Depends(open_scans)]):
     async for scan in all_scans:
         yield scan
 
 
 # %%
-ended = stop_reading("/export/opened")
+outcome = stop_reading("/export/clean")
 gc.enable()
-ended
+outcome
 
 # %% [markdown]
 # ### Exercise 4: nobody listens
 #
 # `voice()` yields pieces of sound, and `fill` puts them into a queue. The endpoint below sends them as `{"sound":
-# piece}`, but it forgets its task, as `/queue` did. Mend it. A reader who stays gets every piece, whoever else leaves.
-# As soon as a reader leaves, even a slow one, its `voice` is closed. And while a reader takes nothing, `voice` waits.
+# piece}`, but it forgets its task, as `/queue` did. Fix it, with or without the queue.
+#
+# - A client that stays gets every piece, even if it reads slowly, and whoever else leaves.
+# - While a client is not reading, `voice` waits, after a few pieces that buffers hold.
+# - As soon as a client leaves, even one that has stopped reading, its `voice` is closed.
 
 # %%
 from workshop.lab.fixtures.lesson_05 import voice
@@ -903,7 +891,7 @@ clinic = FastAPI()
 
 
 # solution (about 12 lines)
-async def recorded():
+async def voice_queue():
     pieces = asyncio.Queue(maxsize=4)
     task = asyncio.create_task(fill(pieces))
     try:
@@ -913,7 +901,7 @@ async def recorded():
 
 
 @clinic.get("/voice")
-async def play(pieces: Annotated[Any, Depends(recorded)]):
+async def play(pieces: Annotated[Any, Depends(voice_queue)]):
     while (piece := await pieces.get()) is not None:
         yield {"sound": piece}
 
@@ -922,7 +910,7 @@ async def play(pieces: Annotated[Any, Depends(recorded)]):
 # @clinic.get("/voice")
 # async def play():
 #     pieces = asyncio.Queue(maxsize=4)
-#     tasks.add(asyncio.create_task(fill(pieces)))
+#     task = asyncio.create_task(fill(pieces))
 #     while (piece := await pieces.get()) is not None:
 #         yield {"sound": ...}
 # end
@@ -931,7 +919,7 @@ async def play(pieces: Annotated[Any, Depends(recorded)]):
 check("05.4", clinic)
 
 # %% [markdown]
-# ## A reader who comes back
+# ## A client that comes back
 #
 # A browser's `EventSource` reconnects when a stream ends, whatever the reason, and sends the id of the last event that
 # it got. Here is one in Python that gives up after two connections.
@@ -953,17 +941,18 @@ def event_source(url, connections=2):
 # The user asked once. How many answers does the model give?
 
 # %%
-guess = {"answers": ...}
+guess = ...
 
 # %%
 earlier = await model.activity()
 statuses = event_source(server.url + "/events")
-compare(guess, {"answers": (await model.activity()).completed - earlier.completed})
+compare(guess, (await model.activity()).completed - earlier.completed, "answers")
 
 # %% [markdown]
 # The model gives one answer for each connection, until the tab is closed, and each answer is paid for. A page should
-# close its `EventSource` at `complete`, but a service cannot rely on that. It can answer a reader who comes back with
-# status 204, which tells the browser not to reconnect.
+# close its `EventSource` at `complete`, but a service cannot rely on that. When a client reconnects, the service can
+# respond with status 204, which tells the browser to stop. The price: a client whose connection broke half-way never
+# gets the rest. (To resume, a service has to store its answers.)
 #
 # ## The service's own streams
 #
@@ -982,8 +971,8 @@ settings = Settings(database_url=f"sqlite+aiosqlite:///{folder}/service.sqlite")
 service = cleanup.enter_context(run_app(create_app(build_services(settings), settings), name="service"))
 
 # %% [markdown]
-# `POST /v1/chat/stream` answers in JSON lines, for programs. Its last line says why the answer ended. A reader who gets
-# no such line knows that the rest is missing.
+# `POST /v1/chat/stream` sends JSON lines, for programs. Its last line says why the answer ended. A client that gets no
+# such line knows that the rest is missing.
 
 # %%
 body = {"model": "workshop-main", "messages": [{"role": "user", "content": "What is a replica?"}]}
@@ -1025,7 +1014,7 @@ draft = "".join(event.json()["text"] for _, event in switched if kind(event) == 
 draft, switched[-1][1].json()
 
 # %% [markdown]
-# And a browser that comes back? These are its statuses, and the number of answers given:
+# And a browser that reconnects? These are its statuses, and the number of answers given:
 
 
 # %%
@@ -1038,14 +1027,18 @@ statuses = event_source(f"{service.url}/v1/query/stream?query=Can you explain se
 statuses, answers_given() - earlier
 
 # %% [markdown]
-# One question, one answer, one charge. The dependency `open_answer` sees the `Last-Event-ID` and sets the 204. It also
-# waits for the first event, and closes the answer when the reader leaves, so that only what was made is charged.
+# One question, one answer, one charge. In `workshop/api/routers/queries.py`, the dependency `open_answer` sees the
+# `Last-Event-ID` and sets the 204. It also waits for the first event, and closes the answer when the client leaves, so
+# that only what was generated is charged.
 #
-# ### Exercise 5: read it well
+# ### Exercise 5: read a stream
 #
-# Write the client: `read_answer(url)` returns the text of an answer that such a stream brings. A `switch` makes
-# everything before it void. Without a `complete` there is no answer: on an `error` event, when the stream just ends,
-# when the connection breaks, or when the status is not 200, raise `UnfinishedError`.
+# Write the client: `read_answer(url)` returns the text of the answer in a stream like that of `/v1/query/stream`. Its
+# events are `chunk` with `{"text": …}`, `switch`, `complete` with `{"content": …}`, the whole text, and `error`.
+#
+# A `switch` discards everything before it. An answer is whole as soon as its `complete` has come. Otherwise raise
+# `UnfinishedError`: on an `error` event, when the stream just ends, when the connection breaks, or when the status is
+# not 200.
 
 # %% exercise="05.5"
 from workshop.lab.fixtures.lesson_05 import UnfinishedError
@@ -1079,19 +1072,19 @@ check("05.5", read_answer)
 # no</code> prevents, or a middleware that reads the body.</details>
 #
 # **2.** An endpoint that yields sets a response header in its first line. What happens?
-# <details><summary>Answer</summary>The header is missing, and there is no error. The headers were taken before the
+# <details><summary>Answer</summary>The header is missing, and there is no error. The headers were read before the
 # generator ran. A dependency runs early enough.</details>
 #
 # **3.** Why does a stream of events need an event such as `complete`?
 # <details><summary>Answer</summary>The end of the stream proves nothing: when an endpoint fails, the stream ends in the
 # same way, with status 200.</details>
 #
-# **4.** A reader leaves. Which of your work goes on?
+# **4.** A client leaves. Which work continues?
 # <details><summary>Answer</summary>Tasks that you started and that nothing cancels, and, on uvicorn, every endpoint
 # that returns instead of yielding. A generator that is suspended at its <code>yield</code> stays open until the garbage
 # collector finds it.</details>
 #
-# **5.** A generator makes 200 items a second, and its reader takes 50. What happens without a queue, and what with one?
+# **5.** A generator makes 200 items a second, and its client takes 50. What happens without a queue, and what with one?
 # <details><summary>Answer</summary>Without a queue, the generator waits at its <code>yield</code>. With an unlimited
 # queue, 150 items a second pile up in memory.</details>
 #
@@ -1101,18 +1094,18 @@ check("05.5", read_answer)
 # |---|---|---|
 # | the answer waits for its last word | one late mark | an endpoint that yields |
 # | a layer holds the pieces back | one late mark, only from outside | pure ASGI; `X-Accel-Buffering` in a dependency |
-# | an error before the first word | 200, then a broken connection | `open_stream`, in a dependency |
-# | an error in the middle | half an answer that ends normally | an `error` event, and `complete` |
-# | the reader leaves | tokens for nobody | a dependency that cleans up after its `yield` |
-# | the reader is slow | memory grows | `asyncio.Queue(maxsize=…)`, or no queue |
-# | the reader comes back | a second charge | 204 on `Last-Event-ID` |
+# | an error before the first word | status 200 and no word | `open_stream`, in a dependency |
+# | an error in the middle | lines break off; events end normally | an `error` event, and `complete` |
+# | the client leaves | tokens for nobody | a dependency that cleans up after its `yield` |
+# | the client is slow | memory grows | `asyncio.Queue(maxsize=…)`, or no queue |
+# | the client comes back | a second charge | 204 on `Last-Event-ID` |
 #
 # You can now read a picture of arrivals: a row of marks is a stream, a single late mark is not. Next: lesson 06 lets
-# the reader talk back while the answer comes.
+# the client talk back while the answer comes.
 #
 # ## Tear-down
 #
-# The stack closes what the cells above have started, last things first, however far you came.
+# The stack closes what the cells above have started, in reverse order, however far you came.
 
 # %%
 await cleanup.aclose()

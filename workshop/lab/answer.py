@@ -18,7 +18,7 @@ import httpx
 from workshop.lab.app_server import Server, run_app
 from workshop.lab.error_recorder import ErrorRecorder
 from workshop.lab.expectations import CouldNotCheck, NotAttempted, NotYet, TooLong, has_blank, show
-from workshop.lab.tracebacks import stack, trace
+from workshop.lab.tracebacks import codes, stack, trace
 
 E = TypeVar("E", bound=BaseException)
 
@@ -112,12 +112,13 @@ class Answer:
             client.errors = [] if allow_500 else recorder.errors
             try:
                 yield client
-            except httpx.TimeoutException as error:
-                raise TooLong(seconds, stack(server.thread)) from error
-            except (Exception, NotYet) as error:  # what the app raised says more than what came of it
-                if client.errors:
+            except (Exception, NotYet) as error:
+                from_client = RUN_THE_ANSWER.isdisjoint(codes(error))  # the check's, and not one of the answer
+                if isinstance(error, httpx.TimeoutException) and from_client:
+                    raise TooLong(seconds, stack(server.thread)) from error
+                if client.errors:  # what the app raised says more than what came of it
                     raise CouldNotCheck(client.errors[-1]) from error
-                if isinstance(error, httpx.TransportError):
+                if isinstance(error, httpx.TransportError) and from_client:
                     raise NotYet("The app did not complete its response.", got=str(error)) from error
                 raise
 

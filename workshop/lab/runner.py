@@ -109,7 +109,8 @@ def _too_long(task: Exercise, answer: Answer, seconds: float, where: str) -> Ver
 def _failed(task: Exercise, answer: Answer, error: BaseException) -> Verdict:
     """The learner's code has raised an error."""
     last = last_line(error)
-    if "ellipsis" in last.lower():  # the blank was called, added, returned as JSON, …
+    # The blank was called, added, returned as JSON, … An IndexError of NumPy names `...` as an index that it takes.
+    if "ellipsis" in last.lower() and not isinstance(error, IndexError):
         return _not_attempted(task)
     message = "Your code stopped with an error."
     if isinstance(error, SystemExit):

@@ -22,7 +22,7 @@ _MARKS = {
     Outcome.RIGHT: ("✓", "#2a9d5c"),
     Outcome.NOT_YET: ("→", "#c8811a"),
     Outcome.NOT_ATTEMPTED: ("○", "#8a8f98"),
-    Outcome.COULD_NOT_CHECK: ("!", "#d2544f"),
+    Outcome.COULD_NOT_CHECK: ("✗", "#d2544f"),
     Outcome.CHECK_FAILED: ("?", "#8a8f98"),
 }
 

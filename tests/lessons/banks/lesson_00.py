@@ -5,8 +5,9 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import FastAPI, HTTPException, Path
+from fastapi import Depends, FastAPI, HTTPException, Path
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from workshop.models.tumours import CLASSES, TumourClassifier, training_data
 from workshop.settings import Settings
@@ -28,7 +29,7 @@ def app(path: str, endpoint: Callable[..., Any]) -> FastAPI:
     return made
 
 
-# 00.2: beside the truth
+# 00.2: prediction and truth side by side
 
 
 def in_one_line(row: int) -> Any:
@@ -38,6 +39,15 @@ def in_one_line(row: int) -> Any:
 async def step_by_step(row: int) -> Any:
     best = model.predict(rows[[row]]).probabilities[0].argmax()
     return JSONResponse({"truth": CLASSES[labels[row]], "predicted": CLASSES[best]})
+
+
+class Comparison(BaseModel):
+    predicted: str
+    truth: str
+
+
+def as_a_model(row: int) -> Comparison:
+    return Comparison(predicted=predict(row)["label"], truth=truth[row])
 
 
 def prediction_twice(row: int) -> Any:
@@ -65,6 +75,10 @@ def always_the_first(row: int) -> Any:
     return {"predicted": predict(0)["label"], "truth": truth[0]}
 
 
+def row_as_text(row) -> Any:
+    return {"predicted": predict(row)["label"], "truth": truth[row]}
+
+
 # 00.3: no such tumour
 
 
@@ -78,6 +92,25 @@ def looks_in_a_range(row: int) -> Any:
     if row in range(len(rows)):
         return predict(row)
     return JSONResponse({"detail": f"no tumour {row}"}, HTTPStatus.NOT_FOUND)
+
+
+def catches_both_ends(row: int) -> Any:
+    try:
+        if row < 0:
+            raise IndexError(row)
+        return predict(row)
+    except IndexError as error:
+        raise HTTPException(404) from error
+
+
+def existing(row: int) -> int:
+    if row not in range(len(rows)):
+        raise HTTPException(404)
+    return row
+
+
+def depends_on_an_existing_row(row: Annotated[int, Depends(existing)]) -> Any:
+    return predict(row)
 
 
 def catches(row: int) -> Any:
@@ -101,6 +134,22 @@ def one_too_few(row: int) -> Any:
     if not 0 <= row < len(rows) - 1:
         raise HTTPException(404)
     return predict(row)
+
+
+def without_the_first(row: int) -> Any:
+    if not 0 < row < len(rows):
+        raise HTTPException(404)
+    return predict(row)
+
+
+def only_what_was_seen(row: int) -> Any:
+    if row in (569, -1):
+        raise HTTPException(404)
+    return predict(row)
+
+
+def returns_a_status(row: int) -> Any:
+    return predict(row) if 0 <= row < len(rows) else ({"detail": "There is no such tumour."}, 404)
 
 
 def by_the_type(row: Annotated[int, Path(ge=0, le=568)]) -> Any:
@@ -141,13 +190,15 @@ BANK = {
         "wrong": [
             (100, "There are more"),
             (labels.sum(), "There are fewer"),
+            (len(labels == 0), "There are fewer"),
+            ((labels == 0).mean(), "There are more"),
             (labels == 0, "A number is needed"),
             ("212", "A number is needed"),
             (None, "A number is needed"),
         ],
     },
     "00.2": {
-        "right": [app(COMPARE, in_one_line), app(COMPARE, step_by_step)],
+        "right": [app(COMPARE, endpoint) for endpoint in (in_one_line, step_by_step, as_a_model)],
         "wrong": [
             (app(COMPARE, prediction_twice), "GET /compare/297"),
             (app(COMPARE, with_the_probability), "probability"),
@@ -155,18 +206,25 @@ BANK = {
             (app(COMPARE, swapped), "GET /compare/297"),
             (app(COMPARE, with_the_class_number), "malignant"),
             (app(COMPARE, always_the_first), "GET /compare/19"),
+            (app(COMPARE, row_as_text), "IndexError"),
             (app("/compare", in_one_line), "404"),
             (in_one_line, "A FastAPI app is needed"),
         ],
     },
     "00.3": {
-        "right": [app(PREDICT, asks_first), app(PREDICT, looks_in_a_range)],
+        "right": [
+            app(PREDICT, endpoint)
+            for endpoint in (asks_first, looks_in_a_range, catches_both_ends, depends_on_an_existing_row)
+        ],
         "wrong": [
             (app(PREDICT, predict), "IndexError"),
             (app(PREDICT, catches), "GET /predict/-1"),
             (app(PREDICT, returns_the_error), "GET /predict/569"),
             (app(PREDICT, one_too_many), "IndexError"),
             (app(PREDICT, one_too_few), "This tumour exists"),
+            (app(PREDICT, without_the_first), "GET /predict/0"),
+            (app(PREDICT, only_what_was_seen), "GET /predict/100000"),
+            (app(PREDICT, returns_a_status), "There is no such tumour"),
             (app(PREDICT, by_the_type), "422"),
             (app(PREDICT, forgets_to_predict), "is a `return` missing"),
             (app(PREDICT, label_only), "must stay the same"),

@@ -4,11 +4,15 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+from urllib.request import ProxyHandler, build_opener
 
 import httpx
 from anyio import CapacityLimiter, to_thread
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, ConfigDict
 
 from workshop.lab import load
 from workshop.lab.fixtures.lesson_01 import diagnose, look_up, make_report, old_library, prediction
@@ -21,7 +25,7 @@ def app(path: str, endpoint: Callable[..., Any], *others: tuple[str, Callable[..
     return made
 
 
-# 01.1: cure a service
+# 01.1: fix a service
 
 
 async def in_anyio_thread(patient: int) -> Any:
@@ -36,6 +40,19 @@ async def in_own_pool(patient: int) -> Any:
     record = await look_up(patient)
     with ThreadPoolExecutor(1) as pool:
         return await asyncio.wrap_future(pool.submit(old_library, record))
+
+
+async def in_fastapis_thread(patient: int) -> Any:
+    record = await look_up(patient)
+    return await run_in_threadpool(lambda: old_library(record))
+
+
+async def looked_up(patient: int) -> Any:
+    return await look_up(patient)
+
+
+def plain_def_with_a_dependency(record: Annotated[Any, Depends(looked_up)]) -> Any:
+    return old_library(record)
 
 
 def plain_def(patient: int) -> Any:
@@ -66,6 +83,29 @@ async def blocks_on_the_result(patient: int) -> Any:
         return pool.submit(old_library, record).result()
 
 
+async def awaits_a_wrapper(patient: int) -> Any:
+    async def library(record: Any) -> Any:
+        return old_library(record)
+
+    return await library(await look_up(patient))
+
+
+async def calls_too_early(patient: int) -> Any:
+    return await to_thread.run_sync(old_library(await look_up(patient)))
+
+
+async def passes_the_number(patient: int) -> Any:
+    await look_up(patient)
+    return await to_thread.run_sync(old_library, patient)
+
+
+async def keeps_the_first(patient: int) -> Any:
+    record = await look_up(patient)
+    if not kept:
+        kept.append(await to_thread.run_sync(old_library, record))
+    return kept[0]
+
+
 async def one_at_a_time(patient: int) -> Any:
     return await to_thread.run_sync(old_library, await look_up(patient), limiter=one_thread)
 
@@ -86,6 +126,7 @@ async def forgets_to_await_the_record(patient: int) -> Any:
     return await to_thread.run_sync(old_library, look_up(patient))
 
 
+kept: list[Any] = []
 one_thread = CapacityLimiter(1)
 
 
@@ -104,6 +145,47 @@ def office_with_executor() -> FastAPI:
 
     async def report() -> Any:
         return await asyncio.get_running_loop().run_in_executor(threads, make_report)
+
+    return app("/report", report)
+
+
+def office_with_a_lifespan() -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(made: FastAPI) -> Any:
+        made.state.limiter = CapacityLimiter(60)
+        yield
+
+    made = FastAPI(lifespan=lifespan)
+
+    @made.get("/report")
+    async def report(request: Request) -> Any:
+        return await to_thread.run_sync(make_report, limiter=request.app.state.limiter)
+
+    return made
+
+
+def office_with_a_limiter_around() -> FastAPI:
+    limiter = CapacityLimiter(60)
+
+    async def report() -> Any:
+        async with limiter:
+            return await to_thread.run_sync(make_report)
+
+    return app("/report", report)
+
+
+def office_with_a_limiter_as_argument() -> FastAPI:
+    limiter = CapacityLimiter(60)
+
+    async def report() -> Any:
+        return await to_thread.run_sync(make_report, limiter)
+
+    return app("/report", report)
+
+
+def office_with_a_number() -> FastAPI:
+    async def report() -> Any:
+        return await to_thread.run_sync(make_report, limiter=60)
 
     return app("/report", report)
 
@@ -146,7 +228,7 @@ def office_that_forgets_return() -> FastAPI:
     return app("/report", report)
 
 
-# 01.3: the first service
+# 01.3: a service with the real model
 
 
 async def awaits_a_thread(row: int) -> Any:
@@ -156,6 +238,32 @@ async def awaits_a_thread(row: int) -> Any:
 
 def plain_predict(row: int) -> Any:
     return diagnose(row)
+
+
+class Prediction(BaseModel):
+    model_config = ConfigDict(protected_namespaces=(), from_attributes=True)
+    label: str
+    model_version: str
+
+
+async def predict_with_a_dependency(made: Annotated[Any, Depends(plain_predict)]) -> Prediction:
+    return Prediction.model_validate(made)
+
+
+async def predict_without_await(row: int) -> Any:
+    made = to_thread.run_sync(diagnose, row)
+    return {"label": made.label, "model_version": made.model_version}
+
+
+def predict_with_another_key(row: int) -> Any:
+    made = diagnose(row)
+    return {"label": made.label, "version": made.model_version}
+
+
+def predict_the_first(row: int) -> Any:
+    if not kept_predictions:
+        kept_predictions.append(diagnose(row))
+    return kept_predictions[0]
 
 
 async def blocking_predict(row: int) -> Any:
@@ -186,6 +294,10 @@ async def health() -> Any:
     return {"status": "healthy"}
 
 
+async def health_in_other_words() -> Any:
+    return {"status": "ok"}
+
+
 def health_in_a_thread() -> Any:
     return {"status": "healthy"}
 
@@ -204,13 +316,14 @@ def health_without_return() -> None:
     pass
 
 
+kept_predictions: list[Any] = []
 first = prediction(0)
 HEALTH = ("/health", health)
 PREDICT = "/predict/{row}"
 DIAGNOSIS = "/diagnosis/{patient}"
 
 
-# 01.4: the test that finds it
+# 01.4: a test that finds a blocked loop
 
 
 def compares_totals(url: str) -> bool:
@@ -234,6 +347,26 @@ async def with_httpx(url: str) -> bool:
             return time.perf_counter() - start
 
     return await send(8) > 4 * await send(1)
+
+
+def with_threads(url: str) -> bool:
+    opener = build_opener(ProxyHandler({}))
+
+    def get(_: int) -> None:
+        with opener.open(url) as response:
+            response.read()
+
+    def seconds(users: int) -> float:
+        start = time.perf_counter()
+        with ThreadPoolExecutor(users) as pool:
+            list(pool.map(get, range(users)))
+        return time.perf_counter() - start
+
+    return seconds(10) > 4 * seconds(1)
+
+
+def without_a_margin(url: str) -> bool:
+    return load(url, requests=10).total_ms > load(url, requests=1).total_ms
 
 
 def one_request(url: str) -> bool:
@@ -274,11 +407,25 @@ def no_return(url: str) -> None:
 
 BANK = {
     "01.1": {
-        "right": [app(DIAGNOSIS, cure) for cure in (in_anyio_thread, in_asyncio_thread, in_own_pool, plain_def)],
+        "right": [
+            app(DIAGNOSIS, fix)
+            for fix in (
+                in_anyio_thread,
+                in_asyncio_thread,
+                in_own_pool,
+                in_fastapis_thread,
+                plain_def,
+                plain_def_with_a_dependency,
+            )
+        ],
         "wrong": [
             (app(DIAGNOSIS, still_blocks), "still wait for each other"),
             (app(DIAGNOSIS, blocks_on_the_result), "still wait for each other"),
+            (app(DIAGNOSIS, awaits_a_wrapper), "still wait for each other"),
             (app(DIAGNOSIS, one_at_a_time), "still wait for each other"),
+            (app(DIAGNOSIS, calls_too_early), "'dict' object is not callable"),
+            (app(DIAGNOSIS, passes_the_number), "needs a record from look_up, and got 7"),
+            (app(DIAGNOSIS, keeps_the_first), "Each request must call `old_library`"),
             (app(DIAGNOSIS, forgets_the_library), "Return what `old_library` makes"),
             (app(DIAGNOSIS, asks_nobody), "Return what `old_library` makes"),
             (app(DIAGNOSIS, sleeps_instead), "Each request must call `old_library`"),
@@ -290,11 +437,14 @@ BANK = {
         ],
     },
     "01.2": {
-        "right": [office(CapacityLimiter(60)), office_with_executor()],
+        "right": [office(CapacityLimiter(60)), office_with_executor(), office_with_a_lifespan()],
         "wrong": [
             (office(None), "too few"),
             (office(CapacityLimiter(6)), "too few"),
             (office_that_blocks(), "too few"),
+            (office_with_a_limiter_around(), "too few"),
+            (office_with_a_limiter_as_argument(), "takes 0 positional arguments but 1 was given"),
+            (office_with_a_number(), "'int' object"),
             (office_that_counts_for_itself(), "too few"),
             (office(CapacityLimiter(100)), "too many"),
             (office_with_a_limiter_per_request(), "too many"),
@@ -307,10 +457,14 @@ BANK = {
             app(PREDICT, awaits_a_thread, HEALTH),
             app(PREDICT, plain_predict, HEALTH),
             app(PREDICT, plain_predict, ("/health", health_in_a_thread)),
+            app(PREDICT, predict_with_a_dependency, HEALTH),
         ],
         "wrong": [
             (app(PREDICT, blocking_predict, HEALTH), "still wait for each other"),
+            (app(PREDICT, predict_without_await, HEALTH), "is an `await` missing"),
             (app(PREDICT, predict_without_version, HEALTH), "model_version"),
+            (app(PREDICT, predict_with_another_key, HEALTH), "'version': '1.0.0'"),
+            (app(PREDICT, predict_the_first, HEALTH), "GET /predict/19"),
             (app(PREDICT, predict_with_a_fixed_version, HEALTH), "Take the version from what it returns"),
             (app(PREDICT, predict_with_the_first_version, HEALTH), "Take the version from what it returns"),
             (app(PREDICT, predict_without_diagnose, HEALTH), "Each request must call `diagnose`"),
@@ -319,18 +473,20 @@ BANK = {
             (app(PREDICT, plain_predict, ("/health", health_that_diagnoses)), "`/health` blocks the event loop"),
             (app(PREDICT, plain_predict, ("/health", health_that_sleeps)), "`/health` blocks the event loop"),
             (app(PREDICT, plain_predict, ("/health", health_without_return)), "is a `return` missing"),
+            (app(PREDICT, plain_predict, ("/health", health_in_other_words)), "'healthy'"),
         ],
     },
     "01.4": {
-        "right": [compares_totals, compares_sequential, compares_the_slowest, tight, with_httpx],
+        "right": [compares_totals, compares_sequential, compares_the_slowest, tight, with_httpx, with_threads],
         "wrong": [
             (one_request, "an endpoint that"),
             (always, "an endpoint that awaits"),
             (fixed_limit, "an endpoint that blocks for 30 ms"),
             (one_by_one, "an endpoint that awaits"),
+            (without_a_margin, "an endpoint that awaits"),
             (the_other_way_round, "an endpoint that"),
             (slow_is_free, "an endpoint that"),
-            (asks_the_middleware, "error"),
+            (asks_the_middleware, "'NoneType'"),
             (no_return, "is a `return` missing"),
         ],
     },

@@ -5,8 +5,10 @@ import json
 import time
 from collections.abc import AsyncIterable, Callable
 from contextlib import aclosing, suppress
+from http.client import HTTPException
 from itertools import count
 from typing import Annotated, Any
+from urllib.request import ProxyHandler, build_opener
 
 import anyio
 import httpx
@@ -56,6 +58,16 @@ async def yields_models() -> AsyncIterable[Word]:
     numbers = count(1)
     async for word in dictation():
         yield Word(number=next(numbers), word=word)
+
+
+async def returns_the_first():
+    async for number, word in numbered():
+        return {"number": number, "word": word}
+
+
+async def loops_without_async():
+    for number, word in enumerate(dictation(), start=1):
+        yield {"number": number, "word": word}
 
 
 async def returns_a_list():
@@ -168,6 +180,32 @@ async def sends_raw_data():
     async for words, word in numbered():
         yield ServerSentEvent(event="chunk", id=f"{words}", raw_data=json.dumps({"text": word}))
     yield ServerSentEvent(event="complete", id=f"{words + 1}", raw_data=json.dumps({"words": words}))
+
+
+class Text(BaseModel):
+    text: str
+
+
+async def sends_models() -> AsyncIterable[ServerSentEvent]:
+    ids = count(1)
+    async for word in dictation():
+        yield ServerSentEvent(event="chunk", id=str(next(ids)), data=Text(text=word))
+    yield ServerSentEvent(event="complete", data={"words": next(ids) - 1})
+
+
+async def sends_events_without_names():
+    async for event in sends_events():
+        if event.event == "chunk":
+            event.event = None
+        yield event
+
+
+async def counts_one_too_many():
+    number = 1
+    async for word in dictation():
+        yield ServerSentEvent(event="chunk", id=str(number), data={"text": word})
+        number += 1
+    yield ServerSentEvent(event="complete", data={"words": number})
 
 
 async def sends_data_alone():
@@ -349,6 +387,14 @@ class OnlyOnce(FirstPiece):
             await send(message)
 
         await self.app(scope, receive, note)
+
+
+class ForgetsAwait(FirstPiece):
+    async def __call__(self, scope, receive, send):
+        async def forward(message):
+            send(message)
+
+        await super().__call__(scope, receive, forward if scope["type"] == "http" else send)
 
 
 class HttpOnly(FirstPiece):
@@ -562,6 +608,48 @@ async def plays_without_limit(pieces: Annotated[Any, Depends(recorded_without_li
         yield {"sound": piece}
 
 
+async def recorded_with_task():
+    pieces = asyncio.Queue(4)
+    task = asyncio.create_task(fill(pieces))
+    try:
+        yield pieces, task
+    finally:
+        task.cancel()
+
+
+async def ends_with_the_task(recording: Annotated[Any, Depends(recorded_with_task)]):
+    pieces, task = recording
+    while not task.done():
+        if (piece := await pieces.get()) is None:
+            break
+        yield {"sound": piece}
+
+
+async def waits_for_the_task():
+    pieces = asyncio.Queue(4)
+    task = asyncio.create_task(fill(pieces))
+    try:
+        yield pieces
+    finally:
+        await task
+
+
+async def plays_and_waits(pieces: Annotated[Any, Depends(waits_for_the_task)]):
+    while (piece := await pieces.get()) is not None:
+        yield {"sound": piece}
+
+
+async def returns_the_queue():
+    pieces = asyncio.Queue(4)
+    tasks.add(asyncio.create_task(fill(pieces)))
+    return pieces
+
+
+async def plays_what_is_returned(pieces: Annotated[Any, Depends(returns_the_queue)]):
+    while (piece := await pieces.get()) is not None:
+        yield {"sound": piece}
+
+
 async def loses_the_last(pieces: Annotated[Any, Depends(recorded)]):
     for _ in range(5):
         yield {"sound": await pieces.get()}
@@ -637,7 +725,7 @@ async def forgets_the_first(pieces: Annotated[Any, Depends(recorded)]):
         yield {"sound": piece}
 
 
-# 05.5: read it well
+# 05.5: read a stream
 
 
 def reads(url):
@@ -677,10 +765,30 @@ async def takes_the_last_event(url):
     events = []
     with suppress(httpx.HTTPError):
         async with httpx.AsyncClient() as client, aconnect_sse(client, "GET", url) as source:
-            events = [event async for event in source.aiter_sse()]
+            async for event in source.aiter_sse():
+                events.append(event)
     if not events or events[-1].event != "complete":
         raise UnfinishedError
     return events[-1].json()["content"]
+
+
+def reads_without_httpx(url):
+    parts, name = [], ""
+    try:
+        with build_opener(ProxyHandler({})).open(url) as response:
+            for line in response:
+                field, _, value = line.decode().strip().partition(": ")
+                if field == "event":
+                    name = value
+                elif field == "data" and name == "chunk":
+                    parts.append(json.loads(value)["text"])
+                elif field == "data" and name == "switch":
+                    parts = []
+                elif field == "data" and name == "complete":
+                    return "".join(parts)
+    except (OSError, HTTPException) as error:
+        raise UnfinishedError from error
+    raise UnfinishedError
 
 
 def reads_lines(url):
@@ -692,6 +800,56 @@ def reads_lines(url):
             if line.startswith("data: ") and event == "complete":
                 return json.loads(line.removeprefix("data: "))["content"]
     raise UnfinishedError
+
+
+def takes_packets_for_events(url):
+    text = ""
+    with suppress(httpx.TransportError), httpx.stream("GET", url) as response:
+        for packet in response.iter_text():
+            name, _, data = packet.partition("\n")
+            if name == "event: chunk":
+                text += json.loads(data.strip().removeprefix("data: "))["text"]
+            elif name == "event: switch":
+                text = ""
+            elif name == "event: complete":
+                return text
+    raise UnfinishedError
+
+
+def takes_an_error_for_complete(url):
+    text = ""
+    with suppress(httpx.TransportError), httpx.Client() as client, connect_sse(client, "GET", url) as source:
+        for event in source.iter_sse():
+            if event.event == "chunk":
+                text += event.json()["text"]
+            elif event.event == "switch":
+                text = ""
+            elif event.event in ("complete", "error"):
+                return text
+    raise UnfinishedError
+
+
+def keeps_its_parts(url, parts=[]):  # noqa: B006 - this is the mistake to be found
+    with suppress(httpx.TransportError), httpx.Client() as client, connect_sse(client, "GET", url) as source:
+        for event in source.iter_sse():
+            if event.event == "chunk":
+                parts.append(event.json()["text"])
+            elif event.event == "switch":
+                parts.clear()
+            elif event.event == "complete":
+                return "".join(parts)
+    raise UnfinishedError
+
+
+def reads_on_after_complete(url):
+    try:
+        with httpx.Client() as client, connect_sse(client, "GET", url) as source:
+            events = list(source.iter_sse())
+    except httpx.HTTPError as error:
+        raise UnfinishedError from error
+    if not events or events[-1].event != "complete":
+        raise UnfinishedError
+    return events[-1].json()["content"]
 
 
 def reads_to_the_end(url):
@@ -720,6 +878,8 @@ def takes_the_end_for_complete(url):
                 text = ""
             elif event.event == "error":
                 raise UnfinishedError(text)
+            elif event.event == "complete":
+                break
     return text
 
 
@@ -796,27 +956,34 @@ BANK = {
             (app("/words", yields_in_pairs), "held back until later ones are spoken"),
             (app("/words", ends_lines_late), "held back until later ones are spoken"),
             (app("/words", yields_text), "Line 1"),
+            (app("/words", returns_the_first), "This is the wrong media type"),
+            (app("/words", loops_without_async), "'async_generator' object is not iterable"),
             (app("/words", stops_early), "One line per word"),
             (app("/words", knows_the_text), "'word': 'two'"),
             (app("/words", counts_for_everybody), "'number': 10"),
-            (app("/words", starts_everybody_anew), "two readers at the same time"),
+            (app("/words", starts_everybody_anew), "two clients at the same time"),
             (app("/word", counts), "404"),
         ],
     },
     "05.2": {
-        "right": [events_app(sends_events), app("/events", sends_events_by_hand), events_app(sends_raw_data)],
+        "right": [
+            app("/events", sends_events_by_hand),
+            *(events_app(endpoint) for endpoint in (sends_events, sends_raw_data, sends_models)),
+        ],
         "wrong": [
             (app("/events", sends_events), "This is the wrong media type"),
             (events_app(sends_data_alone), "The names of the events"),
             (events_app(does_not_complete), "The names of the events"),
             (events_app(completes_each_word), "The names of the events"),
             (events_app(completes_without_counting), "The data of `complete`"),
+            (events_app(counts_one_too_many), "The data of `complete`"),
+            (events_app(sends_events_without_names), "The names of the events"),
             (events_app(sends_json_in_json), "JSON inside a JSON string"),
             (events_app(sends_no_ids), "The id of a chunk"),
             (events_app(sends_numbers_as_ids), "Input should be a valid string"),
             (events_app(sends_all_at_the_end), "held back until later ones are spoken"),
             (events_app(sends_the_event_before), "held back until later ones are spoken"),
-            (events_app(counts_events_for_everybody), "two readers at the same time"),
+            (events_app(counts_events_for_everybody), "two clients at the same time"),
         ],
     },
     "05.3": {
@@ -828,9 +995,10 @@ BANK = {
             (AtTheEnd, "more than the first piece of the body took"),
             (NotesMilliseconds, "more than the first piece of the body took"),
             (NotesSecondsAlone, "A note is a pair"),
-            (ForgetsToSend, "The answer itself must stay the same"),
-            (EveryPiece, "Each answer gets one note"),
-            (OnlyOnce, "Each answer gets one note"),
+            (ForgetsToSend, "The response itself must stay the same"),
+            (ForgetsAwait, "is an `await` missing"),
+            (EveryPiece, "Each response gets one note"),
+            (OnlyOnce, "Each response gets one note"),
             (OneFlag, "while it is under way"),
             (OneStart, "less than the first piece of the body took"),
             (OneSend, "while it is under way"),
@@ -849,9 +1017,12 @@ BANK = {
             (app("/voice", cleans_up_in_the_endpoint), "`voice` is still open"),
             (app("/voice", closes_the_voice_in_the_endpoint), "`voice` is still open"),
             (app("/voice", asks_whether_it_is_alone), "`voice` is still open"),
+            (app("/voice", plays_and_waits), "`voice` is still open"),
+            (app("/voice", plays_what_is_returned), "`voice` is still open"),
             (app("/voice", plays_without_limit), "piece after piece is made"),
-            (app("/voice", plays_until_anybody_leaves), "two readers at the same time, and one leaves"),
-            (app("/voice", plays_from_one_queue), "two readers at the same time, and one leaves"),
+            (app("/voice", ends_with_the_task), "The last pieces are lost"),
+            (app("/voice", plays_until_anybody_leaves), "two clients at the same time, and one leaves"),
+            (app("/voice", plays_from_one_queue), "two clients at the same time, and one leaves"),
             (app("/voice", loses_the_last), "got      0, 1, 2, 3, 4"),
             (app("/voice", forgets_the_first), "held back until later ones are spoken"),
             (app("/voice", plays_the_piece_before), "held back until later ones are spoken"),
@@ -859,12 +1030,16 @@ BANK = {
         ],
     },
     "05.5": {
-        "right": [reads, reads_strictly, takes_the_last_event, reads_lines],
+        "right": [reads, reads_strictly, takes_the_last_event, reads_lines, reads_without_httpx],
         "wrong": [
             (reads_to_the_end, "chunk, chunk, switch"),
             (ignores_the_switch, "No ideaA copy."),
             (keeps_the_draft_out, "'One of several.'"),
             (takes_the_end_for_complete, "This answer is not complete"),
+            (takes_an_error_for_complete, "chunk, chunk, error"),
+            (takes_packets_for_events, "in packets that end anywhere"),
+            (reads_on_after_complete, "complete, then the connection breaks"),
+            (keeps_its_parts, "'A copy.Yes.'"),
             (shows_what_came, "then the connection breaks"),
             (expects_a_stream_to_end_well, "RemoteProtocolError"),
             (expects_a_stream, "HTTPStatusError"),

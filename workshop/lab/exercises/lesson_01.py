@@ -55,7 +55,7 @@ def _all_at_once(client: Client, paths: list[str], meeting: Meeting, function: s
     ],
     right="The loop is free while the library works.",
 )
-def cures_the_clinic(answer: Answer) -> None:
+def fixes_the_clinic(answer: Answer) -> None:
     why = "Return what `old_library` makes of the patient's record."
     with answer.serve() as client:
         got = client.get("/diagnosis/7")
@@ -74,7 +74,7 @@ def cures_the_clinic(answer: Answer) -> None:
         "Make the limiter once, outside the endpoint: `CapacityLimiter(60)`.",
         "Pass it to `to_thread.run_sync(make_report, limiter=…)`, and await that.",
     ],
-    right="Sixty reports at once, and the common pool stays free.",
+    right="Sixty reports at once, and the forty threads stay free.",
 )
 def sixty_reports_at_once(answer: Answer) -> None:
     with answer.serve() as client:
@@ -95,7 +95,7 @@ def sixty_reports_at_once(answer: Answer) -> None:
     if reports.common_threads:
         raise NotYet(
             "The reports take the threads that everything else needs.",
-            expected="no thread of the common pool is in use",
+            expected="none of the forty common threads is in use",
             got=f"{reports.common_threads} are",
         )
 
@@ -106,9 +106,9 @@ def sixty_reports_at_once(answer: Answer) -> None:
         "`diagnose` blocks. Either make the endpoint a plain `def`, or await `to_thread.run_sync(diagnose, row)`.",
         'The result has a `label` and a `model_version`. `/health` is a second endpoint: `@service.get("/health")`.',
     ],
-    right="Every answer names its model, and no request waits for another.",
+    right="Every prediction names its model, and no request waits for another.",
 )
-def first_service(answer: Answer) -> None:
+def serves_the_model(answer: Answer) -> None:
     def expect_prediction(got: httpx.Response, row: int, why: str = "") -> None:
         expect(got.status_code, 200, given=f"GET /predict/{row}")
         made = prediction(row)

@@ -52,7 +52,7 @@ def streams_lines(answer: Answer) -> None:
     with answer.serve(seconds=8) as client:
         with doctor.saying(REPORT) as speech:
             _expect_lines(list(_lines(client, "/words", speech)), REPORT)
-        with doctor.saying(OTHER) as speech, _given(answer, "GET /words by two readers at the same time"):
+        with doctor.saying(OTHER) as speech, _given(answer, "GET /words by two clients at the same time"):
             for got in _in_turns(*(_lines(client, "/words", speech, number) for number in range(2))):
                 _expect_lines(got, OTHER)
 
@@ -77,7 +77,7 @@ def streams_events(answer: Answer) -> None:
     with answer.serve(seconds=8) as client:
         with doctor.saying(REPORT) as speech:
             _expect_events(list(_events(client, "/events", speech)), REPORT)
-        with doctor.saying(OTHER) as speech, _given(answer, "GET /events by two readers at the same time"):
+        with doctor.saying(OTHER) as speech, _given(answer, "GET /events by two clients at the same time"):
             for got in _in_turns(*(_events(client, "/events", speech, number) for number in range(2))):
                 _expect_events(got, OTHER)
 
@@ -98,7 +98,7 @@ def _expect_events(events: list[ServerSentEvent], words: tuple[str, ...]) -> Non
 
 
 def _lines(client: Client, path: str, speech: Speech, listener: int = 0) -> Generator[Any, None, None]:
-    """What the lines of an answer hold, as they come."""
+    """What the lines of a response hold, as they come."""
     with client.stream("GET", path) as response:
         expect(response.status_code, 200)
         _expect_media_type(response, "application/jsonl", "application/x-ndjson", "application/ndjson")
@@ -107,7 +107,7 @@ def _lines(client: Client, path: str, speech: Speech, listener: int = 0) -> Gene
 
 
 def _events(client: Client, path: str, speech: Speech, listener: int = 0) -> Iterator[ServerSentEvent]:
-    """The events of an answer, as they come."""
+    """The events of a response, as they come."""
     with client.stream("GET", path) as response:
         expect(response.status_code, 200)
         _expect_media_type(response, "text/event-stream")
@@ -126,10 +126,10 @@ def _in_time(items: Iterable[Item], speech: Speech, listener: int) -> Iterator[I
         yield item
 
 
-def _in_turns(*readers: Iterator[Item]) -> list[list[Item]]:
-    """Everything that each reader gets, when one after the other takes an item."""
-    got: list[list[Item]] = [[] for _ in readers]
-    for items in zip_longest(*readers):
+def _in_turns(*streams: Iterator[Item]) -> list[list[Item]]:
+    """Everything that each stream gives, when an item is taken from one after the other."""
+    got: list[list[Item]] = [[] for _ in streams]
+    for items in zip_longest(*streams):
         for own, item in zip(got, items, strict=True):
             own.extend([] if item is None else [item])
     return got
@@ -193,7 +193,7 @@ def notes_the_first_piece(answer: Answer) -> None:
 
         notes.clear()
         plain = client.get("/other")
-        expect((plain.status_code, plain.text), (404, "nothing"), why="The answer itself must stay the same.")
+        expect((plain.status_code, plain.text), (404, "nothing"), why="The response itself must stay the same.")
         _expect_one_note_each(notes, ["/other"])
 
 
@@ -220,7 +220,7 @@ def _expect_streamed(response: httpx.Response, order: Order) -> None:
     for piece in response.iter_text():
         text += piece
         order.received += 1
-    expect(text, "first second third", why="The answer itself must stay the same.")
+    expect(text, "first second third", why="The response itself must stay the same.")
     if order.held:
         raise NotYet(f"Piece {order.held} of the body is held back.", expected="each piece is sent on at once")
 
@@ -231,7 +231,7 @@ def _expect_one_note_each(notes: UserList[Any], paths: list[str]) -> list[tuple[
         pairs = sorted((str(path), float(seconds)) for path, seconds in notes)
     except (TypeError, ValueError):
         raise NotYet("A note is a pair.", expected="(path, seconds)", got=show(list(notes))) from None
-    expect([path for path, _ in pairs], paths, why="Each answer gets one note.")
+    expect([path for path, _ in pairs], paths, why="Each response gets one note.")
     return pairs
 
 
@@ -253,14 +253,14 @@ def _expect_notes(notes: UserList[Any], orders: dict[str, Order]) -> None:
         "The end of a dependency always runs when the request is over. Let one make the queue and the task, and yield.",
         "In the dependency: `try: yield pieces`, `finally: task.cancel()`. The endpoint takes it with `Depends`.",
     ],
-    right="When the reader leaves, the voice falls silent.",
+    right="When the client leaves, the voice falls silent.",
     seconds=LIMIT_S,
 )
-def stops_with_its_reader(answer: Answer) -> None:
+def stops_with_its_client(answer: Answer) -> None:
     with answer.serve(seconds=8) as client, _no_garbage_collection():
         with recording.saying(SOUND) as speech:
             _expect_every_piece(_lines(client, "/voice", speech))
-        two = "GET /voice by two readers at the same time, and one leaves"
+        two = "GET /voice by two clients at the same time, and one leaves"
         with recording.saying(SOUND) as speech, _given(answer, two):
             staying, leaving = (_lines(client, "/voice", speech, number) for number in range(2))
             first = next(staying, None)
@@ -268,8 +268,25 @@ def stops_with_its_reader(answer: Answer) -> None:
             next(leaving, None)
             leaving.close()
             _expect_every_piece(chain([first], staying))
-        _expect_silence(client, "who leaves after the first piece", pause_s=0.02, stalls=False)
-        _expect_silence(client, "who stops reading, and leaves later", pause_s=0.005, stalls=True)
+        given = "GET /voice by a client that leaves after the first piece"
+        with recording.saying(LONG, pause_s=0.02, waits=False) as speech, _given(answer, given):
+            with client.stream("GET", "/voice") as response:
+                next(response.iter_lines())
+            _expect_silence(speech)
+        given = "GET /voice by a client that stops reading, and leaves later"
+        with recording.saying(LONG, pause_s=0.005, waits=False) as speech, _given(answer, given):
+            with client.stream("GET", "/voice") as response:
+                _read_one_and_stop(response, speech)
+            _expect_silence(speech)
+        given = "GET /voice by a client that stops reading for a while"
+        with recording.saying(LONG, pause_s=0.005, waits=False) as speech, _given(answer, given):
+            with client.stream("GET", "/voice") as response:
+                rest = _read_one_and_stop(response, speech)
+                speech.end()  # while pieces are still in a queue, if there is one
+                got = 1 + sum(1 for _ in rest)
+            if got != speech.spoken.total():
+                expected = f"{speech.spoken.total()} pieces, as many as `voice` has yielded"
+                raise NotYet("The last pieces are lost.", expected=expected, got=f"{got}")
 
 
 def _expect_every_piece(lines: Iterable[Any]) -> None:
@@ -279,30 +296,20 @@ def _expect_every_piece(lines: Iterable[Any]) -> None:
     if got != list(SOUND):
         numbers = ", ".join(str(piece).partition(":")[0][:20] for piece in got)
         expected = f"pieces 0 to {len(SOUND) - 1}, each as {{'sound': piece}}"
-        raise NotYet("A reader who stays gets every piece.", expected=expected, got=numbers or "nothing")
+        raise NotYet("A client that stays gets every piece.", expected=expected, got=numbers or "nothing")
 
 
-def _expect_silence(client: Client, reader: str, *, pause_s: float, stalls: bool) -> None:
-    """A reader takes one piece and leaves, either at once or when the app has noticed that nothing more is taken."""
-    with recording.saying(LONG, pause_s=pause_s, waits=False) as speech:
-        with client.stream("GET", "/voice") as response:
-            lines = response.iter_lines()  # the response ends with it
-            next(lines)
-            given = f"GET /voice by a reader {reader}"
-            if stalls and not _stalls(speech):
-                raise NotYet(
-                    "The reader takes nothing more, and still piece after piece is made.",
-                    given=given,
-                    expected="`voice` waits",
-                    got=f"{speech.spoken.total()} pieces",
-                )
-        if not comes_true(lambda: speech.running == 0, 3.0):
-            raise NotYet(
-                "The reader has left, and `voice` is still open.",
-                given=given,
-                expected="`voice` is closed at once",
-                got="it is open three seconds later",
-            )
+def _read_one_and_stop(response: httpx.Response, speech: Speech) -> Iterator[str]:
+    """Take one line, and no more until the speech waits. Returns the other lines; the response ends with them."""
+    lines = (line for line in response.iter_lines() if line)
+    next(lines)
+    if not _stalls(speech):
+        raise NotYet(
+            "The client takes nothing more, and still piece after piece is made.",
+            expected="`voice` waits",
+            got=f"{speech.spoken.total()} pieces",
+        )
+    return lines
 
 
 def _stalls(speech: Speech) -> bool:
@@ -313,6 +320,15 @@ def _stalls(speech: Speech) -> bool:
         if speech.spoken.total() == before:
             return speech.running > 0
     return False
+
+
+def _expect_silence(speech: Speech) -> None:
+    if not comes_true(lambda: speech.running == 0, 3.0):
+        raise NotYet(
+            "The client has left, and `voice` is still open.",
+            expected="`voice` is closed at once",
+            got="it is open three seconds later",
+        )
 
 
 @contextmanager
@@ -330,7 +346,7 @@ def _no_garbage_collection() -> Iterator[None]:
 @exercise(
     "05.5",
     hints=[
-        "Add up the texts of `chunk`; begin anew at `switch`; return at `complete`.",
+        "Add up the texts of `chunk`; start again at `switch`; return at `complete`.",
         "Leaving the loop without a `complete` means `raise UnfinishedError`. A broken connection raises an "
         "`httpx.TransportError` in the loop: catch or `suppress` it.",
     ],

@@ -711,12 +711,12 @@ here = 1000 * (time.perf_counter() - start)
 # A hop costs several times what this model does. So a small model is better off in the API's process, and the final
 # service puts it there by default. For a large model, or one on a GPU, the hop hardly matters.
 #
-# These were calls to the replica with room for 64. With room for 5, the others wait in the handle. Four rounds of each:
+# These were calls to the replica with room for 64. With room for 5, the others wait in the handle. Three rounds of each:
 
 # %%
 rounds = {}
 for name, handle in {"room for 5": small, "room for 64": large}.items():
-    rounds[name] = [await milliseconds(together, handle) for _ in range(4)]
+    rounds[name] = [await milliseconds(together, handle) for _ in range(3)]
 marks(rounds, title="64 calls at once")
 
 # %% [markdown]

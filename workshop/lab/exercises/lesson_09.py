@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from statistics import median
 from typing import Any, TypeVar
 
 import psutil
@@ -26,6 +27,8 @@ LIMIT_S = 30
 
 START_S = 6.0
 """How long replicas may take to start. Time in which the machine is busy does not count."""
+
+POLL_S = 0.25
 
 CALL_S = 3.0
 """How long a single call may take."""
@@ -70,8 +73,8 @@ def _wait_until_running(name: str) -> None:
                 raise NotYet(f"No replica of `{deployment}` starts.", got=_last_line(status.message))
         if application.status is ApplicationStatus.DEPLOY_FAILED:
             raise NotYet("The application does not start.", got=_last_line(application.message))
-        if psutil.cpu_percent(interval=0.1) < 90:
-            patience_s -= 0.1
+        if psutil.cpu_percent(interval=POLL_S) < 90:
+            patience_s -= POLL_S
         if patience_s < 0:
             names = " and ".join(application.deployments)
             raise NotYet(f"{names} did not start within {START_S:.0f} s. Does a constructor wait for something?")
@@ -94,7 +97,12 @@ async def _in_time(response: Awaitable[T]) -> T:
 def _call(answer: Answer, handle: Any, method: str, *args: Any) -> Any:
     """Call a method of the learner's deployment; an error in the replica ends the check and is shown."""
     answer.given = f"handle.{method}.remote({', '.join(map(show, args))})"
-    return answer.run(_in_time(getattr(handle, method).remote(*args)))
+    try:
+        return answer.run(_in_time(getattr(handle, method).remote(*args)))
+    except RayTaskError as error:
+        if "`DeploymentResponse` is not serializable" in str(error):
+            raise NotYet("The method returns the response of a handle itself: is an `await` missing?") from None
+        raise
 
 
 @exercise(
@@ -242,10 +250,10 @@ def _expect_wait(answer: Answer, handle: Any) -> None:
         start = time.perf_counter()
         expect(_call(answer, handle, "diagnose", 7), diagnose([7])[0], why="The result for a lone patient.")
         waits_ms.append(1000 * (time.perf_counter() - start))
-    shortest = min(waits_ms)
-    if not 50 < shortest < 500:
-        why = "A lone caller waits too long for others." if shortest > 500 else "A lone caller hardly waits for others."
-        raise NotYet(why, expected="a result after about 200 ms", got=f"a result after {shortest:.0f} ms")
+    usual = median(waits_ms)
+    if not 50 < usual < 500:
+        why = "A lone caller waits too long for others." if usual > 500 else "A lone caller hardly waits for others."
+        raise NotYet(why, expected="a result after about 200 ms", got=f"a result after {usual:.0f} ms")
 
 
 @exercise(

@@ -503,11 +503,10 @@ from two_kinds import Decorated, Plain
 # Classes of a notebook are always sent as code, since a replica cannot import a notebook. That is why this lesson
 # works.
 #
-# ## Everything else that this lesson needs
+# ## Three more deployments
 #
-# The rest of the lesson calls three more deployments and the final service. We define their classes now, so that all
-# replicas start side by side. The first class is the classifier again. It also notes how many rows each call of the
-# model had.
+# The next sections call three more deployments. We define their classes now, so that all replicas start side by side.
+# The first class is the classifier again. It also notes how many rows each call of the model had.
 
 
 # %%
@@ -566,13 +565,9 @@ class Reporter:
 
 
 # %% [markdown]
-# The classifier runs twice, with room for 5 and for 64 calls. `build_application` is the whole service: it binds the
-# API to the classifier, as you bound `Triage`.
+# The classifier runs twice, with room for 5 and for 64 calls.
 
 # %%
-from workshop.integration.serve_app import APP_NAME, build_application
-
-settings = Settings(placement="deployment", language_models=False)
 batching = serve.deployment(Batching)
 applications = {
     "room for 5": batching.bind(artifact),
@@ -583,7 +578,7 @@ applications = {
 # %%
 serve.delete("triage", _blocking=False)
 targets = [serve.RunTarget(application, name=name, route_prefix=None) for name, application in applications.items()]
-small, large, reporter, _ = serve.run_many([*targets, serve.RunTarget(build_application(settings), name=APP_NAME)])
+small, large, reporter = serve.run_many(targets)
 
 # %% [markdown]
 # ## Many callers, few calls of the model
@@ -696,7 +691,7 @@ compare(guess, {name: cost["ms"] for name, cost in costs.items()}, "ms")
 bars(costs, y="ms", title="64 rows")
 
 # %% [markdown]
-# The single call is by far the quickest. What the other two pay for is the way there and back, 64 times. Compare with
+# The single call is by far the quickest. The other two pay 64 times for the hop to the replica and back. Compare with
 # the same rows one by one in this process, in milliseconds per row.
 
 # %%
@@ -798,6 +793,13 @@ for name, ask in asks.items():
 # `@serve.batch` is right where the callers are many processes, which cannot share a queue, or where a GPU needs full
 # batches at any price. Lesson 12 comes back to it.
 #
+# The classifiers have done their work.
+
+# %%
+for name in ("room for 5", "room for 64"):
+    serve.delete(name, _blocking=False)
+
+# %% [markdown]
 # ## A result in pieces
 #
 # `Reporter.lines` from above yields its lines. `options(stream=True)` makes a handle whose calls are iterated instead
@@ -1023,10 +1025,14 @@ await what_arrives_translated(ZeroDivisionError)
 # %% [markdown]
 # ## The whole service
 #
-# You now know every part of the map's right half. The service that we started has two deployments: the API, and the
-# classifier that it calls.
+# You now know every part of the map's right half. The service's settings decide where the model runs. `build_application`
+# binds the API to the classifier, as you bound `Triage`.
 
 # %%
+from workshop.integration.serve_app import APP_NAME, build_application
+
+settings = Settings(placement="deployment", language_models=False)
+serve.run(build_application(settings), name=APP_NAME)
 list(serve.status().applications[APP_NAME].deployments)
 
 # %% [markdown]

@@ -285,6 +285,7 @@ BANK = {
             (HasNoText, "This is its text"),
             (KeepsNothing, "no attribute 'row'"),
             (PassesBoth(1, "mean_area"), "An exception class"),
+            (HoldsALock, "Something else arrived"),
         ],
     },
 }

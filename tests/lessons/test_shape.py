@@ -60,6 +60,13 @@ def test_it_has_three_to_five_exercises_each_with_a_check(lesson, exercise_ids):
         assert re.search(rf'(?m)^check\("{exercise}", ', "\n".join(code(lesson)))
 
 
+def test_serve_is_imported_where_it_is_started(lesson):
+    """So a cell in the middle, after a restart, is a NameError. Otherwise it would start a Ray with port 8000."""
+    for source in code(lesson):
+        if "from ray import serve" in source and not source.startswith("%%writefile"):
+            assert "start_serve()" in source
+
+
 def test_code_cells_are_small(lesson):
     sizes = sorted(lines_of_code(source) for source in code(lesson))
     assert statistics.median(sizes) <= 3, sizes

@@ -1,6 +1,7 @@
 """Answers to lesson 09: deployment handles."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ import ray
 from ray import serve
 
 from workshop.lab import start_serve, stop_serve
-from workshop.lab.exercises.lesson_09 import Expert, diagnose, draft
+from workshop.lab.fixtures.lesson_09 import Expert, diagnose, draft
 
 
 @contextmanager
@@ -55,9 +56,14 @@ class Strict(Referral):
         return "refer" if probability > self.limit else "routine"
 
 
-class Forgetful(Referral):
+class HardCoded(Referral):
+    def __init__(self) -> None:
+        self.limit = 0.3
+
+
+class Misspelt(Referral):
     def __init__(self, limit: float) -> None:
-        pass
+        self.limit = threshold  # type: ignore[name-defined]  # noqa: F821
 
 
 # 09.2: all at once
@@ -125,14 +131,13 @@ class CascadeByOptions(Cascade):
         return label if certainty >= 0.9 else await self.ask(patient)
 
 
+class Oncologist(Expert):
+    """An Expert under another name."""
+
+
 class AlwaysAsks(Cascade):
     async def label(self, patient: int) -> str:
         return await self.expert.label.remote(patient)
-
-
-class NeverAsks(Cascade):
-    async def label(self, patient: int) -> str:
-        return draft(patient)[0]
 
 
 class ForgetsAwait(Cascade):
@@ -142,12 +147,6 @@ class ForgetsAwait(Cascade):
 
 
 # 09.4: share a call
-
-
-class Ward:
-    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.2)
-    async def diagnose(self, patients: list[int]) -> list[Any]:
-        return diagnose(patients)
 
 
 class WardByHand:
@@ -168,26 +167,13 @@ class WardByHand:
         return await answer
 
 
-class WardAlone:
-    async def diagnose(self, patient: int) -> Any:
-        return diagnose([patient])[0]
+def ward(max_batch_size: int = 16, batch_wait_timeout_s: float = 0.2, room: int = 100) -> serve.Application:
+    class Ward:
+        @serve.batch(max_batch_size=max_batch_size, batch_wait_timeout_s=batch_wait_timeout_s)
+        async def diagnose(self, patients: list[int]) -> list[Any]:
+            return diagnose(patients)
 
-
-class WardTooLarge:
-    @serve.batch(max_batch_size=100, batch_wait_timeout_s=0.2)
-    async def diagnose(self, patients: list[int]) -> list[Any]:
-        return diagnose(patients)
-
-
-class WardWithoutBatch:
-    async def diagnose(self, patients: Any) -> Any:
-        return diagnose(patients)
-
-
-class WardInDisorder:
-    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.2)
-    async def diagnose(self, patients: list[int]) -> list[Any]:
-        return diagnose(sorted(patients, reverse=True))
+    return bound(Ward, max_ongoing_requests=room)
 
 
 # 09.5: an error that survives
@@ -236,6 +222,12 @@ class KeepsNothing(Exception):
         return "row {}: {} is impossible".format(*self.args)
 
 
+class HoldsALock(PassesBoth):
+    def __init__(self, row: int, field: str) -> None:
+        super().__init__(row, field)
+        self.lock = threading.Lock()
+
+
 class HasADefault(Exception):
     def __init__(self, row: int, field: str = "unknown") -> None:
         super().__init__(row)
@@ -252,8 +244,9 @@ BANK = {
             (Referral, "This is a class"),
             (serve.deployment(Referral), "`.bind(…)` makes an application"),
             (Referral(0.3), "bound application"),
-            (bound(Strict, 0.3), "the limit itself is a referral"),
-            (bound(Forgetful, 0.3), "no attribute 'limit'"),
+            (bound(Strict, 0.3), "equals the limit is a referral"),
+            (bound(HardCoded), "argument of the constructor"),
+            (bound(Misspelt, 0.3), "name 'threshold' is not defined"),
         ],
     },
     "09.2": {
@@ -267,22 +260,22 @@ BANK = {
         ],
     },
     "09.3": {
-        "right": [bound(Cascade, bound(Expert)), bound(CascadeByOptions, bound(Expert, max_ongoing_requests=10))],
+        "right": [
+            bound(Cascade, bound(Expert, name="the expert")),
+            bound(CascadeByOptions, bound(Oncologist, max_ongoing_requests=10)),
+        ],
         "wrong": [
-            (bound(Cascade, Expert), "no deployment of `Expert`"),
+            (bound(Cascade, Expert), "one deployment is needed: that of `Expert`"),
             (bound(AlwaysAsks, bound(Expert)), "need not be asked"),
-            (bound(NeverAsks, bound(Expert)), "the label of the expert counts"),
-            (bound(ForgetsAwait, bound(Expert)), "not serializable"),
+            (bound(ForgetsAwait, bound(Expert)), "is an `await` missing?"),
         ],
     },
     "09.4": {
-        "right": [bound(Ward, max_ongoing_requests=32), bound(WardByHand, max_ongoing_requests=100)],
+        "right": [ward(room=16), bound(WardByHand, max_ongoing_requests=100)],
         "wrong": [
-            (bound(Ward), "something lets only a few callers in"),
-            (bound(WardAlone, max_ongoing_requests=32), "got a single patient"),
-            (bound(WardTooLarge, max_ongoing_requests=100), "too many in one call"),
-            (bound(WardWithoutBatch), "takes a list of patients"),
-            (bound(WardInDisorder, max_ongoing_requests=32), "the answer for its own patient"),
+            (ward(room=5), "Too few share a call"),
+            (ward(max_batch_size=32), "too many in one call"),
+            (ward(batch_wait_timeout_s=1), "waits too long"),
         ],
     },
     "09.5": {
@@ -291,7 +284,8 @@ BANK = {
             (PassesTheText, "could not be rebuilt"),
             (HasNoText, "This is its text"),
             (KeepsNothing, "no attribute 'row'"),
-            (PassesBoth(1, "mean_area"), "A class of errors"),
+            (PassesBoth(1, "mean_area"), "An exception class"),
+            (HoldsALock, "Something else arrived"),
         ],
     },
 }

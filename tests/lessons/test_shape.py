@@ -10,6 +10,7 @@ from tests.made import made
 
 LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT, tokenize.ENCODING}
 LAYOUT |= {tokenize.ENDMARKER}
+MAX_CODE_CELLS = 90
 MEMORY_LIMIT_MB = 1800  # of Binder's 2 GB; Jupyter itself takes the rest
 
 
@@ -71,6 +72,19 @@ def test_code_cells_are_small(lesson):
     sizes = sorted(lines_of_code(source) for source in code(lesson))
     assert statistics.median(sizes) <= 3, sizes
     assert sizes[int(0.9 * (len(sizes) - 1))] <= 10, sizes
+
+
+def test_it_is_no_longer_than_an_hour_allows(lesson):
+    assert len(code(lesson)) <= MAX_CODE_CELLS
+    minutes = re.search(r"Allow (\d+) minutes, exercises included", prose(lesson)[0])
+    assert minutes is not None
+    assert int(minutes[1]) <= 75
+
+
+def test_its_first_cell_says_how_to_come_in_late(lesson, exercise_ids):
+    late = re.search(r"`await start_at\(\"(\d\d\.\d)\"\)` runs\s+everything before", prose(lesson)[0])
+    assert late is not None
+    assert late[1] in exercise_ids
 
 
 def test_prose_is_short(lesson):

@@ -6,8 +6,8 @@
 # %% [markdown]
 # # 10 One app, two runtimes
 #
-# A chat room works on uvicorn. On Ray Serve it loses half of its messages, without an error. You will see why, and
-# write applications that are right on both runtimes, with any number of replicas.
+# A chat room works on uvicorn. On Ray Serve with two replicas, half of its members hear nothing, and there is no error.
+# You will see why, and write apps that are right on both runtimes, with any number of replicas.
 #
 # Afterwards you can
 #
@@ -160,7 +160,7 @@ cloudpickle.dumps(app)
 
 # %% [markdown]
 # `serve.ingress()` without an app works differently. Each replica makes an object of the class, and calls its
-# `__serve_build_asgi_app__`. Only the recipe and its arguments travel. The service's own class is no longer than ours:
+# `__serve_build_asgi_app__`. Only the class and the arguments of `bind` are pickled. The service does the same:
 
 # %%
 from starlette.types import ASGIApp
@@ -187,8 +187,8 @@ class Api:
 
 
 # %% [markdown]
-# Settings go in as arguments of `bind`, and so do the handles of models. `create_app` is the same function that
-# `run_app` used in lesson 09. `UnderWay` ends requests when a replica stops, as uvicorn does by itself.
+# The settings are an argument of `bind`, and so are the handles of the models. In lesson 09, `create_app` made the same
+# app for `run_app`. When a replica stops, `UnderWay` ends its requests, which uvicorn does by itself.
 #
 # ### Exercise 1: from factory to application
 #
@@ -265,15 +265,15 @@ with run_app(box_office(), name="first") as first, run_app(box_office(), name="s
 compare(guess, {name: response.status_code for name, response in shown.items()})
 
 # %% [markdown]
-# Behind Serve's proxy, Ada would get in at every other try. There are three places that do not depend on the replica:
+# Behind Serve's proxy, about every second try would fail. Three places do not depend on the replica:
 #
-# | place | who can see it | good for |
+# | place | how a replica gets it | good for |
 # |---|---|---|
-# | the factory's arguments | every replica, the same values | settings, keys |
-# | the client | whichever replica it visits | sessions, cursors, the turns of a conversation |
-# | a deployment of its own, a database | every replica, by a call | what clients share |
+# | the factory's arguments | all replicas have the same values | settings, keys |
+# | the client | it comes with the request | sessions, cursors, the turns of a conversation |
+# | a deployment of its own, a database | by a call | what clients share |
 #
-# A client can change what it keeps. A signature reveals that: only those who know the key can make one.
+# A client can change what it keeps. A signature reveals that, since it takes the key to make one.
 
 # %%
 import hmac
@@ -284,9 +284,9 @@ hmac.compare_digest(signature, hmac.new(b"a guess", b"ada", "sha256").hexdigest(
 # %% [markdown]
 # ### Exercise 2: a ticket for any door
 #
-# Write `stateless_office(key)`, a box office with the same two endpoints. Every replica gets the same `key`, some bytes,
-# and each of them accepts the tickets of the others, before and after a restart. All else is answered with 401: a
-# changed ticket, a ticket that was signed with another key, nonsense. The name may be any text without a slash.
+# Write `stateless_office(key)`, a box office with the same two endpoints. All replicas get the same `key`, some bytes.
+# Each accepts the tickets of the others, also after a restart. Everything else gets the status code 401: a changed
+# ticket, a ticket that was signed with another key, nonsense. The name may be any text without a slash.
 
 
 # %% exercise="10.2"
@@ -326,14 +326,14 @@ def stateless_office(key):
 check("10.2", stateless_office)
 
 # %% [markdown]
-# This is what the service does with its keys and its chats. An API key can be a signed token, and the turns of a chat
-# belong to its connection. If a replica dies, the client comes back to another one and begins anew.
+# A signed ticket needs no memory, but it cannot be taken back before it expires. In the service's chat, the turns belong
+# to the connection. If a replica dies, its clients connect to another one and begin a new conversation.
 #
 # ## How many fit in?
 #
-# An HTTP request leaves a replica after milliseconds. A connection stays, and all the time it takes one of the places
-# that a replica has for requests. Members keep coming into the room, until one of them waits in vain for three seconds.
-# How many are inside?
+# An HTTP request leaves a replica after milliseconds. A WebSocket stays, and takes one of the replica's places for
+# requests as long as it is open. Members enter the room until one of them has waited for three seconds. How many are
+# inside?
 
 # %%
 guess = ...
@@ -355,11 +355,11 @@ compare(guess, fill(ws + "/room"))
 two_doors.max_ongoing_requests
 
 # %% [markdown]
-# Each of the two replicas has so many places, for requests and connections together. The next client is not refused: its
-# handshake waits in line, and it hears nothing.
+# That is how many places each of the two replicas has, for HTTP requests and WebSockets together. The next client is not
+# refused: its handshake waits in line, and it learns nothing.
 #
-# So a deployment that accepts WebSockets needs a large `max_ongoing_requests`. The service's API has 1000. It also ends a
-# chat in which nobody has asked anything for ten minutes.
+# So a deployment that accepts WebSockets needs a large `max_ongoing_requests`. The service's API has a large one, and it
+# ends a chat in which nobody has asked anything for ten minutes.
 
 # %%
 Settings().deployments.api.max_ongoing_requests
@@ -370,8 +370,8 @@ serve.delete("room")
 # %% [markdown]
 # ## A client that does not read
 #
-# There is one more difference between the runtimes, and no state is involved. Pages of ten thousand characters are sent
-# without a pause to a client that reads none of them, twenty million characters in all. The first endpoint simply sends.
+# The runtimes differ in one more way. An endpoint sends pages of ten thousand characters without a pause, up to twenty
+# million characters, to a client that reads none of them. The first version simply sends.
 
 # %%
 from fastapi import WebSocketDisconnect
@@ -389,8 +389,8 @@ async def plain(socket, sent):
 
 
 # %% [markdown]
-# The second does as the service does, with the `Peer` of lesson 06. `connection` provides it, with a heartbeat beside it.
-# After each page the endpoint waits for `drain`.
+# The second version uses the service's `Peer` of lesson 06. `connection` provides it, and runs its heartbeat. After each
+# page the endpoint awaits `drain`.
 
 # %%
 from workshop.api.schemas.chat import Ping, Text
@@ -481,17 +481,17 @@ from workshop.api import sockets
 {name: getattr(sockets, name) for name in ("HEARTBEAT_S", "PONG_TIMEOUT_S", "WINDOW")}
 
 # %% [markdown]
-# One message does two jobs: it finds clients that are gone, and it slows down for slow ones, on both runtimes. While
-# `drain` waits, the chat takes no more words from its model.
+# One message does two jobs on both runtimes: it detects clients that are gone, and it slows the endpoint down for slow
+# ones. While `drain` waits, the chat takes no more words from its model.
 
 # %%
 serve.delete("pages")
 
 # %% [markdown]
-# ## A place for all
+# ## A place that all replicas share
 #
-# Back to the room. Its members want to hear each other, so no client can keep that for the others. What they share goes
-# to a place that all replicas can reach: an object that passes messages on. As a plain class it is short.
+# Back to the room. Its messages are for several clients, so no client can keep them for the others. They need a place
+# that all replicas can reach: an object that passes messages on. As a plain class it is short.
 
 # %%
 import asyncio
@@ -599,7 +599,7 @@ compare(guess, sum(counts["hear it"] for counts in on_the_bus.values()))
 bars(on_the_bus, y="members", title="one room, two replicas, one bus")
 
 # %% [markdown]
-# Everyone hears it, in either replica. All have left meanwhile. Does the bus still work for any of them?
+# Everyone hears it, in either replica. Meanwhile all have left. How many subscriptions does the bus still have?
 
 # %%
 await asyncio.sleep(2)

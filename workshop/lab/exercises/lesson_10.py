@@ -306,10 +306,11 @@ def keeps_rooms_apart(answer: Answer) -> None:
         dan, eve = enter(other, "tea: green", "dan"), enter(one, "tea: green", "eve")
         fay, gus = enter(one, "te", "fay"), enter(other, "te", "gus")
         _talk(tea, SAID)
+        why = "What is said in a room reaches the others there, and nobody in `tea: green` or `te` hears `tea`."
         dan.say("No milk.")
-        eve.expect("No milk.", "What is said in `tea` stays there.")
+        eve.expect("No milk.", why)
         gus.say("Nor sugar.")
-        fay.expect("Nor sugar.", "What is said in `tea` stays there.")
+        fay.expect("Nor sugar.", why)
 
         tea.pop().leave()
         expect_subscriptions(6, "cleo leaves")

@@ -415,7 +415,7 @@ BANK = {
             (rooms(simple(cancels=False)), "still works for somebody who has left"),
             (rooms(without_finally), "still works for somebody who has left"),
             (rooms(local_members), "hears nothing"),
-            (rooms(simple(lambda socket: socket)), "pickle"),
+            (rooms(simple(lambda socket: socket)), "await bus.publish"),
             (lambda bus: None, "FastAPI app"),
         ],
     },

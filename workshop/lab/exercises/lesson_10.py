@@ -309,9 +309,9 @@ def keeps_rooms_apart(answer: Answer) -> None:
                 why = "The bus still works for somebody who has left."
                 raise NotYet(why, given=given, expected=f"{number} subscriptions", got=str(bus.subscriptions))
 
-        tea = [enter(one, "tea", "ada"), enter(other, "tea", "bob"), enter(one, "tea", "cleo")]
         dan, eve = enter(other, "tea: green", "dan"), enter(one, "tea: green", "eve")
         fay, gus = enter(one, "te", "fay"), enter(other, "te", "gus")
+        tea = [enter(one, "tea", "ada"), enter(other, "tea", "bob"), enter(one, "tea", "cleo")]
         _talk(tea, SAID)
         why = "What is said in a room reaches the others there, and nobody in `tea: green` or `te` hears `tea`."
         dan.say("No milk.")
@@ -319,11 +319,11 @@ def keeps_rooms_apart(answer: Answer) -> None:
         gus.say("Nor sugar.")
         fay.expect("Nor sugar.", why)
 
-        tea.pop().leave()
-        expect_subscriptions(6, "cleo leaves")
-        tea.append(enter(one, "tea", "hal, who has come later"))
+        tea.pop(0).leave()
+        expect_subscriptions(6, "ada leaves")
+        tea.append(enter(one, "tea", "hal, who has come later"))  # in ada's place, at the side of cleo
         _talk(tea, SAID[:4])
-        tea.pop(1).vanish()
+        tea.pop(0).vanish()
         expect_subscriptions(6, "bob's connection breaks")
         tea.append(enter(other, "tea", "ida, who has come last"))
         _talk(tea, SAID[-4:])

@@ -194,7 +194,7 @@ class Api:
 #
 # `on_serve(make_app, *arguments)` returns an application, ready for `serve.run`. Each replica builds
 # `make_app(*arguments)` once, in its own process, and serves it. On uvicorn, the same factory would run as
-# `run_app(make_app(*arguments))`.
+# `run_app(make_app(*arguments))`. Do not name an attribute `app`: Serve adds a property of that name to the class.
 
 
 # %% exercise="10.1"

@@ -5,6 +5,7 @@ import base64
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -12,7 +13,6 @@ from secrets import token_bytes, token_hex
 from typing import Any
 
 import ray
-import uvicorn
 from fastapi import FastAPI, HTTPException, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse
 from ray import serve
@@ -64,15 +64,20 @@ class MakesAnAppPerRequest(Ingress):
 
 class NeverReturns(Ingress):
     def __serve_build_asgi_app__(self) -> Any:
-        uvicorn.run(self.make_app(*self.arguments), port=0)
+        time.sleep(60)
 
 
 class TakesTheApp:
     def __init__(self, app: Any) -> None:
-        self.app = app
+        self.made = app
 
     def __serve_build_asgi_app__(self) -> Any:
-        return self.app
+        return self.made
+
+
+class TakesTheNameOfServe(Ingress):
+    def __init__(self, make_app: Any, *arguments: Any) -> None:
+        self.app = make_app(*arguments)
 
 
 def deployment_of(kind: type) -> serve.Deployment:
@@ -381,6 +386,7 @@ BANK = {
             (bound(ForgetsTheStar), "arguments of the factory"),
             (bound(MakesAnAppPerRequest), "not per request"),
             (bound(ForgetsReturn), "does not start"),
+            (bound(TakesTheNameOfServe), "property 'app'"),
             (bound(NeverReturns), "did not start within"),
         ],
     },

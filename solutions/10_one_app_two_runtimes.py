@@ -6,7 +6,7 @@
 # %% [markdown]
 # # 10 One app, two runtimes
 #
-# A chat room works on uvicorn. On Ray Serve with two replicas, half of its members hear nothing, and there is no error.
+# A chat room works on uvicorn. On Ray Serve with two replicas, some of its members hear nothing, and there is no error.
 # You will see why, and write apps that are right on both runtimes, with any number of replicas.
 #
 # Afterwards you can

@@ -1,0 +1,347 @@
+"""Lesson 10: one app, two runtimes."""
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from secrets import token_bytes
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import psutil
+import ray
+from fastapi import FastAPI
+from ray import cloudpickle, serve
+from ray.serve.context import _get_global_client
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.sync.client import ClientConnection, connect
+
+from workshop.lab.answer import Answer, Client
+from workshop.lab.expectations import CheckFailed, NotYet, comes_true, expect, show
+from workshop.lab.fixtures.lesson_10 import Bus, OtherProcess, reporting
+from workshop.lab.registry import exercise
+
+LIMIT_S = 30
+"""For a machine that is busy with other things. On one that is not, no check takes a third of it."""
+
+START_S = 6.0
+"""How long a replica may take to start. Time in which the machine is busy does not count."""
+
+SOON_S = 3.0
+"""For what should happen at once."""
+
+_numbers = count(1)
+
+
+def _need_serve() -> None:
+    if not ray.is_initialized():
+        raise CheckFailed("Ray Serve is not running. `start_serve()` starts it; then check again.")
+
+
+@exercise(
+    "10.1",
+    hints=[
+        "As `Room`, with an `__init__` that keeps the factory and the arguments. `bind` passes them to it.",
+        "`serve.deployment(serve.ingress()(Ingress)).bind(make_app, *arguments)`, and the class calls the factory in "
+        "`__serve_build_asgi_app__`.",
+    ],
+    right="The recipe travels, and each replica makes the app for itself.",
+    seconds=LIMIT_S,
+)
+def runs_on_serve(answer: Answer) -> None:
+    _need_serve()
+    arguments = ("tea", 3, {"open": True})
+    application = answer.call(reporting(), *arguments)
+    answer.given = "on_serve(make_app, 'tea', 3, {'open': True})"
+    with _reachable(answer, application) as client:
+        reports = [_json(client.get("/report")) for _ in range(3)]
+    expect(reports[0]["arguments"], list(arguments), why="These are the arguments of the factory.")
+    if any(report["made_in"] != report["runs_in"] for report in reports):
+        raise NotYet("The app was not made in its replica's process, but here, and then pickled.")
+    visits: Counter[int] = Counter()  # by replica
+    for report in reports:
+        visits[report["runs_in"]] += 1
+        expect(report["visits"], visits[report["runs_in"]], why="A replica makes its app once, not per request.")
+    expect([report["starts"] for report in reports], [1, 1, 1], why="The app's lifespan runs once.")
+
+
+@contextmanager
+def _reachable(answer: Answer, application: Any) -> Iterator[Client]:
+    """Run the application behind Serve's proxy for the length of the block, and yield an HTTP client for it."""
+    if isinstance(application, FastAPI):
+        raise NotYet("This is the app itself, and it was made here.", expected="an application for `serve.run`")
+    if isinstance(application, serve.Deployment):
+        raise NotYet("This is a deployment. `.bind(…)` makes an application of it.", got=show(application))
+    if isinstance(application, DeploymentHandle):
+        raise NotYet("This is a handle: it runs already. Return what you would give to `serve.run`.")
+    if not isinstance(application, serve.Application):
+        expect(application, "an application for `serve.run`")
+    number = next(_numbers)
+    name, path = f"check-10-{number}", f"/check-10-{number}"
+    target = serve.RunTarget(application, name=name, route_prefix=path)
+    try:
+        # Not `serve.run`: it starts a replica whose constructor fails again and again before it gives up.
+        serve.run_many([target], wait_for_applications_running=False)
+        _wait_until_running(name)
+        with Client(answer, _proxy_url() + path, SOON_S) as client:
+            routes = client.base_url.join("/-/routes")
+            comes_true(lambda: path in httpx.get(routes, trust_env=False).json(), SOON_S)
+            try:
+                yield client
+            except httpx.TimeoutException:
+                raise NotYet("The replica does not respond.") from None
+    finally:
+        # Waiting for the end takes seconds, and nothing that follows needs it.
+        serve.delete(name, _blocking=False)
+
+
+def _proxy_url() -> str:
+    client: Any = _get_global_client()  # the only one who knows, in the test run's cluster too
+    return f"http://127.0.0.1:{client.http_config.port}"
+
+
+def _wait_until_running(name: str) -> None:
+    patience_s = START_S
+    while (application := serve.status().applications[name]).status is not ApplicationStatus.RUNNING:
+        for status in application.deployments.values():
+            if "failed to start" in status.message:
+                raise NotYet("The replica does not start.", got=_last_line(status.message))
+        if application.status is ApplicationStatus.DEPLOY_FAILED:
+            raise NotYet("The application does not start.", got=_last_line(application.message))
+        if psutil.cpu_percent(interval=0.1) < 90:
+            patience_s -= 0.1
+        if patience_s < 0:
+            raise NotYet(f"The replica did not start within {START_S:.0f} s. What does it wait for?")
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1].strip()
+
+
+def _json(response: httpx.Response) -> Any:
+    if response.status_code != 200:
+        raise NotYet("This is not the app's response.", expected="200", got=_status_and_text(response))
+    return response.json()
+
+
+def _status_and_text(response: httpx.Response) -> str:
+    return f"{response.status_code} {response.text[:100]}"
+
+
+NAMES = ("ada", "Åsa: 2.5 | b, c;d", "x")
+
+
+@exercise(
+    "10.2",
+    hints=[
+        "The ticket holds the name and a signature of the name: then nothing has to be remembered.",
+        '`hmac.new(key, name.encode(), "sha256").hexdigest()` has 64 characters. Put the name behind them, and compare '
+        "the signature again when the ticket comes back.",
+    ],
+    right="Nothing is remembered, and so nothing can be missing in another replica.",
+    seconds=LIMIT_S,
+)
+def needs_no_memory(answer: Answer) -> None:
+    _need_serve()
+    key, other_key = token_bytes(32), token_bytes(32)
+    app = answer.call(key)
+    with answer.serve(app, seconds=SOON_S) as office, _other_process(answer.value, key) as other:
+        tickets = {}
+        for name in NAMES:
+            tickets[name] = _sold(office, name)
+            _expect_known(office, name, tickets[name])
+        _expect_refused(office, {"nonsense": "nonsense", "an empty ticket": "", "a name alone": "ada"})
+
+        for name in NAMES:
+            answer.given = "the same app in another process"
+            status, text = answer.run(_reply(other, "GET", "/holder", {"ticket": tickets[name]}))
+            why = f"A ticket that one replica sold to {name!r}, at another one with the same key."
+            expect((status, text and json.loads(text)), (200, {"name": name}), why=why)
+            status, text = answer.run(_reply(other, "POST", f"/tickets/{quote(name, safe='')}", {}))
+            _expect_known(office, name, json.loads(text)["ticket"], "that another replica sold, with the same key")
+
+        for secret in (repr(key)[2:-1], key.hex(), base64.b64encode(key).decode().rstrip("=")):
+            if secret in tickets["ada"]:
+                raise NotYet("The key is in the ticket. Whoever has one can make others.")
+        _expect_refused(office, _forged(tickets["ada"], _sold(office, "bob")))
+        with answer.serve(answer.call(other_key), seconds=SOON_S) as strangers:
+            _expect_refused(office, {"a ticket of an office with another key": _sold(strangers, "ada")})
+
+
+@contextmanager
+def _other_process(make_app: Any, *arguments: Any) -> Iterator[Any]:
+    actor: Any = ray.remote(num_cpus=0)(OtherProcess).remote(make_app, *arguments)
+    try:
+        yield actor
+    finally:
+        ray.kill(actor)
+
+
+async def _reply(other: Any, *request: Any) -> tuple[int, str]:
+    reply: tuple[int, str] = await other.request.remote(*request)
+    return reply
+
+
+def _sold(office: Client, name: str) -> str:
+    response = office.post(f"/tickets/{quote(name, safe='')}")
+    ticket = _json(response).get("ticket")
+    if not isinstance(ticket, str):
+        raise NotYet("A ticket is a text.", expected='{"ticket": "…"}', got=response.text)
+    return ticket
+
+
+def _expect_known(office: Client, name: str, ticket: str, which: str = "") -> None:
+    response = office.get("/holder", params={"ticket": ticket})
+    if response.status_code != 200 or response.json() != {"name": name}:
+        why = f"{name!r} shows a ticket {which}".strip() + "."
+        raise NotYet(why, expected=f"200 {json.dumps({'name': name})}", got=_status_and_text(response))
+
+
+def _expect_refused(office: Client, forged: dict[str, str]) -> None:
+    for what, ticket in forged.items():
+        response = office.get("/holder", params={"ticket": ticket})
+        if response.status_code != 401:
+            raise NotYet(f"This is {what}.", expected="401", got=_status_and_text(response))
+
+
+def _forged(ticket: str, other: str) -> dict[str, str]:
+    """Changed tickets, made of two that were sold to ada and bob."""
+    step = max(1, len(ticket) // 40)
+    made = {
+        f"a ticket made of two, cut at place {cut}": ticket[:cut] + other[cut:] for cut in range(1, len(ticket), step)
+    }
+    made["ada's ticket, with bob's name on it"] = ticket.replace("ada", "bob")
+    for place in (0, len(ticket) // 2):
+        changed = "x" if ticket[place] != "x" else "y"
+        made[f"a ticket with another character at place {place}"] = ticket[:place] + changed + ticket[place + 1 :]
+    made["half of a ticket"] = ticket[: len(ticket) // 2]
+    made["a ticket with another character in front"] = "x" + ticket
+    return {what: text for what, text in made.items() if text not in (ticket, other)}
+
+
+class _Member:
+    """Somebody in a room."""
+
+    def __init__(self, answer: Answer, socket: ClientConnection, who: str) -> None:
+        self.who = who
+        self._answer = answer
+        self._socket = socket
+
+    def say(self, text: str) -> None:
+        self._answer.given = f"{self.who} says {show(text, 60)}"
+        try:
+            self._socket.send(text)
+        except ConnectionClosed:
+            raise self._ended() from None
+
+    def expect(self, text: str, why: str) -> None:
+        try:
+            heard = self._socket.recv(timeout=SOON_S)
+        except TimeoutError:
+            raise NotYet(f"{self.who} hears nothing. {why}", expected=show(text), got="silence") from None
+        except ConnectionClosed:
+            raise self._ended() from None
+        expect(heard, text, why=f"What {self.who} should hear next. {why}")
+
+    def vanish(self) -> None:
+        """End the connection without a goodbye."""
+        self._socket.close_socket()
+
+    def leave(self) -> None:
+        self._socket.close()
+
+    def _ended(self) -> NotYet:
+        code = int(self._socket.close_code or 0)
+        return NotYet(f"The connection of {self.who} has ended.", got=f"code {code} {self._socket.close_reason}")
+
+
+SAID = (
+    "Milk first?",
+    "Milk first?",
+    "tea: at 4:30 | or at 5, as ever; /rooms/tea",
+    '{"room": "te", "said": "no"}',
+    '["tea", "ada", "hello"]',
+    " two lines,\n\tand a zero \x00 ",
+    "",
+    "stop",
+    "null",
+    "☕ 'one' \"two\" \\",
+    "Milk last.",
+)
+
+
+@exercise(
+    "10.3",
+    hints=[
+        "Publish more than the text: the room, and something that only this connection has, such as `token_hex(8)`. "
+        "Whoever receives an item can then tell whether it is for its client.",
+        "As in `room_on`: a task that iterates `bus.subscribe()`, beside the loop that reads. Cancel it at the end.",
+    ],
+    right="Many rooms, many replicas, one bus.",
+    seconds=LIMIT_S,
+)
+def keeps_rooms_apart(answer: Answer) -> None:
+    bus = Bus()
+    if not callable(answer.value):
+        answer.call(bus)
+    pickled = cloudpickle.dumps(answer.value)  # type: ignore[no-untyped-call]
+    make_apps = [cloudpickle.loads(pickled) for _ in range(2)]  # as replicas get them: no variable is shared
+    answer.given = "rooms(bus)"
+    apps = [answer.run(make_app(bus)) for make_app in make_apps]
+    with answer.serve(apps[0]) as one, answer.serve(apps[1]) as other, ExitStack() as seats:
+        subscribes = [True]
+
+        def enter(client: Client, room: str, name: str) -> _Member:
+            who = f"{name}, in `{room}`" + (" at another replica," if client is other else ",")
+            answer.given, before = f"{who} enters", bus.subscriptions
+            path = f"/rooms/{quote(room, safe='')}"
+            try:
+                socket = seats.enter_context(
+                    connect(client.socket_url(path), open_timeout=SOON_S, close_timeout=1, proxy=None)
+                )
+            except (InvalidHandshake, TimeoutError, EOFError, OSError) as error:
+                raise NotYet("The connection was not accepted.", got=str(error)) from None
+            if all(subscribes):  # who does not subscribe is not waited for again
+                subscribes.append(comes_true(lambda: bus.subscriptions > before or bool(client.errors), SOON_S))
+            return _Member(answer, socket, who)
+
+        def expect_subscriptions(number: int, given: str) -> None:
+            if not comes_true(lambda: bus.subscriptions <= number, SOON_S):
+                why = "The bus still works for somebody who has left."
+                raise NotYet(why, given=given, expected=f"{number} subscriptions", got=str(bus.subscriptions))
+
+        dan, eve = enter(other, "tea: green", "dan"), enter(one, "tea: green", "eve")
+        fay, gus = enter(one, "te", "fay"), enter(other, "te", "gus")
+        tea = [enter(one, "tea", "ada"), enter(other, "tea", "bob"), enter(one, "tea", "cleo")]
+        _talk(tea, SAID)
+        why = "What is said in a room reaches the others there, and nobody in `tea: green` or `te` hears `tea`."
+        dan.say("No milk.")
+        eve.expect("No milk.", why)
+        gus.say("Nor sugar.")
+        fay.expect("Nor sugar.", why)
+
+        tea.pop(0).leave()
+        expect_subscriptions(6, "ada leaves")
+        tea.append(enter(one, "tea", "hal, who has come later"))  # in ada's place, at the side of cleo
+        _talk(tea, SAID[:4])
+        tea.pop(0).vanish()
+        expect_subscriptions(6, "bob's connection breaks")
+        tea.append(enter(other, "tea", "ida, who has come last"))
+        _talk(tea, SAID[-4:])
+        seats.close()
+        expect_subscriptions(0, "all have left")
+
+
+def _talk(members: list[_Member], texts: tuple[str, ...]) -> None:
+    """They say these in turn. What comes first tells what did not come before: nobody has to wait for silence."""
+    for number, text in enumerate(texts):
+        speaker = members[number % len(members)]
+        speaker.say(text)
+        for listener in members:
+            if listener is not speaker:
+                listener.expect(text, "All others in the room hear each text as it was said, and nobody hears himself.")

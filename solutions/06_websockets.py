@@ -11,7 +11,7 @@
 # - authenticate programs and browsers,
 # - detect a client that has disappeared, or that does not read.
 #
-# The code runs in {{ minutes }} and takes {{ memory }} at most. Allow 60 minutes, exercises included.
+# The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 60 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("06.3")` runs everything before exercise 3.
 

@@ -16,7 +16,7 @@
 # - compose deployments, batch calls, and stream a result item by item,
 # - keep Ray's errors out of the API, and cancel work that nobody waits for.
 #
-# The code runs in {{ minutes }} and takes {{ memory }} at most. Allow 60 minutes, exercises included.
+# The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 60 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("09.3")` runs everything before exercise 3.
 

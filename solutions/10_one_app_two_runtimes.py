@@ -16,7 +16,7 @@
 # - say how many connections a replica accepts, and what happens to the next one,
 # - keep a slow reader from filling the memory of Serve's proxy.
 #
-# Allow 45 minutes, exercises included. The code runs in {{ minutes }} and takes {{ memory }} at most.
+# The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 45 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("10.3")` runs everything before exercise 3.
 

@@ -12,7 +12,7 @@
 # - answer from sources, and admit it when there are none,
 # - change the model behind the service with one setting.
 #
-# The code runs in {{ minutes }} and takes {{ memory }} at most. Allow 75 minutes, exercises included.
+# The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 75 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("14.3")` runs everything before exercise 3.
 

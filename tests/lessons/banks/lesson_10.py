@@ -385,7 +385,7 @@ BANK = {
             (pickles_the_app, "pickl"),
             (bound(ForgetsTheStar), "arguments of the factory"),
             (bound(MakesAnAppPerRequest), "not per request"),
-            (bound(ForgetsReturn), "does not start"),
+            (bound(ForgetsReturn), "No replica of"),
             (bound(TakesTheNameOfServe), "property 'app'"),
             (bound(NeverReturns), "did not start within"),
         ],

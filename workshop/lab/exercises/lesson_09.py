@@ -2,21 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
-from itertools import count
+from collections.abc import Awaitable
 from statistics import median
 from typing import Any, TypeVar
 
-import psutil
-import ray
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
-from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ApplicationStatus
 
 from workshop.lab.answer import Answer
-from workshop.lab.expectations import CheckFailed, NotYet, TooLong, expect, show
+from workshop.lab.applications import need_serve, running
+from workshop.lab.expectations import NotYet, TooLong, expect, show
 from workshop.lab.fixtures.lesson_09 import diagnose, draft, scanner_app, what_it_shows
 from workshop.lab.registry import exercise
 
@@ -25,63 +20,8 @@ T = TypeVar("T")
 LIMIT_S = 30
 """For a machine that is busy with other things. On one that is not, no check takes a third of it."""
 
-START_S = 6.0
-"""How long replicas may take to start. Time in which the machine is busy does not count."""
-
-POLL_S = 0.25
-
 CALL_S = 3.0
 """How long a single call may take."""
-
-_names = (f"check-{number}" for number in count(1))
-
-
-def _need_serve() -> None:
-    if not ray.is_initialized():
-        raise CheckFailed("Ray Serve is not running. `start_serve()` starts it; then check again.")
-
-
-@contextmanager
-def _running(application: object) -> Iterator[str]:
-    """Run the application for the length of the block, without HTTP, and yield its name."""
-    _need_serve()
-    if isinstance(application, serve.Deployment):
-        raise NotYet("This is a deployment. `.bind(…)` makes an application of it.", got=show(application))
-    if isinstance(application, type):
-        raise NotYet("This is a class. `serve.deployment(…)` makes a deployment of it.", got=show(application))
-    if isinstance(application, DeploymentHandle):
-        raise NotYet("This is a handle: it runs already. Pass what you would give to `serve.run`.")
-    if not isinstance(application, serve.Application):
-        raise NotYet("A bound application is needed here.", got=show(application))
-    name = next(_names)
-    target = serve.RunTarget(application, name=name, route_prefix=None)
-    try:
-        # Not `serve.run`: it starts a replica whose constructor fails again and again before it gives up.
-        serve.run_many([target], wait_for_applications_running=False)
-        _wait_until_running(name)
-        yield name
-    finally:
-        # Waiting for the end takes seconds, and nothing that follows needs it.
-        serve.delete(name, _blocking=False)
-
-
-def _wait_until_running(name: str) -> None:
-    patience_s = START_S
-    while (application := serve.status().applications[name]).status is not ApplicationStatus.RUNNING:
-        for deployment, status in application.deployments.items():
-            if "failed to start" in status.message:
-                raise NotYet(f"No replica of `{deployment}` starts.", got=_last_line(status.message))
-        if application.status is ApplicationStatus.DEPLOY_FAILED:
-            raise NotYet("The application does not start.", got=_last_line(application.message))
-        if psutil.cpu_percent(interval=POLL_S) < 90:
-            patience_s -= POLL_S
-        if patience_s < 0:
-            names = " and ".join(application.deployments)
-            raise NotYet(f"{names} did not start within {START_S:.0f} s. Does a constructor wait for something?")
-
-
-def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1].strip()
 
 
 async def _in_time(response: Awaitable[T]) -> T:
@@ -116,7 +56,7 @@ def _call(answer: Answer, handle: Any, method: str, *args: Any) -> Any:
 )
 def refers_patients(answer: Answer) -> None:
     application = answer.value
-    with _running(application) as name:
+    with running(application) as name:
         handle = serve.get_app_handle(name)
         for probability, decision in ((0.9, "refer"), (0.1, "routine"), (0.45, "refer"), (0.3, "refer")):
             why = "The limit is 0.3, and a probability that equals the limit is a referral."
@@ -133,7 +73,7 @@ def refers_patients(answer: Answer) -> None:
 
 def _scanner() -> Any:
     """A handle of the lesson's scanner, which starts here if it does not run."""
-    _need_serve()
+    need_serve()
     if "scanner" not in serve.status().applications:
         return serve.run(scanner_app(), name="scanner", route_prefix=None)
     return serve.get_app_handle("scanner")
@@ -176,7 +116,7 @@ def reads_together(answer: Answer) -> None:
     seconds=LIMIT_S,
 )
 def asks_the_expert(answer: Answer) -> None:
-    with _running(answer.value) as name:
+    with running(answer.value) as name:
         cascade = serve.get_app_handle(name)
         others = set(serve.status().applications[name].deployments) - {cascade.deployment_name}
         if len(others) != 1:
@@ -212,7 +152,7 @@ TRIES = 3
     seconds=LIMIT_S,
 )
 def diagnoses_together(answer: Answer) -> None:
-    with _running(answer.value) as name:
+    with running(answer.value) as name:
         handle = serve.get_app_handle(name)
         for _ in range(TRIES):
             if (largest := _largest_call(answer, handle, MOST)) == MOST:

@@ -5,42 +5,29 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import count
 from secrets import token_bytes
 from typing import Any
 from urllib.parse import quote
 
 import httpx
-import psutil
 import ray
 from fastapi import FastAPI
-from ray import cloudpickle, serve
+from ray import cloudpickle
 from ray.serve.context import _get_global_client
-from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ApplicationStatus
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import ClientConnection, connect
 
 from workshop.lab.answer import Answer, Client
-from workshop.lab.expectations import CheckFailed, NotYet, comes_true, expect, show
+from workshop.lab.applications import need_serve, running
+from workshop.lab.expectations import NotYet, comes_true, expect, show
 from workshop.lab.fixtures.lesson_10 import Bus, OtherProcess, reporting
 from workshop.lab.registry import exercise
 
 LIMIT_S = 30
 """For a machine that is busy with other things. On one that is not, no check takes a third of it."""
 
-START_S = 6.0
-"""How long a replica may take to start. Time in which the machine is busy does not count."""
-
 SOON_S = 3.0
 """For what should happen at once."""
-
-_numbers = count(1)
-
-
-def _need_serve() -> None:
-    if not ray.is_initialized():
-        raise CheckFailed("Ray Serve is not running. `start_serve()` starts it; then check again.")
 
 
 @exercise(
@@ -54,7 +41,7 @@ def _need_serve() -> None:
     seconds=LIMIT_S,
 )
 def runs_on_serve(answer: Answer) -> None:
-    _need_serve()
+    need_serve()
     arguments = ("tea", 3, {"open": True})
     application = answer.call(reporting(), *arguments)
     answer.given = "on_serve(make_app, 'tea', 3, {'open': True})"
@@ -75,52 +62,18 @@ def _reachable(answer: Answer, application: Any) -> Iterator[Client]:
     """Run the application behind Serve's proxy for the length of the block, and yield an HTTP client for it."""
     if isinstance(application, FastAPI):
         raise NotYet("This is the app itself, and it was made here.", expected="an application for `serve.run`")
-    if isinstance(application, serve.Deployment):
-        raise NotYet("This is a deployment. `.bind(…)` makes an application of it.", got=show(application))
-    if isinstance(application, DeploymentHandle):
-        raise NotYet("This is a handle: it runs already. Return what you would give to `serve.run`.")
-    if not isinstance(application, serve.Application):
-        expect(application, "an application for `serve.run`")
-    number = next(_numbers)
-    name, path = f"check-10-{number}", f"/check-10-{number}"
-    target = serve.RunTarget(application, name=name, route_prefix=path)
-    try:
-        # Not `serve.run`: it starts a replica whose constructor fails again and again before it gives up.
-        serve.run_many([target], wait_for_applications_running=False)
-        _wait_until_running(name)
-        with Client(answer, _proxy_url() + path, SOON_S) as client:
-            routes = client.base_url.join("/-/routes")
-            comes_true(lambda: path in httpx.get(routes, trust_env=False).json(), SOON_S)
-            try:
-                yield client
-            except httpx.TimeoutException:
-                raise NotYet("The replica does not respond.") from None
-    finally:
-        # Waiting for the end takes seconds, and nothing that follows needs it.
-        serve.delete(name, _blocking=False)
+    with running(application) as name, Client(answer, f"{_proxy_url()}/{name}", SOON_S) as client:
+        routes = client.base_url.join("/-/routes")
+        comes_true(lambda: f"/{name}" in httpx.get(routes, trust_env=False).json(), SOON_S)
+        try:
+            yield client
+        except httpx.TimeoutException:
+            raise NotYet("The replica does not respond.") from None
 
 
 def _proxy_url() -> str:
     client: Any = _get_global_client()  # the only one who knows, in the test run's cluster too
     return f"http://127.0.0.1:{client.http_config.port}"
-
-
-def _wait_until_running(name: str) -> None:
-    patience_s = START_S
-    while (application := serve.status().applications[name]).status is not ApplicationStatus.RUNNING:
-        for status in application.deployments.values():
-            if "failed to start" in status.message:
-                raise NotYet("The replica does not start.", got=_last_line(status.message))
-        if application.status is ApplicationStatus.DEPLOY_FAILED:
-            raise NotYet("The application does not start.", got=_last_line(application.message))
-        if psutil.cpu_percent(interval=0.1) < 90:
-            patience_s -= 0.1
-        if patience_s < 0:
-            raise NotYet(f"The replica did not start within {START_S:.0f} s. What does it wait for?")
-
-
-def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1].strip()
 
 
 def _json(response: httpx.Response) -> Any:
@@ -147,7 +100,7 @@ NAMES = ("ada", "Åsa: 2.5 | b, c;d", "x")
     seconds=LIMIT_S,
 )
 def needs_no_memory(answer: Answer) -> None:
-    _need_serve()
+    need_serve()
     key, other_key = token_bytes(32), token_bytes(32)
     app = answer.call(key)
     with answer.serve(app, seconds=SOON_S) as office, _other_process(answer.value, key) as other:

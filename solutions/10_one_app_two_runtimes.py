@@ -294,17 +294,17 @@ def stateless_office(key):
     app = FastAPI()
     # solution (about 14 lines)
 
-    def sign(name):
-        return hmac.new(key, name.encode(), "sha256").hexdigest()
+    def ticket_for(name):
+        return hmac.new(key, name.encode(), "sha256").hexdigest() + name
 
     @app.post("/tickets/{name}")
     async def sell(name: str):
-        return {"ticket": sign(name) + name}
+        return {"ticket": ticket_for(name)}
 
     @app.get("/holder")
     async def holder(ticket: str):
         name = ticket[64:]
-        if ticket != sign(name) + name:
+        if not hmac.compare_digest(ticket.encode(), ticket_for(name).encode()):
             raise HTTPException(401, "not one of ours")
         return {"name": name}
 

@@ -387,7 +387,7 @@ BANK = {
             (bound(MakesAnAppPerRequest), "not per request"),
             (bound(ForgetsReturn), "No replica of"),
             (bound(TakesTheNameOfServe), "property 'app'"),
-            (bound(NeverReturns), "did not start within"),
+            (bound(NeverReturns), "within"),
         ],
     },
     "10.2": {

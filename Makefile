@@ -89,6 +89,6 @@ new-venv:
 	if [ -n "$$bare" ]; then \
 	  echo "$$bare has no venv module. On Debian and Ubuntu: apt install python3-venv. Then run make again."; \
 	else \
-	  echo "Python 3.11 or newer is needed; $(PYTHON) is not. Name one: make env PYTHON=/path/to/python3.11"; \
+	  echo "Python 3.11 or newer is needed, which $(PYTHON) is not. Name one: make env PYTHON=/path/to/python3.11"; \
 	fi >&2; \
 	exit 1

@@ -14,7 +14,7 @@ MEMORY_OF_A_WORKER = 4 * 10**9
 """Bytes that a process of the test run may need, with a Ray cluster and the language models in it."""
 
 SLOW = {
-    "ray": "starts a Ray cluster, or shares the one of its process",
+    "ray": "uses the Ray cluster of its process; with own=True, starts a Ray of its own",
     "browser": "starts Chromium",
     "notebook": "runs a whole notebook",
     "slow": "takes many seconds, or belongs to a set of tests that does",
@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # No test uses TLS. Otherwise each HTTP client would load the system's certificates: 30 ms, thousands of times.
     os.environ.pop("SSL_CERT_FILE", None)
     os.environ["SSL_CERT_DIR"] = os.devnull
-    os.environ["LAB_TRIES_FILE"] = os.devnull  # what tests answer is not a try of the learner who runs them
+    os.environ["LAB_TRIES_FILE"] = os.devnull  # answers in tests do not count as the learner's tries
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -55,23 +55,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
 def group_of(item: pytest.Item) -> str:
     """Tests of one group run in one process, one after the other, and share what their fixtures start."""
     if item.get_closest_marker("ray"):  # two groups, so at most two start at a time: more exceed Ray's time limit
-        return "notebooks on Ray" if item.get_closest_marker("notebook") else "tests on Ray"
+        has_other_ray = starts_ray(item) or item.get_closest_marker("notebook")
+        return "other Rays" if has_other_ray else "Ray of the tests"
     if not {"run", "bank", "kernel_environment"}.isdisjoint(getattr(item, "fixturenames", ())):
         return item.nodeid  # a command line, the answers to an exercise, or a kernel, which share nothing
     return item.path.name
 
 
+def starts_ray(item: pytest.Item) -> bool:
+    marker = item.get_closest_marker("ray")
+    return marker is not None and marker.kwargs.get("own", False)
+
+
 def order_of(item: pytest.Item) -> list[object]:
     """Slow tests come first; of those on Ray, the ones that start their own; a lesson's notebooks together."""
     is_quick = {name: item.get_closest_marker(name) is None for name in SLOW}
-    shares = "run" not in getattr(item, "fixturenames", ())
     lesson = item.path.name if isinstance(item, IPyNbCell) else ""
     # On Ray, the browser does not count: pytest has already put the tests of one service together.
     return [
         is_quick["ray"],
+        not starts_ray(item),
         is_quick["ray"] and is_quick["browser"],
         is_quick["notebook"],
-        shares,
         is_quick["slow"],
         lesson,
     ]

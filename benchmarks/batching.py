@@ -1,12 +1,12 @@
 """Where to batch requests for a classifier in replicas of its own: at the callers, in the replicas, or nowhere.
 
 32 callers ask for the scores of one row each, over and over, through a handle. In production, each process of the API
-has a batcher of its own, so the callers are spread over one batcher, and over four. There are two models: the
+has a batcher of its own, so the callers are spread over one batcher, then over four. There are two models: the
 classifier, which takes less time than the hop, and one that takes 20 ms for a call of any size, one call at a time, as
 on a GPU.
 
-In a replica, Serve's decorator collects a batch for some milliseconds before it waits for the model: for 2, and for 20.
-The last figures are replicas: how many Serve runs after a minute of this load, where one to three are allowed.
+In a replica, Serve's decorator collects a batch for 2 or for 20 milliseconds before it waits for the model.
+The last rows show how many replicas Serve runs after a minute of this load, if one to three are allowed.
 
     python benchmarks/batching.py [--seconds 3]
 """
@@ -96,7 +96,7 @@ def callers_of(handle: Any, place: str, apis: int, max_calls: int) -> list[Calla
 
 
 async def rows_per_second(predicts: list[Callable[[FloatMatrix], Awaitable[Scores]]], seconds: float) -> float:
-    """Load the model from all callers."""
+    """Send requests to the model from all callers, and return the rate of answers."""
     row = training_data()[0][:1]
     start = time.perf_counter()
 

@@ -64,7 +64,7 @@ async def connection(port: int, request: bytes, until: float) -> int:
 
 
 def requests_per_second(port: int, seconds: float) -> float:
-    """Load the service on all connections."""
+    """Send requests to the service on all connections, and return the rate of answers."""
 
     async def run() -> float:
         start = time.perf_counter()

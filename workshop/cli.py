@@ -23,9 +23,9 @@ RootPath = Annotated[str, typer.Option(help="Path prefix that a proxy in front r
 
 @app.command()
 def api(host: Host = "127.0.0.1", port: Port = 8000, root_path: RootPath = "") -> None:
-    """The service on uvicorn alone, models in its process."""
+    """Run the service on uvicorn alone, with the models in its process."""
     settings = read_settings()
-    with bound_socket(host, port) as listener:  # a taken port shows before anything is loaded
+    with bound_socket(host, port) as listener:  # a port in use is reported before anything is loaded
         _prepare(settings)
         print("Loading the models", flush=True)
         from workshop.api.app import create_app
@@ -45,7 +45,7 @@ def serve(
     root_path: RootPath = "",
     placement: Annotated[Placement | None, typer.Option(help="Where models run.")] = None,
 ) -> None:
-    """The service on Ray Serve."""
+    """Run the service on Ray Serve."""
     settings = read_settings() if placement is None else read_settings(placement=placement)
     with bound_socket(host, port) as listener:
         url, port = _url(host, listener), listener.getsockname()[1]

@@ -51,7 +51,7 @@ MAX_WINDOW_S = 366 * 86_400
 def _rate_limit(rule: str) -> str:
     limits = parse_many(rule)
     if len(limits) > 1:
-        raise ValueError("there may be one limit")
+        raise ValueError("only one limit is allowed")
     if not (1 <= limits[0].amount <= MAX_REQUESTS and limits[0].get_expiry() <= MAX_WINDOW_S):
         raise ValueError(f"a limit should be 1 to {MAX_REQUESTS} requests, within a year at most")
     return rule
@@ -70,7 +70,7 @@ def _from_json(value: object) -> object:
 def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
     names = dict(pairs)
     if len(names) < len(pairs):
-        raise ValueError("the same name stands in it twice")
+        raise ValueError("the same name appears twice")
     return names
 
 
@@ -142,7 +142,7 @@ class DeploymentOptions(Part):
         Discriminator(_kind_of_replicas),
     ] = 1
     cpus: Annotated[float, Gt(0), Le(10_000)] = 1.0
-    """Logical CPUs that each replica books."""
+    """Logical CPUs that each replica reserves."""
     gpus: Annotated[float, Ge(0), Le(1_000)] = 0.0
     """GPUs that each replica gets; several may share one: ``0.5``."""
     max_ongoing_requests: Annotated[int, Ge(1), Le(1_000_000)] = 100
@@ -155,7 +155,7 @@ class DeploymentOptions(Part):
 
     @property
     def max_calls(self) -> int:
-        """How many calls at once keep all replicas busy, and show Serve the load at which it runs all of them."""
+        """How many concurrent calls keep all replicas busy, and make Serve scale up to all of them."""
         if isinstance(self.replicas, Autoscaling):
             return ceil(self.replicas.max_replicas * self.replicas.target_ongoing_requests)
         return self.replicas
@@ -177,7 +177,7 @@ class Deployments(Part):
     language_models: ModelDeploymentOptions = ModelDeploymentOptions()
     retriever: ModelDeploymentOptions = ModelDeploymentOptions()
     rag: ModelDeploymentOptions = ModelDeploymentOptions()
-    """It can be a deployment only if retriever and main model are."""
+    """Can be a deployment only if the retriever and the main model are, too."""
 
 
 class Settings(BaseSettings):
@@ -188,7 +188,7 @@ class Settings(BaseSettings):
     )
 
     settings_file: Path | None = None
-    """A YAML file with settings, by their names: ``placement: deployment``. Environment variables come before it."""
+    """A YAML file with settings by name: ``placement: deployment``. Environment variables override it."""
 
     artifact: Path = PROJECT / "artifacts" / "tumour-classifier"
     database_url: Annotated[str, Field(validation_alias="DATABASE_URL")] = (
@@ -201,7 +201,7 @@ class Settings(BaseSettings):
     predict_timeout_s: Seconds = 10.0
 
     batching: bool = True
-    """Predict requests that wait together in one call."""
+    """Predict waiting requests together, in a single call."""
     batch_max_rows: Rows = 1024
     queue_max_rows: Rows = 16384
     """Rows that may wait in one process; above it, requests are turned away with a 503."""
@@ -223,8 +223,8 @@ class Settings(BaseSettings):
     """A sentence-transformers model, by folder or hub name; by default TF-IDF with truncated SVD, which needs none."""
 
     rag_threshold: Annotated[float, Ge(0), Le(1)] = 0.42
-    """Score of the best source from which there is an answer. With the default embedding, 97 of 100 held-out questions
-    reach it, and 4 of 100 about something else. Another embedding has another scale: measure it."""
+    """Lowest score of the best source that gets an answer. With the default embedding, 97 of 100 held-out questions
+    reach it, and 4 of 100 off-topic ones. Another embedding has another scale: measure yours."""
 
     cascade_threshold: Annotated[float, Ge(0), Le(1)] = 0.97
     """Quality above which a draft is the answer: the geometric mean of its tokens' probabilities."""
@@ -237,10 +237,10 @@ class Settings(BaseSettings):
     rate_limits: Annotated[dict[str, RateLimit], *FromJson] = {}
     """How often a principal may ask, as JSON: ``{"/v1": "600/minute", "/v1/query": "10/minute"}``. Above it: 429."""
     redis_url: Annotated[RedisUrl | None, Field(validation_alias="REDIS_URL")] = None
-    """Counts requests and keeps embeddings for all replicas together, such as ``redis://127.0.0.1``. Without one, each
+    """A Redis where all replicas count requests and cache embeddings, such as ``redis://127.0.0.1``. Without one, each
     has its own."""
     api_keys: Annotated[dict[SecretStr, str] | None, NoDecode, BeforeValidator(_api_keys)] = None
-    """Bearer keys and the principals they stand for, as JSON. Without any, a key is the principal's own name."""
+    """Bearer keys and the principals they stand for, as JSON. If unset, any key is taken as the principal's name."""
     wrong_keys_limit: RateLimit = "30/minute"
     """How many wrong keys may come from an address before the answer is 429. A right key is always let in."""
 
@@ -248,7 +248,7 @@ class Settings(BaseSettings):
     """Addresses and networks of proxies whose ``X-Forwarded-For`` is trusted, as JSON: ``["10.0.0.0/8"]``. From any
     other address it is ignored: otherwise each caller could choose the address that it is counted by."""
     allowed_origins: Annotated[frozenset[Origin], *FromJson] = frozenset()
-    """Origins whose pages may open a WebSocket beside the service's own, as JSON: ``["https://example.com"]``."""
+    """Origins whose pages may open a WebSocket, besides the service's own, as JSON: ``["https://example.com"]``."""
     max_websockets: Annotated[int, Ge(1), Le(100_000)] = 500
     """How many WebSockets one process keeps open."""
     max_websockets_per_principal: Annotated[int, Ge(1), Le(100_000)] = 100
@@ -258,14 +258,14 @@ class Settings(BaseSettings):
     deployments: Deployments = Deployments()
     """Options of each deployment: ``WORKSHOP_DEPLOYMENTS__CLASSIFIER__REPLICAS=2``, or all as JSON."""
     ray_cpus: Replicas | None = None
-    """Logical CPUs of our own Ray: how many replicas it places, not how many cores they may use. By default, enough."""
+    """Logical CPUs of our own Ray: a limit on replicas, not on the cores that they use. By default, enough for all."""
     object_store_mb: Annotated[int, Ge(75), Le(10**9)] = 75
     """Ray's shared memory. Requests here are small: Ray's minimum is enough."""
 
     @model_validator(mode="after")
     def _check_rag(self) -> Self:
         if self.deployments.rag.placement is Placement.DEPLOYMENT and "rag" not in self.deployed:
-            raise ValueError("deployments.rag needs retriever and main model in deployments, too")
+            raise ValueError("deployments.rag can be a deployment only if the retriever and the main model are")
         return self
 
     @property
@@ -274,13 +274,13 @@ class Settings(BaseSettings):
         models = {"classifier": self.deployments.classifier}
         if self.language_models:
             models |= {"language_models": self.deployments.language_models, "retriever": self.deployments.retriever}
-        apart = {name: options for name, options in models.items() if self._is_apart(options)}
+        apart = {name: options for name, options in models.items() if self._has_own_deployment(options)}
         has_parts = {"language_models", "retriever"} <= apart.keys() and self.llm_base_url is None
-        if has_parts and self._is_apart(self.deployments.rag):
+        if has_parts and self._has_own_deployment(self.deployments.rag):
             apart["rag"] = self.deployments.rag
         return {"api": self.deployments.api, **apart}
 
-    def _is_apart(self, options: ModelDeploymentOptions) -> bool:
+    def _has_own_deployment(self, options: ModelDeploymentOptions) -> bool:
         return (options.placement or self.placement) is Placement.DEPLOYMENT
 
     @classmethod

@@ -137,7 +137,7 @@ TEXTS = st.one_of(
 )
 
 
-def test_a_query_is_answered_exactly_if_it_keeps_the_limits(serve):
+def test_a_query_is_answered_if_and_only_if_it_is_within_the_limits(serve):
     with serve() as service:
 
         @settings(max_examples=60, deadline=None)

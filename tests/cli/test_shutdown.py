@@ -198,7 +198,7 @@ def test_a_stop_answers_what_is_under_way_and_loses_no_charge(start, signals, tm
     assert "Traceback" not in (tmp_path / "err").read_text()
 
 
-@pytest.mark.ray
+@pytest.mark.ray(own=True)
 def test_serve_does_the_same(run, tmp_path, retriever_artifact):
     """One start of Ray for all of it."""
     with run_app(application(tmp_path / "upstream.sqlite", draft(), main(endless=True))) as upstream:

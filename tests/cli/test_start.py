@@ -17,7 +17,7 @@ COMMANDS = ["api", "serve"]
 
 @pytest.fixture
 def fails(monkeypatch, capsys, artifact, tmp_path):
-    """Asserts that a start fails with one line that holds some words. In this process: it is over before Ray starts."""
+    """Asserts that a start fails with one line with these words. Runs in this process: it fails before Ray starts."""
 
     def fails(*arguments: str, words: tuple[str, ...], **environment: str) -> None:
         for name, value in {**environment_of(artifact, tmp_path), **environment}.items():

@@ -83,7 +83,7 @@ def test_api(run, way):
     ("command", "says"),
     [
         (["api"], "Serving on"),
-        pytest.param(["serve", "--placement", "deployment"], "deployment placement", marks=pytest.mark.ray),
+        pytest.param(["serve", "--placement", "deployment"], "deployment placement", marks=pytest.mark.ray(own=True)),
     ],
     ids=["api", "serve"],
 )
@@ -101,7 +101,7 @@ def test_no_usage_is_lost_when_it_is_stopped_right_after_a_response(run, command
     assert sorted(charged) == pytest.approx(sorted(costs))
 
 
-@pytest.mark.ray
+@pytest.mark.ray(own=True)
 @pytest.mark.parametrize("way", ["Ctrl-C", "SIGTERM"])
 def test_serve_while_it_starts(run, way):
     run = run("serve", "--port", "0")

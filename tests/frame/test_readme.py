@@ -54,7 +54,7 @@ def test_a_settings_default_is_as_its_table_says(variable):
         assert shown == f"`{text}`"
 
 
-def test_it_counts_as_many_notebooks_as_there_are():
+def test_the_number_of_notebooks_is_right():
     words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
     numbers = {word: number for number, word in enumerate(words.split(), start=1)}
     counted = [numbers[word] for word in re.findall(r"(\w+) notebooks\b", README) if word in numbers]

@@ -198,7 +198,7 @@ def test_the_options_of_deployments_may_be_json(monkeypatch):
     assert read_settings().deployments == DEPLOYMENTS
 
 
-def test_settings_may_stand_in_a_file_and_variables_come_first(monkeypatch, settings_file):
+def test_settings_may_come_from_a_file_and_variables_override_it(monkeypatch, settings_file):
     settings_file.write_text(yaml.safe_dump({"deployments": OPTIONS, "placement": "deployment", "main_cost": 7.0}))
     monkeypatch.setenv("WORKSHOP_PLACEMENT", "inline")
     monkeypatch.setenv("WORKSHOP_DEPLOYMENTS__API__CPUS", "0.5")

@@ -210,9 +210,9 @@ async def test_rows_of_callers_that_have_left_do_not_fill_the_queue(inner):
     assert len(values(await later[0])) == 2
 
 
-async def test_only_the_guilty_request_is_invalid_and_the_error_names_its_own_row(inner):
-    guilty = np.concatenate([rows(2), row(BAD)])
-    tasks = await send(batched(inner), row(0), rows(3, 1), guilty, row(2))
+async def test_only_the_bad_request_is_invalid_and_the_error_names_its_own_row(inner):
+    bad = np.concatenate([rows(2), row(BAD)])
+    tasks = await send(batched(inner), row(0), rows(3, 1), bad, row(2))
     inner.go.set()
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert [values(answers[i]) for i in (0, 1, 3)] == [[0.0], [1.0] * 3, [2.0]]
@@ -251,7 +251,7 @@ async def outcomes(tasks: list[asyncio.Task[Scores]]) -> list[object]:
     return [type(answer) if isinstance(answer, Exception) else values(answer)[0] for answer in answers]
 
 
-async def test_one_guilty_request_costs_one_more_call():
+async def test_one_bad_request_costs_one_more_call():
     inner = Picky()
     tasks = await send(batched(inner), *(row(value) for value in range(50)), row(BAD), *(row(5) for _ in range(49)))
     inner.go.set()
@@ -261,8 +261,8 @@ async def test_one_guilty_request_costs_one_more_call():
 
 async def test_named_requests_are_dropped_one_by_one():
     inner = Picky()
-    guilty = np.concatenate([rows(2), row(BAD), row(BAD)])
-    tasks = await send(batched(inner), row(0), rows(3, 1), guilty, row(2), row(BAD), row(3))
+    bad = np.concatenate([rows(2), row(BAD), row(BAD)])
+    tasks = await send(batched(inner), row(0), rows(3, 1), bad, row(2), row(BAD), row(3))
     inner.go.set()
     assert await outcomes(tasks) == [0.0, 1.0, InvalidInputError, 2.0, InvalidInputError, 3.0]
     assert inner.calls == [1, 10, 6, 5]
@@ -273,14 +273,14 @@ async def test_named_requests_are_dropped_one_by_one():
     ]
 
 
-@pytest.mark.parametrize("n_guilty", [1, 3])
-async def test_guilty_requests_that_no_error_names_are_found_by_halves(n_guilty):
+@pytest.mark.parametrize("n_bad", [1, 3])
+async def test_bad_requests_that_no_error_names_are_found_by_bisection(n_bad):
     inner = Picky()
-    requests = [row(POISON if 20 <= i < 20 + n_guilty else i) for i in range(257)]
+    requests = [row(POISON if 20 <= i < 20 + n_bad else i) for i in range(257)]
     tasks = await send(batched(inner, max_rows=500), *requests)
     inner.go.set()
-    assert await outcomes(tasks) == [ValueError if 20 <= i < 20 + n_guilty else float(i) for i in range(257)]
-    assert len(inner.calls) <= 2 + n_guilty * 2 * 8  # log2(256)
+    assert await outcomes(tasks) == [ValueError if 20 <= i < 20 + n_bad else float(i) for i in range(257)]
+    assert len(inner.calls) <= 2 + n_bad * 2 * 8  # log2(256)
 
 
 async def test_an_error_that_names_a_row_that_was_not_sent_goes_to_every_request():
@@ -323,7 +323,7 @@ async def test_the_rows_of_callers_that_have_left_are_not_predicted_again(bad):
     max_rows=st.integers(1, 60),
 )
 @settings(max_examples=60, deadline=None)
-def test_all_requests_but_the_guilty_ones_are_answered(kinds, max_rows):
+def test_all_requests_but_the_bad_ones_are_answered(kinds, max_rows):
     value = {"right": 1.0, "named": BAD, "unnamed": POISON}
     outcome = {"right": 1.0, "named": InvalidInputError, "unnamed": ValueError}
 

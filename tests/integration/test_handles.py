@@ -236,9 +236,7 @@ async def test_a_reader_that_leaves_a_stream_stops_it(chain, counters, leave):
     await until(counters, (0, 0), (1, 1))
 
 
-async def test_a_thread_cannot_be_stopped_but_its_caller_does_not_wait_for_it_and_a_call_in_the_queue_never_starts(
-    handle, tmp_path
-):
+async def test_a_late_thread_is_abandoned_and_a_late_queued_call_never_starts(handle, tmp_path):
     files = running, queued = tmp_path / "running", tmp_path / "queued"
     for file in files:
         file.touch()

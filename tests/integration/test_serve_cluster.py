@@ -38,8 +38,8 @@ def run(*, failures: int, starts: bool) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.ray
-def test_a_ray_that_is_late_is_started_again_and_nothing_is_left_of_it():
+@pytest.mark.ray(own=True)
+def test_a_ray_that_times_out_is_started_again_without_leftovers():
     done = run(failures=1, starts=True)
     assert done.stdout.split() == ["2", "1", "1"], done.stderr
 
@@ -70,7 +70,7 @@ with serve_cluster(Settings(), host="127.0.0.1", port=int(sys.argv[1])):
 """
 
 
-@pytest.mark.ray
+@pytest.mark.ray(own=True)
 def test_a_ray_that_runs_already_is_used_and_left_as_it_was():
     def serves(port: int, **environment: str) -> subprocess.Popen[str]:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -84,10 +84,10 @@ def test_a_ray_that_runs_already_is_used_and_left_as_it_was():
         with serves(port) as first:
             assert first.stdout.readline() == "serves\n"
             with serves(free_port()) as second:
-                assert "StartError: Serve runs on this Ray already" in second.communicate()[1]
+                assert "StartError: Serve is already running on this Ray" in second.communicate()[1]
             assert httpx.get(f"http://127.0.0.1:{port}").text == "hello"
             first.kill()
-        # Who ends properly leaves nothing: every notebook on Ray proves it.
+        # A driver that exits normally leaves nothing behind, as every notebook on Ray shows.
         assert ray.clear() == ["Serve on Ray", "hello on Ray"]
         assert ray.clear() == []
     finally:

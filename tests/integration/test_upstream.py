@@ -182,7 +182,7 @@ async def test_a_key_of_openai_is_not_sent_to_another_server(upstream, monkeypat
     ("said", "meant"),
     [("stop", "stop"), ("length", "length"), ("model_length", "length"), ("content_filter", "stop"), ("eos", "stop")],
 )
-async def test_each_servers_reason_to_end_becomes_one_of_ours(upstream, generator, said, meant):
+async def test_each_servers_finish_reason_is_mapped_to_ours(upstream, generator, said, meant):
     upstream.answers = [answering(piece("It"), piece(finish=said), USAGE)]
     assert (await generator.complete(PROMPT)).finish_reason == meant
 
@@ -196,7 +196,7 @@ async def test_each_servers_reason_to_end_becomes_one_of_ours(upstream, generato
     ],
     ids=["with the last piece", "before another event", "first of all"],
 )
-async def test_servers_may_tell_reason_and_usage_in_any_event(upstream, generator, events):
+async def test_finish_reason_and_usage_may_come_in_any_event(upstream, generator, events):
     upstream.answers = [answering(*events)]
     assert await generator.complete(PROMPT) == Completion("It", (Token("It", -0.5),), "length", Usage(7, 3))
 
@@ -248,14 +248,14 @@ async def test_many_answers_at_once_keep_apart(upstream, generator):
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
-async def test_a_failure_that_may_pass_is_tried_again(upstream, status):
+async def test_a_transient_failure_is_retried(upstream, status):
     upstream.answers = [failing(status), answering(*EVENTS)]
     async with aclosing(connect(upstream, max_retries=1)) as generator:
         assert await generator.complete(PROMPT) == COMPLETION
     assert len(upstream.asked) == 2
 
 
-async def test_a_failure_that_stays_is_tried_no_more_than_allowed(upstream):
+async def test_a_persistent_failure_is_retried_only_as_often_as_allowed(upstream):
     upstream.answers = [failing(500)]
     async with aclosing(connect(upstream, max_retries=1)) as generator:
         with pytest.raises(UnavailableError):
@@ -280,10 +280,10 @@ async def test_a_server_that_wants_a_long_pause_is_not_waited_for(upstream):
         (failing(402), ModelFailedError, "could not answer"),
         (failing(403), ModelFailedError, "check LLM_API_KEY"),
         (failing(404), ModelFailedError, "check WORKSHOP_MAIN_MODEL and LLM_BASE_URL"),
-        (failing(429), OverloadedError, "too much to do"),
-        (failing(500), UnavailableError, "in trouble"),
-        (failing(504), UnavailableError, "in trouble"),
-        (lambda: HTMLResponse("<h1>Bad Gateway</h1>", 502), UnavailableError, "in trouble"),
+        (failing(429), OverloadedError, "is overloaded"),
+        (failing(500), UnavailableError, "has failed"),
+        (failing(504), UnavailableError, "has failed"),
+        (lambda: HTMLResponse("<h1>Bad Gateway</h1>", 502), UnavailableError, "has failed"),
         (lambda: HTMLResponse("<h1>Teapot</h1>", 418), ModelFailedError, "could not answer"),
         (answering({"error": {"message": "out of memory", "code": 500}}), ModelFailedError, "could not answer"),
         (answering({"error": "out of memory"}), ModelFailedError, "could not answer"),
@@ -429,7 +429,7 @@ async def test_a_server_that_cannot_answer_has_no_card(upstream, generator, mode
         await generator.card()
 
 
-async def test_a_card_that_does_not_come_is_not_waited_for_long_nor_asked_for_twice(upstream, monkeypatch):
+async def test_a_card_times_out_quickly_and_is_not_retried(upstream, monkeypatch):
     monkeypatch.setattr("workshop.integration.upstream.PROBE_TIMEOUT_S", 0.3)
     asked = []
 

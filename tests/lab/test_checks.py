@@ -283,7 +283,7 @@ def reads_a_label(answer: Answer) -> None:
     [
         (lambda n: None, "This is None: is a `return` missing?"),
         (lambda n: "benign", "The check cannot use this: AttributeError: 'str' object has no attribute 'get'."),
-        (lambda n: np.array([1, 2]), "`array([1, 2])` is of numpy. A plain Python value is needed here"),
+        (lambda n: np.array([1, 2]), "`array([1, 2])` comes from numpy. A plain Python value is needed here"),
     ],
 )
 def test_an_error_caused_by_the_type_of_the_answer_is_explained(answer, message):
@@ -341,7 +341,7 @@ def test_an_app_that_breaks_off_its_response():
         lambda answer: {}["nothing"],
     ],
 )
-def test_a_fault_of_the_check_is_called_one_and_is_no_try(check_with_a_fault):
+def test_a_fault_of_the_check_is_reported_and_does_not_count_as_a_try(check_with_a_fault):
     verdict = judge(check_with_a_fault, lambda n: 2 * n)
     assert verdict.outcome == CHECK_FAILED
     assert "not in your answer" in verdict.message
@@ -685,7 +685,7 @@ def test_a_numpy_value_in_json_is_named():
             verdict = judge(labels, app_with(endpoint))
             assert verdict.outcome == COULD_NOT_CHECK
             assert f"`{shown}" in verdict.message
-            assert "is of numpy. A plain Python value is needed here: `.tolist()` makes one." in verdict.message
+            assert "comes from numpy. A plain Python value is needed here: `.tolist()` makes one." in verdict.message
     assert "array([1])" in repr(judge(labels, app_with(annotated)))
 
 

@@ -145,7 +145,7 @@ def test_words_that_the_corpus_does_not_have_lower_the_score(retriever):
     assert less_known.score < 0.9 * known.score
 
 
-def test_a_typing_error_does_no_harm(retriever):
+def test_a_typo_does_no_harm(retriever):
     assert found(retriever, "What is a deploiment handel?", 1) == found(retriever, "What is a deployment handle?", 1)
 
 

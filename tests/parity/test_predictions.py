@@ -89,11 +89,11 @@ def test_among_concurrent_requests_only_the_impossible_one_fails(service, refere
 
 def test_in_a_mixed_batch_the_error_names_the_row_of_the_callers_own_batch(service):
     answers = concurrently(
-        lambda guilty: predict_batch(service, [*RECORDS[:guilty], IMPOSSIBLE, *RECORDS[guilty:20]]), range(12)
+        lambda bad: predict_batch(service, [*RECORDS[:bad], IMPOSSIBLE, *RECORDS[bad:20]]), range(12)
     )
-    for guilty, answer in enumerate(answers):
+    for bad, answer in enumerate(answers):
         [detail] = answer.json()["details"]
-        assert (answer.status_code, detail["field"]) == (400, f"row {guilty}: worst_radius")
+        assert (answer.status_code, detail["field"]) == (400, f"row {bad}: worst_radius")
 
 
 ABSURD = RECORD | {"worst_area": 1e308}

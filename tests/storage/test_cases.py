@@ -39,7 +39,7 @@ async def test_a_case_is_kept_exactly(store):
 
 
 async def test_every_row_of_the_data_comes_back_bit_for_bit(store, monkeypatch):
-    monkeypatch.setattr(database, "MAX_WAIT_S", 300.0)  # on a busy machine the last ones wait for long
+    monkeypatch.setattr(database, "MAX_WAIT_S", 300.0)  # on a busy machine the last ones wait a long time
     added = await asyncio.gather(*(store.add(tuple(row.tolist()), None) for row in ROWS))
     assert [(await store.get(case.id)).measurements for case in added] == [tuple(row) for row in ROWS.tolist()]
 

@@ -73,7 +73,7 @@ async def test_every_connection_to_sqlite_is_set_up(connected):
 
 @pytest.mark.anyio
 async def test_the_first_connection_waits_for_another_one_that_writes(tmp_path):
-    """As of a process that starts at the same time: the file is not in WAL mode yet."""
+    """For instance one of a process that starts at the same time: the file is not in WAL mode yet."""
     file = tmp_path / "service.sqlite"
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -133,7 +133,7 @@ async def counted():
 
 @pytest.mark.anyio
 async def test_a_burst_shares_the_connections(connected, monkeypatch):
-    monkeypatch.setattr(database, "MAX_WAIT_S", 300.0)  # on a busy machine the last ones wait for long
+    monkeypatch.setattr(database, "MAX_WAIT_S", 300.0)  # on a busy machine the last ones wait a long time
     await count(connected)
     async with counted() as seen:
         assert await asyncio.gather(*(count(connected) for _ in range(300))) == [0] * 300

@@ -69,7 +69,7 @@ async def test_records_add_up(store):
     assert totals.answers_by_model == {"draft": 2, "main": 2}
 
 
-async def test_a_draft_is_counted_where_one_was_made_and_accepted_where_it_is_the_answer(store):
+async def test_drafts_and_accepted_drafts_are_counted(store):
     await store.add(RECORD, RECORD, CASCADED, DIRECT, CHAT)
     totals = await store.totals()
     assert (totals.drafts, totals.drafts_accepted) == (3, 2)
@@ -89,7 +89,7 @@ async def test_the_totals_of_cascades_leave_other_answers_out(store):
     assert (cascades.answers, cascades.cost) == (3, 1.25)
 
 
-async def test_spending_counts_one_principal_from_a_moment_on(store):
+async def test_spending_is_counted_per_principal_since_a_given_time(store):
     await store.add(
         RECORD, CASCADED, replace(RECORD, principal="grace"), replace(RECORD, at=NOON - timedelta(seconds=1))
     )

@@ -66,7 +66,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     """Build the API on top of the given services.
 
     Args:
-        services: the ports that endpoints call. The application closes them when it stops.
+        services: what the endpoints call. The application closes them when it stops.
         settings: limits, keys and other options.
 
     Raises:
@@ -92,7 +92,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
 
     app: FastAPI = FastAPIOffline(
         title="Workshop service",
-        summary="Predicts tumours and answers questions, on FastAPI in front of Ray Serve.",
+        summary="Classifies tumours and answers questions, on FastAPI in front of Ray Serve.",
         description=DESCRIPTION,
         openapi_tags=TAGS,
         version=__version__,

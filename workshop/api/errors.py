@@ -216,7 +216,7 @@ def _allowed_methods(request: Request) -> list[str]:
 async def _close_websocket(websocket: WebSocket, error: Exception) -> None:
     """Close a WebSocket, with the error as the reason.
 
-    It is accepted first if necessary: closing it before that is a 403, of which a browser tells its page nothing.
+    It is accepted first if necessary: closing it earlier is a 403, whose reason browsers hide from the page.
     """
     explanation = explain(error)
     if websocket.application_state is WebSocketState.CONNECTING:

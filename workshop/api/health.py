@@ -10,7 +10,7 @@ from workshop.contracts.services import Health, Services
 logger = logging.getLogger(__name__)
 
 CACHE_S = 2.0
-"""How long a result is reused. Some parts are servers of others, which must not be asked for every probe."""
+"""How long a result is reused. Some parts are external servers, which must not be called for every probe."""
 
 
 class HealthCheck:

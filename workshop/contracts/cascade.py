@@ -80,7 +80,7 @@ CascadeEvent: TypeAlias = TextPiece | Switch | Answer
 
 
 class Cascade(Protocol):
-    """Answers questions at the lowest price that is good enough."""
+    """Answers each question with the cheapest model whose answer is good enough."""
 
     def stream(self, query: Query) -> AsyncGenerator[CascadeEvent, None]:
         """Stream the answer. Closing the stream stops the models. Raises what ``TextGenerator.complete`` raises."""

@@ -21,7 +21,7 @@ class FeatureRange:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a classifier says of itself. Accuracy and F1 (of the positive class) are of held-out rows."""
+    """A classifier's description. Accuracy and F1 (of the positive class) are measured on held-out rows."""
 
     name: str
     version: str
@@ -48,7 +48,7 @@ class Scores:
 
 
 class Classifier(Protocol):
-    """Tells the classes of rows."""
+    """Predicts the classes of rows."""
 
     async def predict(self, rows: FloatMatrix) -> Scores:
         """Score rows.

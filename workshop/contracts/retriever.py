@@ -21,7 +21,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage, and how near it is to the query: 1 at most. Scores of different embeddings are on different scales."""
+    """A passage, and its similarity to the query, at most 1. Scores of different embeddings are on different scales."""
 
     passage: Passage
     score: float

@@ -1,4 +1,4 @@
-"""The bundle of ports that the API is built on."""
+"""The services that the API is built on, in one bundle."""
 
 import asyncio
 from asyncio import gather
@@ -15,7 +15,7 @@ from workshop.contracts.retriever import Retriever
 from workshop.contracts.usage import UsageStore
 
 PROBE_TIMEOUT_S = 3.0
-"""For what a healthy part answers at once: its card, its counters."""
+"""Time limit for calls that a healthy part answers at once: its card, its counters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ async def cards(generators: Mapping[str, TextGenerator]) -> dict[str, GeneratorC
 
 @dataclass(frozen=True, slots=True)
 class LanguageServices:
-    """What the routes for language call.
+    """The services that the language routes call.
 
     Attributes:
         generators: by the name of their model.
@@ -73,12 +73,12 @@ class LanguageServices:
     usage: UsageStore
 
     def probes(self) -> dict[str, Awaitable[object]]:
-        """What each part does at once when it is well, by name."""
+        """A quick call to each part, which fails if the part is unhealthy, by name."""
         models = {name: generator.card() for name, generator in self.generators.items()}
         return {**models, "retriever": self.retriever.card(), "usage": self.usage.ready()}
 
     async def aclose(self) -> None:
-        """Give back what all of them hold open."""
+        """Release all resources."""
         generators = (generator.aclose() for generator in self.generators.values())
         await gather(self.usage.aclose(), self.retriever.aclose(), *generators)
 
@@ -99,7 +99,7 @@ class Services:
         return Health(missing, degraded)
 
     async def aclose(self) -> None:
-        """Give back what all of them hold open."""
+        """Release all resources."""
         await self.cases.aclose()
         if self.language is not None:
             await self.language.aclose()

@@ -28,4 +28,4 @@ worst (the mean of the three largest values). Source: Breast Cancer Wisconsin (D
 FEATURES: tuple[str, ...] = tuple(UNITS)
 
 LARGEST_VALUE = 1e12
-"""Of any feature: the area of an image of a million by a million pixels. Models need not bear larger numbers."""
+"""The largest value of any feature: the area of 10⁶ by 10⁶ pixels. Models need not handle larger ones."""

@@ -10,7 +10,7 @@ import numpy as np
 from workshop.contracts.classifier import Classifier, FloatMatrix, ModelCard, Scores
 from workshop.contracts.errors import DeadlineExceededError, InvalidInputError, OverloadedError, UnavailableError
 
-_NOBODYS_FAULT = UnavailableError, DeadlineExceededError, TimeoutError
+_NOT_CAUSED_BY_INPUT = UnavailableError, DeadlineExceededError, TimeoutError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,7 +20,7 @@ class _Request:
 
 
 class MicroBatched:
-    """A classifier that predicts the requests that wait together in one call of another classifier.
+    """A classifier that batches waiting requests into single calls of another classifier.
 
     No timer: a lone request starts at once, and whatever arrives while a call runs shares the next one.
     In front of a handle it sits on the caller's side, so that requests share the hop as well as the model. That is
@@ -103,7 +103,7 @@ class MicroBatched:
     async def _predict_together(self, batch: list[_Request]) -> None:
         """Answer each request. When some of them make the call fail, the others are called again without them.
 
-        An error that names its row tells the guilty request. Otherwise halves are tried: k guilty requests among n take
+        An error that names its row identifies the bad request. Otherwise the batch is bisected: k bad ones among n take
         about 2 k log(n) calls.
         """
         parts = [batch]
@@ -117,11 +117,11 @@ class MicroBatched:
                 async with asyncio.timeout(self._timeout_s):  # a call that hangs must not block the next one forever
                     scores = await self._inner.predict(np.concatenate([request.rows for request in part]))
             except Exception as error:
-                if len(part) == 1 or isinstance(error, _NOBODYS_FAULT):
+                if len(part) == 1 or isinstance(error, _NOT_CAUSED_BY_INPUT):
                     _fail(part, error)
-                elif (guilty := _guilty(part, error)) is not None:
-                    _fail([guilty[0]], guilty[1])
-                    parts.append([request for request in part if request is not guilty[0]])
+                elif (culprit := _find_culprit(part, error)) is not None:
+                    _fail([culprit[0]], culprit[1])
+                    parts.append([request for request in part if request is not culprit[0]])
                 else:
                     middle = len(part) // 2
                     parts += [part[middle:], part[:middle]]
@@ -132,7 +132,7 @@ class MicroBatched:
                 _answer(part, scores)
 
 
-def _guilty(batch: list[_Request], error: Exception) -> tuple[_Request, InvalidInputError] | None:
+def _find_culprit(batch: list[_Request], error: Exception) -> tuple[_Request, InvalidInputError] | None:
     """The request whose row the error names, and the error with that request's own row number; or None."""
     if isinstance(error, InvalidInputError):
         start = 0

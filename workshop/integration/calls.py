@@ -51,7 +51,7 @@ class Calls:
     runs in a thread, which cannot be stopped: it runs to its end, and occupies its place in the replica until then.
 
     Args:
-        handle: of the deployment.
+        handle: the deployment's handle.
         timeout_s: for a call, its wait for a replica included; for a stream, for each next piece.
     """
 
@@ -74,7 +74,7 @@ class Calls:
         *args: Given.args,
         **kwargs: Given.kwargs,
     ) -> Result:
-        """The same, of a method that a healthy replica answers at once: within ``PROBE_TIMEOUT_S``."""
+        """The same for a method that a healthy replica answers at once, within ``PROBE_TIMEOUT_S``."""
         return await self._within(PROBE_TIMEOUT_S, method, *args, **kwargs)
 
     async def _within(

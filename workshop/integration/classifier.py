@@ -37,7 +37,7 @@ class HandleClassifier:
     """A classifier behind a handle of ``ClassifierDeployment``.
 
     Args:
-        calls: of the deployment.
+        calls: calls the deployment.
     """
 
     def __init__(self, calls: "Calls") -> None:

@@ -15,7 +15,7 @@ async def deadline(timeout_s: float) -> AsyncIterator[None]:
     """Cancel the block when its time is up.
 
     Raises:
-        DeadlineExceededError: it was.
+        DeadlineExceededError: the time was up.
     """
     limit = asyncio.timeout(timeout_s)
     try:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # a service on uvicorn alone needs no Ray
 
 
 class WithDeadline:
-    """A language model whose every answer, and every next piece of a stream, comes in time or not at all.
+    """A language model with a deadline for each complete answer, and for each piece of a stream.
 
     Models behind handles do without: each call of a handle has its deadline.
 
@@ -51,7 +51,7 @@ class HandleGenerator:
     """A language model behind a handle of ``LanguageModelsDeployment``.
 
     Args:
-        calls: of the deployment.
+        calls: calls the deployment.
         model: the model's name there.
     """
 
@@ -76,4 +76,4 @@ class HandleGenerator:
         return await self._calls.probe(LanguageModelsDeployment.activity, self._model)
 
     async def aclose(self) -> None:
-        """Nothing: Serve keeps the handle's connections."""
+        """Do nothing: Serve manages the handle's connections."""

@@ -1,6 +1,6 @@
 """Limits on what a client may send before the application sees it: uvicorn has none for headers.
 
-Used by our own uvicorn, and by the proxies of Serve, which run uvicorn too: see ``in_proxies``.
+Used by our own uvicorn, and by the proxies of Serve, which run uvicorn too: see ``proxy_middleware``.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ LINGER_S = 2.0
 class LimitedHttpProtocol(HttpToolsProtocol):
     """A connection whose client sends headers of a limited size, in a limited time.
 
-    Too many bytes are answered with a 431, too slow ones by closing the connection. An answer that is under way is
+    Headers that are too large get a 431; a client that is too slow is disconnected. An answer in progress is
     never cut short.
     """
 
@@ -76,7 +76,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     @property
-    def _answers(self) -> bool:
+    def _is_responding(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
     def _allow(self, seconds: float | None) -> None:
@@ -87,7 +87,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def _on_limit(self) -> None:
         if (
-            self._answers
+            self._is_responding
         ):  # the application is slow, not the client; or it is waiting for the body, within its own limit
             self._allow(HEADER_TIMEOUT_S)
         else:
@@ -96,7 +96,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _refuse(self) -> None:
         self._is_refused = True
         self._allow(None)
-        if self._answers:
+        if self._is_responding:
             self.cycle.keep_alive = False  # closes the connection after the answer
             return
         self.transport.write(_refusal())
@@ -105,7 +105,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.loop.call_later(LINGER_S, self.transport.close)
 
 
-def in_proxies() -> list[Middleware]:
+def proxy_middleware() -> list[Middleware]:
     """Serve calls this in each proxy before it listens, by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``.
 
     There is no option for the protocol: the proxy asks uvicorn for its default one.

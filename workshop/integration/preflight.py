@@ -15,7 +15,7 @@ def check_database(settings: Settings) -> None:
     """Bring the database up to date.
 
     Raises:
-        StartError: the database does not answer, is not supported, or holds something else than what the service keeps.
+        StartError: the database does not answer, is not supported, or has tables that are not the service's.
     """
 
     async def use_database() -> None:

@@ -14,7 +14,7 @@ class HandleQuestionAnswerer:
     """A chain behind a handle of ``RagDeployment``.
 
     Args:
-        calls: of the deployment.
+        calls: calls the deployment.
     """
 
     def __init__(self, calls: "Calls") -> None:

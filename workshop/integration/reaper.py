@@ -1,7 +1,7 @@
 """Kills what a process has started as soon as the process itself has ended, for whatever reason.
 
 Ray ends its own processes when it is told to stop. When its driver is killed, some of them go on for a minute or more.
-A process of its own is the only one that can see to that: `python -m workshop.integration.reaper PID`.
+Only a separate process can take care of that: `python -m workshop.integration.reaper PID`.
 """
 
 import subprocess

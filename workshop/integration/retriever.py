@@ -15,7 +15,7 @@ class HandleRetriever:
     """A retriever behind a handle of ``RetrieverDeployment``.
 
     Args:
-        calls: of the deployment.
+        calls: calls the deployment.
     """
 
     def __init__(self, calls: "Calls") -> None:
@@ -34,4 +34,4 @@ class HandleRetriever:
         return await self._calls.probe(RetrieverDeployment.card)
 
     async def aclose(self) -> None:
-        """Nothing: Serve keeps the handle's connections."""
+        """Do nothing: Serve manages the handle's connections."""

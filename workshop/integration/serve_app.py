@@ -79,7 +79,7 @@ class UnderWay:
 
 
 class Api:
-    """The ingress: each replica builds the FastAPI application for itself, so nothing of it is pickled.
+    """The ingress: each replica builds its own FastAPI application, so none of it is pickled.
 
     Args:
         settings: of the whole service.
@@ -137,8 +137,8 @@ def _bind_models(settings: Settings) -> Handles:
     return Handles(**bound)
 
 
-def booked_cpus(settings: Settings) -> int:
-    """Logical CPUs that the application books when every deployment has as many replicas as it may have."""
+def reserved_cpus(settings: Settings) -> int:
+    """Logical CPUs that the application reserves when every deployment has its maximum of replicas."""
     return ceil(sum(options.max_replicas * options.cpus for options in settings.deployed.values()))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 # Ray reads these when it is imported or started. Values that are already set are kept.
 os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: replicas starve on a busy machine
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "workshop.integration.http_limits:in_proxies")
+os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "workshop.integration.http_limits:proxy_middleware")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; silences a warning
 # For the uvicorn in Serve's proxy, which would trust every caller on this machine. The application has its own list.
 os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
@@ -23,8 +23,8 @@ from ray import serve
 
 from workshop.contracts.errors import StartError
 from workshop.integration.reaper import reaper
-from workshop.integration.serve_app import APP_NAME, booked_cpus, build_application
-from workshop.integration.stopping import FAREWELL_S, GRACE_S
+from workshop.integration.serve_app import APP_NAME, build_application, reserved_cpus
+from workshop.integration.stopping import CANCEL_GRACE_S, GRACE_S
 from workshop.machine import available_memory, bound_socket
 from workshop.settings import Settings
 
@@ -47,16 +47,16 @@ START_LOCK = Path(tempfile.gettempdir()) / f"workshop-ray-start-{os.getuid()}.lo
 def serve_cluster(settings: Settings, *, host: str, port: int, root_path: str = "") -> Iterator[None]:
     """Ray and Serve, with Serve's proxy at ``http://host:port``, for the length of the block.
 
-    A sparing Ray of our own, or the one that ``RAY_ADDRESS`` names. Without the limits of ``http_limits``, which the
-    environment of its nodes decides, a proxy keeps whatever headers a client sends, until they are complete.
+    A small Ray of our own, or the one that ``RAY_ADDRESS`` names. Whether a proxy has the limits of ``http_limits``
+    depends on the environment of its node. Without them, it buffers headers of any size until they are complete.
 
     Raises:
-        StartError: Serve runs on this Ray already, or see ``ray_cluster``.
+        StartError: Serve is already running on this Ray; also see ``ray_cluster``.
     """
     with reaper(), ray_cluster(settings):
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         if serve.status().proxies:
-            raise StartError("Serve runs on this Ray already, with an address of its own; `serve shutdown` stops it")
+            raise StartError("Serve is already running on this Ray, at another address; `serve shutdown` stops it")
         bound_socket(host, port).close()  # starting Ray took seconds; two Serves would share one port
         serve.start(
             http_options={"host": host, "port": port, "root_path": root_path},
@@ -93,7 +93,7 @@ def _end_requests() -> None:
     """Let the requests under way finish, or end them, while there are replicas to answer them."""
     try:
         ended = serve.get_app_handle(APP_NAME).broadcast("end_requests")
-        ended.results(timeout_s=GRACE_S + 2 * FAREWELL_S)
+        ended.results(timeout_s=GRACE_S + 2 * CANCEL_GRACE_S)
     except Exception as error:  # whatever a broken cluster raises: the stop goes on
         logger.warning("cannot end the requests under way: %s", error)
 
@@ -137,7 +137,7 @@ def _start_ray(settings: Settings) -> None:
         try:
             ray.init(log_to_driver=False)
         except ConnectionError as error:
-            remedy = "set RAY_AUTH_MODE=token if that Ray asks for a token, or unset RAY_ADDRESS for a Ray of our own"
+            remedy = "set RAY_AUTH_MODE=token if that Ray requires a token, or unset RAY_ADDRESS to start a new Ray"
             raise StartError(f"cannot connect to RAY_ADDRESS={address}; {remedy}") from error
     else:
         with FileLock(START_LOCK):
@@ -147,7 +147,7 @@ def _start_ray(settings: Settings) -> None:
 def _start_our_ray(settings: Settings) -> None:
     store = settings.object_store_mb * 2**20
     needed, available = RAY_MEMORY + store, available_memory()
-    remedy = "stop something, or run: python -m workshop api"
+    remedy = "stop other programs, or run: python -m workshop api"
     if settings.language_models:
         needed += LANGUAGE_MEMORY
         remedy = f"set WORKSHOP_LANGUAGE_MODELS=false, {remedy}"
@@ -155,7 +155,7 @@ def _start_our_ray(settings: Settings) -> None:
         raise StartError(f"Ray needs {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are free; {remedy}")
     ray.init(
         address="local",
-        num_cpus=settings.ray_cpus or booked_cpus(settings),
+        num_cpus=settings.ray_cpus or reserved_cpus(settings),
         object_store_memory=store,
         include_dashboard=False,
         log_to_driver=False,

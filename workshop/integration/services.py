@@ -1,6 +1,6 @@
 """The services of the API, built from models in this process and from handles of deployments.
 
-What is heavy is imported where it is loaded: PyTorch alone takes seconds and a quarter of a gigabyte, and neither a
+Heavy modules are imported where they are used: PyTorch alone takes seconds and a quarter of a gigabyte, and neither a
 service without language models nor an API in front of replicas needs it.
 """
 
@@ -93,7 +93,7 @@ def require_pytorch() -> None:
 
 
 def _calls(handle: Any, timeout_s: float) -> "Calls":
-    from workshop.integration.calls import Calls  # where there is a handle, there is Ray
+    from workshop.integration.calls import Calls  # a handle exists only if Ray is installed
 
     return Calls(handle, timeout_s)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 3.0
 """How long work under way may take to finish."""
-FAREWELL_S = 1.0
+CANCEL_GRACE_S = 1.0
 """How long a cancelled request may take to tell its client, and to record its usage."""
 LIMIT_S = 9.5
 """After this long the process ends, whatever still hangs."""
@@ -28,7 +28,7 @@ async def end_tasks(running: Callable[[], Collection[asyncio.Task[None]]]) -> No
     if tasks := running():
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks, timeout=FAREWELL_S)
+        await asyncio.wait(tasks, timeout=CANCEL_GRACE_S)
 
 
 def begin_stop() -> None:

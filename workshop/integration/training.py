@@ -44,7 +44,7 @@ def train_all(settings: Settings) -> None:
 def make_missing(settings: Settings) -> None:
     """Make what is missing in the default places, and report it.
 
-    A place that the user has named is left alone: what is missing there is a mistake. Several processes may do this at
+    A folder that the user has named is left alone: it must exist already. Several processes may do this at
     the same time: one makes what is missing, and the others wait for it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server as a contract. No type and no exception of the ``openai`` client leaves this file."""
+"""Adapts an OpenAI-compatible server to a contract. No type or exception of the ``openai`` client leaves this file."""
 
 import asyncio
 import math
@@ -78,11 +78,9 @@ def contract_errors(timeout_s: float) -> Iterator[None]:
     except APIConnectionError as error:
         raise UnavailableError("the connection to the language model's server failed") from error
     except RateLimitError as error:
-        raise OverloadedError(
-            "the language model's server has too much to do", _retry_after_s(error.response)
-        ) from error
+        raise OverloadedError("the language model's server is overloaded", _retry_after_s(error.response)) from error
     except InternalServerError as error:
-        raise UnavailableError("the language model's server is in trouble", _retry_after_s(error.response)) from error
+        raise UnavailableError("the language model's server has failed", _retry_after_s(error.response)) from error
     except (AuthenticationError, PermissionDeniedError) as error:
         raise ModelFailedError("the language model's server refuses our key: check LLM_API_KEY") from error
     except NotFoundError as error:
@@ -103,23 +101,23 @@ def contract_errors(timeout_s: float) -> Iterator[None]:
 class UpstreamGenerator:
     """A language model on any server that speaks OpenAI's protocol: vLLM, Ollama, llama.cpp, this service itself.
 
-    Every answer is asked for as a stream: closing it is how each of these servers learns that nobody wants the rest.
-    The client keeps up to 1000 connections, 100 of them for reuse, and repeats with growing pauses what got no answer
-    or one of 408, 409, 429 and 5xx. An answer that breaks off is not repeated: its reader has a part of it.
+    Every answer is requested as a stream: closing it makes any of these servers stop generating.
+    The client keeps up to 1000 connections, 100 of them for reuse. It retries, with backoff, what gets no answer
+    or a 408, 409, 429 or 5xx. An answer that breaks off is not retried: its reader already has a part of it.
 
-    A server that gives no log-probabilities answers with text alone, ``tokens`` are empty. Its model can be the
-    better one of a cascade, not the draft: a draft's quality is made of them.
+    If a server returns no log-probabilities, ``tokens`` is empty. Its model can be the
+    main model of a cascade, but not the draft: a draft's quality is computed from them.
 
-    A server says at the end what an answer took. Until then, its usage is estimated: by the tokens that came, and else
-    by the length of the texts.
+    A server reports the usage at the end of an answer. Until then it is estimated from the tokens received, or else
+    from the length of the texts.
 
     Args:
-        base_url: up to and with ``/v1``.
-        model: its name on the server. The last part of it is how our callers call it.
+        base_url: up to and including ``/v1``.
+        model: its name on the server. Its last part is the name that our callers use.
         api_key: if the server wants one.
-        timeout_s: for how long the server may be silent. It is asked again then: ``WithDeadline`` limits the whole.
+        timeout_s: how long the server may be silent before a retry. ``WithDeadline`` limits the wait with all retries.
         max_retries: how often a request is repeated.
-        context_length: of a model whose server does not tell; OpenAI's does not.
+        context_length: used if the server does not report it; OpenAI's does not.
     """
 
     def __init__(
@@ -202,7 +200,7 @@ class UpstreamGenerator:
         raise UnavailableError(f"the language model's server has no {self._model}: check WORKSHOP_MAIN_MODEL")
 
     async def activity(self) -> Activity:
-        """See ``TextGenerator.activity``: what this process has had the server do."""
+        """See ``TextGenerator.activity``: counts only the requests of this process."""
         return Activity(self._running, self._completed, self._cancelled, self._generated_tokens)
 
     async def aclose(self) -> None:

@@ -23,7 +23,7 @@ from workshop.lab.tracebacks import codes, stack, trace
 E = TypeVar("E", bound=BaseException)
 
 UNUSED = object()
-"""Stands for what the check has got from an answer that it has not used."""
+"""The value of ``Answer.last`` while the check has not used the answer."""
 
 
 class Answer:
@@ -113,10 +113,10 @@ class Answer:
             try:
                 yield client
             except (Exception, NotYet) as error:
-                from_client = RUN_THE_ANSWER.isdisjoint(codes(error))  # the check's, and not one of the answer
+                from_client = RUN_THE_ANSWER.isdisjoint(codes(error))  # raised by the check's client, not by the answer
                 if isinstance(error, httpx.TimeoutException) and from_client:
                     raise TooLong(seconds, stack(server.thread)) from error
-                if client.errors:  # what the app raised says more than what came of it
+                if client.errors:  # the app's own error is more helpful than its consequence
                     raise CouldNotCheck(client.errors[-1]) from error
                 if isinstance(error, httpx.TransportError) and from_client:
                     raise NotYet("The app did not complete its response.", got=str(error)) from error
@@ -183,7 +183,7 @@ class Client(httpx.Client):
 
 
 def _is_app(value: object) -> bool:
-    """Whether `value` can be called with scope, receive and send. A class can, but gives no answer."""
+    """Whether `value` can be called with scope, receive and send. A class can, but sends no response."""
     if not callable(value) or isinstance(value, type):
         return False
     try:

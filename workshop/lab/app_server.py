@@ -136,7 +136,7 @@ class _Interrupted(BaseException):
 
 
 def interrupt(thread: threading.Thread) -> None:
-    """Raise inside `thread` at its next Python instruction. A thread that waits in C ends only after that."""
+    """Raise inside `thread` at its next Python instruction. A thread blocked in C ends only after it returns."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Interrupted))
 
 

@@ -235,7 +235,7 @@ def _text(made: Any) -> str:
 
 
 def _hide_paths(text: str) -> str:
-    """Outputs name files of the machine that ran them, in warnings and tracebacks: leave what follows the root."""
+    """Outputs name files of the machine that ran them, in warnings and tracebacks: keep what follows the root."""
     for path in (ROOT, Path(sys.prefix), Path(sys.base_prefix), Path.home()):
         text = text.replace(f"{path}/", "")
     return text.replace(str(ROOT), ".")

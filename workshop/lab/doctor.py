@@ -134,7 +134,7 @@ def check_python(required: str) -> Finding:
 def check_packages(lock: Path) -> Finding:
     """What is installed against what was tested: the pins of a lock file."""
     if not lock.exists():
-        return Finding("Packages", Status.WARNING, "not compared: the package is here without its requirements.lock")
+        return Finding("Packages", Status.WARNING, "not compared: requirements.lock is missing")
     pins = [Requirement(line) for line in lock.read_text().splitlines()]
     pins = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
     missing, different = [], []
@@ -218,7 +218,7 @@ def check_port(port: int) -> Finding:
     """Whether a server could listen on the port of this machine's loopback address."""
     name = f"Port {port}"
     with socket.socket() as server:
-        if os.name == "posix":  # as servers do: a connection that was just closed does not count
+        if os.name == "posix":  # as servers do: ignore connections in TIME_WAIT
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             server.bind(("127.0.0.1", port))

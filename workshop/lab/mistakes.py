@@ -22,9 +22,9 @@ def find_unawaited(
     """A coroutine that the learner's code has not awaited.
 
     Args:
-        value: that the answer has returned.
-        error: that it has ended with.
-        caught: warnings while it ran, also of coroutines that were dropped.
+        value: what the answer returned.
+        error: the error that ended it, if any.
+        caught: warnings raised while it ran, including those about dropped coroutines.
     """
     held = itertools.chain(_inside(value), _values_in(error) if error and "coroutine" in last_line(error) else ())
     dropped = (warning.source for warning in caught if inspect.iscoroutine(warning.source) and _origin(warning.source))
@@ -37,9 +37,9 @@ def is_array(value: object) -> bool:
 
 
 def not_plain(value: object) -> str:
-    """A sentence on an array, or a value of an array's type, in the place of a plain Python value."""
+    """A sentence about an array, or one of its values, where a plain Python value is needed."""
     library = type(value).__module__.partition(".")[0]
-    return f"`{show(value, 60)}` is of {library}. A plain Python value is needed here: `.tolist()` makes one."
+    return f"`{show(value, 60)}` comes from {library}. A plain Python value is needed here: `.tolist()` makes one."
 
 
 def missing_await(coroutine: Coroutine[Any, Any, Any]) -> str:

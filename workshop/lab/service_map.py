@@ -24,7 +24,7 @@ class Part:
 
 
 PARTS = [
-    # The way of a request, left to right. It forks where a model is either in the process or behind a handle.
+    # The path of a request, left to right. It forks where a model is either in the process or behind a handle.
     Part("client", 0, 16, 84, width=84),
     Part("HTTP server", 1, 136, 84),
     Part("middleware", 7, 258, 84),

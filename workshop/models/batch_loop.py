@@ -231,7 +231,7 @@ class _Loop:
             time.sleep(0.001)
         self._manager.batch_processor = None
         if error := self._manager.background_thread_status.fatal_error:
-            traceback.clear_frames(error.__traceback__)  # so that a log that keeps the error keeps nothing else
+            traceback.clear_frames(error.__traceback__)  # a log that keeps the error must not keep its frames
 
     async def _wait(self, arrived: asyncio.Event) -> None:
         while not arrived.is_set():

@@ -26,7 +26,7 @@ class TwoModelCascade:
     Args:
         draft: cheap; answers first.
         main: better; answers where the draft is not good enough.
-        threshold: quality, 0 to 1, from which a draft is accepted.
+        threshold: minimum quality, 0 to 1, at which a draft is accepted.
     """
 
     def __init__(self, draft: PricedModel, main: PricedModel, threshold: float) -> None:

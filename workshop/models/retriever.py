@@ -50,7 +50,7 @@ class Embedding(Protocol):
 
 
 class TfidfSvd:
-    """TF-IDF of the character n-grams of words, of length 2 to 4, reduced by a truncated SVD. Tolerates typing errors.
+    """TF-IDF of the character n-grams of words, of length 2 to 4, reduced by a truncated SVD. Tolerates typos.
 
     Stop words such as "how" and "the" are left out: they would make all questions alike.
 

@@ -18,9 +18,9 @@ from workshop.storage import migrations
 
 MAX_TEXT = 255
 MAX_CONNECTIONS = 10
-"""Of one ``Database`` in one process. More transactions wait for their turn."""
+"""Limit for one ``Database`` in one process. Further transactions wait their turn."""
 MAX_WAIT_S = 5.0
-"""For a connection; in SQLite also for another process that writes."""
+"""Longest wait for a connection; in SQLite, also for another process that writes."""
 MAX_STATEMENT_S = 30.0
 
 SQLITE, POSTGRESQL = "sqlite+aiosqlite", "postgresql+asyncpg"

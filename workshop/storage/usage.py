@@ -34,7 +34,7 @@ ROUNDING = 1e-9
 
 
 class UsageRow(Base):
-    """One answer: see ``UsageRecord``. Each index holds all that its query reads, so that no row is looked up."""
+    """One answer: see ``UsageRecord``. Each index covers its query, so that no row is looked up."""
 
     __tablename__ = "usage"
     __table_args__ = (

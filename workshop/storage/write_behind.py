@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 Entry = TypeVar("Entry")
 
 MAX_WAITING = 10_000
-"""Entries that may wait: about 10 MB of records. Databases write thousands per second, so this one is unreachable."""
+"""Entries that may wait: about 10 MB of records. Databases write thousands per second: this many mean an outage."""
 MAX_BATCH = 500
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 DRAIN_LIMIT_S = 2.0

@@ -47,7 +47,7 @@ async def delete_case(case_id: UUID, cases: CasesDep) -> None:
     await cases.delete(case_id)
 
 
-@router.get("/{case_id}/prediction", summary="Predict a case")
+@router.get("/{case_id}/prediction", summary="Classify a case")
 async def predict_case(case_id: UUID, cases: CasesDep, classifier: ClassifierDep) -> Prediction:
     """The current model's prediction for a stored case."""
     case = StoredCase.of(await cases.get(case_id))

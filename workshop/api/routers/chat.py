@@ -84,7 +84,7 @@ async def chat(
     """Answer questions until the connection ends."""
     account = create_account(websocket, principal.id, language, settings)
 
-    async def admit() -> None:  # checked for each question, since a connection may last long
+    async def admit() -> None:  # checked for each question, since connections are long-lived
         await rate_limits.check(request_path(websocket), rate_limit_key(websocket, principal))
         await account.admit()
 

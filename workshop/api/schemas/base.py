@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 MAX_UNKNOWN_NAMES = 10
-"""How many unknown names are reported. Each is an error of its own, and thousands would take long to explain."""
+"""How many unknown names are reported. Each is a separate error, and explaining thousands would take too long."""
 
 
 def _integral_float_to_int(value: Any) -> Any:

@@ -21,7 +21,7 @@ class RagQuestion(StrictModel):
 
 
 class Source(BaseModel):
-    """A passage, where it comes from, and how near it is to the question: 1 at most."""
+    """A passage, where it comes from, and its similarity to the question, at most 1."""
 
     source: str
     text: str

@@ -3,13 +3,9 @@
 `tests/lessons/banks/lesson_NN.py` holds
 
     BANK = {"NN.n": {"right": [answer, …], "wrong": [(answer, "a piece of the verdict's text"), …]}}
-
-and, where the checks need something running, a context manager `environment`.
 """
 
 import importlib.util
-from collections.abc import Iterator
-from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -37,13 +33,11 @@ def bank_of(lesson: Lesson) -> ModuleType:
 
 
 @pytest.fixture
-def bank(request: pytest.FixtureRequest, lesson: Lesson, exercise: str) -> Iterator[dict[str, list]]:
-    """The answers to one exercise, with what their checks need running."""
+def bank(request: pytest.FixtureRequest, lesson: Lesson, exercise: str) -> dict[str, list]:
+    """The answers to one exercise. If its lesson needs Ray, its check finds the cluster of the tests."""
     if request.node.get_closest_marker("ray"):
         request.getfixturevalue("cluster")
-    answers = bank_of(lesson)
-    with getattr(answers, "environment", nullcontext)():
-        yield answers.BANK[exercise]
+    return bank_of(lesson).BANK[exercise]
 
 
 def test_every_exercise_has_a_bank_and_every_bank_an_exercise(lesson, exercise_ids):

@@ -2,28 +2,11 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import ray
 from ray import serve
 
-from workshop.lab import start_serve, stop_serve
 from workshop.lab.fixtures.lesson_09 import Expert, diagnose, draft
-
-
-@contextmanager
-def environment() -> Iterator[None]:
-    """Ray Serve: the one of the test run if that is up, else one of our own."""
-    if ray.is_initialized():
-        yield
-        return
-    start_serve()
-    try:
-        yield
-    finally:
-        stop_serve()
 
 
 def bound(kind: Any, *args: Any, **options: Any) -> serve.Application:

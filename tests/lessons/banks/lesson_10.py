@@ -7,31 +7,13 @@ import hmac
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import count
 from secrets import token_bytes, token_hex
 from typing import Any
 
-import ray
 from fastapi import FastAPI, HTTPException, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse
 from ray import serve
-
-from workshop.lab import start_serve, stop_serve
-
-
-@contextmanager
-def environment() -> Iterator[None]:
-    """Ray Serve: the one of the test run if that is up, else one of our own."""
-    if ray.is_initialized():
-        yield
-        return
-    start_serve()
-    try:
-        yield
-    finally:
-        stop_serve()
-
 
 # 10.1: from factory to application
 

@@ -89,6 +89,12 @@ def test_a_cell_is_compiled_without_the_future_features_of_the_lab(solutions):
     assert shown.startswith("Ready for exercise 90.2")
 
 
+def test_checks_do_not_run(solutions):
+    replace_the_third_cell(solutions, 'check("90.1", 1 / 0)')
+    (shown,) = outputs(solutions, 'await start_at("90.2")')
+    assert shown.startswith("Ready for exercise 90.2: ran 3 cells of lesson 90 in ")
+
+
 def test_sliders_do_no_harm(solutions):
     sliders = "made = ipywidgets.interactive(lambda n: display(n) or print(n), n=(0, 3)); display(made)"
     replace_the_third_cell(solutions, "import ipywidgets", sliders)

@@ -39,11 +39,17 @@ class Cell:
     exercise: str | None
     may_raise: bool
 
+    @property
+    def is_check(self) -> bool:
+        """Whether the cell does nothing but judge an answer."""
+        return self.source.startswith("check(")
+
 
 async def start_at(exercise_id: str) -> None:
     """Run the lesson's solution up to the point just before exercise "NN.n", in this notebook's namespace.
 
-    Use it with `await`. What the cells print or draw is not shown; while they run, a line says which cell it is.
+    Use it with `await`. What the cells print or draw is not shown, and checks do not run. While the others run, a line
+    says which cell it is.
     Raises LessonError outside IPython, for an unknown exercise, and when a cell fails.
     """
     shell = _shell()
@@ -53,6 +59,7 @@ async def start_at(exercise_id: str) -> None:
     if exercise_id not in known:
         raise LessonError(f"Lesson {lesson} has no exercise {exercise_id!r}. It has: {', '.join(known)}.")
     before = cells[: [cell.exercise for cell in cells].index(exercise_id)]
+    before = [cell for cell in before if not cell.is_check]
     running = ""
     started = time.perf_counter()
     with waiting_for(f"exercise {exercise_id}", lambda: running):

@@ -32,8 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two processes more than there are cores, because many tests wait; fewer if memory is short."""
-    return max(1, min(int(usable_cores()) + 2, available_memory() // MEMORY_OF_A_WORKER))
+    """One process more than there are cores, because many tests wait; fewer if memory is short."""
+    return max(1, min(int(usable_cores()) + 1, available_memory() // MEMORY_OF_A_WORKER))
 
 
 @pytest.hookimpl(wrapper=True)  # in between, pytest selects by marker, and xdist reads the groups

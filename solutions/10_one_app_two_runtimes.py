@@ -170,10 +170,8 @@ cloudpickle.dumps(app)
 # `serve.ingress()` without an app works differently. Each replica creates an instance of the class and calls its
 # `__serve_build_asgi_app__` method. Only the class and the arguments of `bind` are pickled.
 #
-# The service does this too. Its settings and the handles of its models are arguments of `bind`. `build_services` turns
-# them into what `create_app` needs. Two wrappers even out differences between the runtimes: Serve's proxy adds an
-# `X-Request-ID`, so `WithoutRequestId` removes the app's own. `UnderWay` ends the requests in progress when a replica
-# stops, which uvicorn does by itself.
+# The service does this too, with two wrappers around its app. `WithoutRequestId` removes the header `X-Request-ID`, because
+# Serve's proxy adds it again. `UnderWay` ends the requests in progress when a replica stops; uvicorn does that by itself.
 
 # %%
 from starlette.types import ASGIApp
@@ -200,13 +198,14 @@ class Api:
 
 
 # %% [markdown]
-# It is the same `create_app` that you ran with `run_app` in lesson 09.
+# The settings and the handles of the models are arguments of `bind`. `create_app` is the one that you ran with `run_app`
+# in lesson 09.
 #
 # ### Exercise 1: from factory to Serve application
 #
 # `on_serve(make_app, *arguments)` returns a Serve application: what `bind` returns, ready for `serve.run`. Each replica
 # calls `make_app(*arguments)` exactly once, in its own process, and serves the app that it gets. The arguments are plain
-# values, such as settings. Do not call an attribute `app`: Serve adds a property with that name to the class.
+# values, such as settings. Do not name an attribute `app`: Serve adds a property with that name to the class.
 #
 # On uvicorn, you would run the same factory with `run_app(make_app(*arguments))`.
 
@@ -346,8 +345,8 @@ check("10.2", stateless_office)
 # %% [markdown]
 # A signed ticket needs no storage, but it cannot be revoked. Real ones carry an expiry time.
 #
-# The service's chat keeps the turns of a conversation in none of the three places, but with the connection, in a replica.
-# If the replica dies, its clients reconnect to another replica and start a new conversation.
+# The service's chat does something simpler: the turns of a conversation last as long as its connection. If a replica dies,
+# its clients reconnect to another replica and start a new conversation.
 #
 # ## How many connections fit?
 #
@@ -416,6 +415,7 @@ from workshop.api import sockets
 from workshop.api.schemas.chat import Ping, Text
 from workshop.api.sockets import connection
 
+# %%
 {name: getattr(sockets, name) for name in ("HEARTBEAT_S", "PONG_TIMEOUT_S", "WINDOW")}
 
 
@@ -453,6 +453,7 @@ class Pages:
         return pages()
 
 
+# %%
 serve.run(serve.deployment(serve.ingress()(Pages)).bind(), name="pages", route_prefix="/")
 
 
@@ -478,6 +479,8 @@ with run_app(pages(), name="lesson 10") as server:
 
 # %%
 compare(guess, sent, "thousand")
+
+# %%
 bars({name: {"sent": kilos} for name, kilos in sent.items()}, y="thousand characters", title="sent, and read by nobody")
 
 # %% [markdown]
@@ -631,7 +634,8 @@ await asyncio.sleep(2)
 await serve.get_deployment_handle("Bus", "room on a bus").subscribers.remote()
 
 # %% [markdown]
-# Cancelling the task runs the adapter's `finally`. That cancels the call, which ends the generator in the bus's process.
+# None is left. Cancelling the task runs the adapter's `finally`. That cancels the call, which ends the generator in the
+# bus's process.
 #
 # The bus has a single replica, because two buses would mean two rooms again. That makes it a single point of failure, and
 # limits it to the speed of one process. If that is not enough, replace it with Redis: its `PUBLISH` and `SUBSCRIBE` do the

@@ -6,14 +6,14 @@
 # %% [markdown]
 # # 10 One app, two runtimes
 #
-# A chat room works on uvicorn. On Ray Serve with two replicas, some of its members hear nothing, and there is no error.
-# You will see why, and write apps that are right on both runtimes, with any number of replicas.
+# A chat room works on uvicorn. On Ray Serve with two replicas, some members hear nothing, and no error appears. You will
+# see why, and write apps that work correctly on both runtimes, with any number of replicas.
 #
 # Afterwards you can
 #
 # - run a FastAPI app on Ray Serve, built inside each replica,
-# - tell which state breaks when a second replica is added, and move it to where it belongs,
-# - say how many connections a replica accepts, and what happens to the next one,
+# - tell which state breaks when you add a second replica, and move it to where it belongs,
+# - explain how many connections a replica accepts, and what happens to the next one,
 # - keep a slow reader from filling the memory of Serve's proxy.
 #
 # The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 45 minutes, exercises included.
@@ -29,8 +29,8 @@ service_map("10")
 # %% [markdown]
 # ## A room for everyone
 #
-# A chat room: what one member says, all members hear. The members are in a set. A new member is told which process it is
-# connected to.
+# In this chat room, everyone hears what anyone says. The app keeps its members in a set. A member is a connection, and
+# receives the ID of the process that serves it.
 
 # %%
 import os
@@ -42,11 +42,13 @@ from fastapi import FastAPI, WebSocket
 async def listen_and_tell(socket, members):
     await socket.accept()
     members.add(socket)
-    await socket.send_text(f"process {os.getpid()}")
-    async for said in socket.iter_text():
-        for member in list(members):
-            await member.send_text(said)
-    members.discard(socket)
+    try:
+        await socket.send_text(f"process {os.getpid()}")
+        async for said in socket.iter_text():
+            for member in list(members):
+                await member.send_text(said)
+    finally:
+        members.discard(socket)
 
 
 # %%
@@ -61,7 +63,7 @@ def room():
 
 
 # %% [markdown]
-# Eight members come in, and the first one says hello. For each process, we count the members and those who hear it.
+# Eight members join, and the first one says hello. For each process, we count its members and how many of them hear it.
 
 # %%
 import time
@@ -80,22 +82,22 @@ def hears(socket):
 
 # %%
 def who_hears(url):
-    with ExitStack() as seats:
-        sockets = [seats.enter_context(connect(url)) for _ in range(8)]
-        places = [socket.recv(timeout=10) for socket in sockets]
-        time.sleep(1)
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(connect(url)) for _ in range(8)]
+        processes = [socket.recv(timeout=10) for socket in sockets]
+        time.sleep(1)  # until each of them can hear
         sockets[0].send("hello")
-        heard = [place for place, socket in zip(places, sockets, strict=True) if hears(socket)]
-    return {place: {"members": n, "hear it": heard.count(place)} for place, n in Counter(places).items()}
+        heard = [process for process, socket in zip(processes, sockets, strict=True) if hears(socket)]
+    return {process: {"members": n, "hear it": heard.count(process)} for process, n in Counter(processes).items()}
 
 
 # %%
 with run_app(room(), name="lesson 10") as server:
-    on_uvicorn = who_hears(server.url.replace("http", "ws") + "/room")
-on_uvicorn
+    heard_on_uvicorn = who_hears(server.url.replace("http", "ws") + "/room")
+heard_on_uvicorn
 
 # %% [markdown]
-# Everyone hears it. Now the same room on Ray Serve. This class tells Serve how a replica gets its app; the details follow.
+# Everyone hears it. Now the same room on Ray Serve. First, start Serve:
 
 # %%
 from ray import serve
@@ -104,35 +106,40 @@ url = start_serve()
 ws = url.replace("http", "ws")
 
 
+# %% [markdown]
+# This class tells Serve how each replica gets its app. The details follow.
+
+
 # %%
 class Room:
     def __serve_build_asgi_app__(self):
         return room()
 
 
-two_doors = serve.deployment(serve.ingress()(Room)).options(num_replicas=2)
+two_replicas = serve.deployment(serve.ingress()(Room)).options(num_replicas=2)
 
 # %% [markdown]
-# The room has two replicas, for twice the load. How many of the eight members will hear the first one?
+# The room now has two replicas, so that it can handle twice the load. Serve spreads connections over them, a little
+# differently in each run. About how many of the eight members will hear the hello?
 
 # %%
 guess = ...
 
 # %%
-serve.run(two_doors.bind(), name="room", route_prefix="/")
-on_serve = who_hears(ws + "/room")
-compare(guess, sum(counts["hear it"] for counts in on_serve.values()))
+serve.run(two_replicas.bind(), name="room", route_prefix="/")
+heard_on_serve = who_hears(ws + "/room")
+compare(guess, sum(counts["hear it"] for counts in heard_on_serve.values()))
 
 # %%
-bars(on_serve, y="members", title="one room, two replicas")
+bars(heard_on_serve, y="members", title="one room, two replicas")
 
 # %% [markdown]
 # ## What just happened?
 #
-# There was no error and no log line, and with one replica everything works. A connection stays in one process from its
-# first byte to its last, and so do the variables of its endpoint. Two replicas have two sets of members.
+# There was no error and no log line, and with one replica everything works. Serve's proxy assigns each connection to one
+# replica for as long as it is open. The endpoint's variables exist only in that process: two replicas, two sets of members.
 #
-# A client that comes back may reach another replica. Here are ten visits by the same client:
+# A client that reconnects may reach a different replica. Here the same client connects ten times:
 
 
 # %%
@@ -146,8 +153,9 @@ Counter(visit(ws + "/room") for _ in range(10))
 # %% [markdown]
 # ## How the app gets into a replica
 #
-# Serve's examples put `@serve.ingress(app)` over a class. Then the app is made here, pickled, and unpickled in each
-# replica. An app that holds a lock, a client or a loaded model does not survive that.
+# Most Serve examples decorate a class with `@serve.ingress(app)`. The app is then created in this process, pickled, and
+# unpickled in each replica. An app that holds a lock or an open client cannot be pickled, and a loaded model makes the
+# pickle huge.
 
 # %% tags=["raises-exception"]
 import threading
@@ -159,8 +167,11 @@ app.state.lock = threading.Lock()
 cloudpickle.dumps(app)
 
 # %% [markdown]
-# `serve.ingress()` without an app works differently. Each replica makes an object of the class, and calls its
-# `__serve_build_asgi_app__`. Only the class and the arguments of `bind` are pickled. The service does the same:
+# `serve.ingress()` without an app works differently. Each replica creates an instance of the class and calls its
+# `__serve_build_asgi_app__` method. Only the class and the arguments of `bind` are pickled.
+#
+# The service does this too, with two wrappers around its app. `WithoutRequestId` removes the header `X-Request-ID`, because
+# Serve's proxy adds it again. `UnderWay` ends the requests in progress when a replica stops; uvicorn does that by itself.
 
 # %%
 from starlette.types import ASGIApp
@@ -187,14 +198,16 @@ class Api:
 
 
 # %% [markdown]
-# The settings are an argument of `bind`, and so are the handles of the models. In lesson 09, `create_app` made the same
-# app for `run_app`. When a replica stops, `UnderWay` ends its requests, which uvicorn does by itself.
+# The settings and the handles of the models are arguments of `bind`. `create_app` is the one that you ran with `run_app`
+# in lesson 09.
 #
-# ### Exercise 1: from factory to application
+# ### Exercise 1: from factory to Serve application
 #
-# `on_serve(make_app, *arguments)` returns an application, ready for `serve.run`. Each replica builds
-# `make_app(*arguments)` once, in its own process, and serves it. On uvicorn, the same factory would run as
-# `run_app(make_app(*arguments))`. Do not name an attribute `app`: Serve adds a property of that name to the class.
+# `on_serve(make_app, *arguments)` returns a Serve application: what `bind` returns, ready for `serve.run`. Each replica
+# calls `make_app(*arguments)` exactly once, in its own process, and serves the app that it gets. The arguments are plain
+# values, such as settings. Do not name an attribute `app`: Serve adds a property with that name to the class.
+#
+# On uvicorn, you would run the same factory with `run_app(make_app(*arguments))`.
 
 
 # %% exercise="10.1"
@@ -219,8 +232,8 @@ check("10.1", on_serve)
 # %% [markdown]
 # ## Where may state live?
 #
-# The set of members was a variable of the app. So were the tickets that this box office sold: a ticket is a random text,
-# and a dictionary knows who bought it.
+# The set of members was a variable of the app. This box office keeps its tickets the same way: a ticket is a random
+# string, and a dictionary maps it to the name of the buyer.
 
 # %%
 from secrets import token_hex
@@ -248,8 +261,8 @@ def box_office():
 
 
 # %% [markdown]
-# Two servers stand for two replicas. Ada buys her ticket at the first, and shows it to both. Which status code does each
-# of them respond with?
+# Two servers play the part of two replicas. Ada buys a ticket from the first, and shows it to both. Which status code
+# does each one return?
 
 # %%
 import httpx
@@ -265,28 +278,32 @@ with run_app(box_office(), name="first") as first, run_app(box_office(), name="s
 compare(guess, {name: response.status_code for name, response in shown.items()})
 
 # %% [markdown]
-# Behind Serve's proxy, about every second try would fail. Three places do not depend on the replica:
+# Behind Serve's proxy, about half of all attempts would fail. State can live in three places that do not depend on the
+# replica:
 #
 # | place | how a replica gets it | good for |
 # |---|---|---|
-# | the factory's arguments | all replicas have the same values | settings, keys |
-# | the client | it comes with the request | sessions, cursors, the turns of a conversation |
-# | a deployment of its own, a database | by a call | what clients share |
+# | the factory's arguments | when it starts, the same for all | settings, keys |
+# | the client | with each request | sessions, cursors |
+# | a deployment of its own, a database | with a call | state that clients share |
 #
-# A client can change what it keeps. A signature reveals that, since it takes the key to make one.
+# A client can tamper with what it stores. A signature reveals that, because nobody can create a valid one without the key.
 
 # %%
 import hmac
 
-signature = hmac.new(b"the key", b"ada", "sha256").hexdigest()
-hmac.compare_digest(signature, hmac.new(b"a guess", b"ada", "sha256").hexdigest())
+signature = hmac.new(b"the key", b"ada", "sha256").digest()
+hmac.compare_digest(signature, hmac.new(b"a guess", b"ada", "sha256").digest())
 
 # %% [markdown]
-# ### Exercise 2: a ticket for any door
+# ### Exercise 2: a ticket that every replica accepts
 #
-# Write `stateless_office(key)`, a box office with the same two endpoints. All replicas get the same `key`, some bytes.
-# Each accepts the tickets of the others, also after a restart. Everything else gets the status code 401: a changed
-# ticket, a ticket that was signed with another key, nonsense. The name may be any text without a slash.
+# Write `stateless_office(key)`, a box office with the same endpoints, requests and responses. All replicas get the same
+# `key` (a `bytes` object). Each accepts the tickets that the others sold, even after a restart. The name may be any text
+# without a slash. Two tickets for one name may be equal.
+#
+# Respond with 401 to any other ticket: one that was changed in any character, one that was signed with another key, an
+# empty one, or nonsense, which may contain any characters.
 
 
 # %% exercise="10.2"
@@ -326,14 +343,15 @@ def stateless_office(key):
 check("10.2", stateless_office)
 
 # %% [markdown]
-# A signed ticket needs no memory, but it cannot be taken back before it expires. In the service's chat, the turns belong
-# to the connection. If a replica dies, its clients connect to another one and begin a new conversation.
+# A signed ticket needs no storage, but it cannot be revoked. Real ones carry an expiry time.
 #
-# ## How many fit in?
+# The service's chat does something simpler: the turns of a conversation last as long as its connection. If a replica dies,
+# its clients reconnect to another replica and start a new conversation.
 #
-# An HTTP request leaves a replica after milliseconds. A WebSocket stays, and takes one of the replica's places for
-# requests as long as it is open. Members enter the room until one of them has waited for three seconds. How many are
-# inside?
+# ## How many connections fit?
+#
+# Most HTTP requests are finished within milliseconds or seconds. A WebSocket occupies one of the replica's request slots
+# for as long as it is open. Members join the room until one has to wait for more than three seconds. How many got in?
 
 # %%
 guess = ...
@@ -341,10 +359,10 @@ guess = ...
 
 # %%
 def fill(url):
-    with ExitStack() as seats:
+    with ExitStack() as stack:
         for taken in range(50):
             try:
-                seats.enter_context(connect(url, open_timeout=3))
+                stack.enter_context(connect(url, open_timeout=3))
             except TimeoutError:
                 return taken
     return "50 or more"
@@ -352,14 +370,14 @@ def fill(url):
 
 # %%
 compare(guess, fill(ws + "/room"))
-two_doors.max_ongoing_requests
+two_replicas.max_ongoing_requests
 
 # %% [markdown]
-# That is how many places each of the two replicas has, for HTTP requests and WebSockets together. The next client is not
-# refused: its handshake waits in line, and it learns nothing.
+# By default, `max_ongoing_requests` is five: each of the two replicas has five slots, for HTTP requests and WebSockets
+# together. The next client is not refused. Its handshake waits in a queue, and the client is not told why.
 #
-# So a deployment that accepts WebSockets needs a large `max_ongoing_requests`. The service's API has a large one, and it
-# ends a chat in which nobody has asked anything for ten minutes.
+# So a deployment that accepts WebSockets needs a large `max_ongoing_requests`. The service's API sets a high limit, and
+# closes any chat that has been idle for ten minutes.
 
 # %%
 Settings().deployments.api.max_ongoing_requests
@@ -370,8 +388,8 @@ serve.delete("room")
 # %% [markdown]
 # ## A client that does not read
 #
-# The runtimes differ in one more way. An endpoint sends pages of ten thousand characters without a pause, up to twenty
-# million characters, to a client that reads none of them. The first version simply sends.
+# The runtimes differ in one more way. This endpoint sends page after page of 10,000 characters, up to 20 million in all,
+# to a client that reads nothing. The first version simply sends.
 
 # %%
 from fastapi import WebSocketDisconnect
@@ -389,12 +407,16 @@ async def plain(socket, sent):
 
 
 # %% [markdown]
-# The second version uses the service's `Peer` of lesson 06. `connection` provides it, and runs its heartbeat. After each
-# page the endpoint awaits `drain`.
+# The second version uses the service's `Peer` from lesson 06. `connection` creates it, and runs its heartbeat. After each
+# page, the endpoint awaits `drain`, which returns when at most `WINDOW` characters are unread.
 
 # %%
+from workshop.api import sockets
 from workshop.api.schemas.chat import Ping, Text
 from workshop.api.sockets import connection
+
+# %%
+{name: getattr(sockets, name) for name in ("HEARTBEAT_S", "PONG_TIMEOUT_S", "WINDOW")}
 
 
 # %%
@@ -421,7 +443,8 @@ def pages():
 
 
 # %% [markdown]
-# The app counts what it has sent. That is state in a variable, too, and it is right as long as there is one replica.
+# The app counts what it has sent. That is also state in a variable. It is correct here only because there is a single
+# replica.
 
 
 # %%
@@ -430,11 +453,12 @@ class Pages:
         return pages()
 
 
+# %%
 serve.run(serve.deployment(serve.ingress()(Pages)).bind(), name="pages", route_prefix="/")
 
 
 # %% [markdown]
-# The client connects, and for two seconds does nothing. How many thousand characters can each endpoint send?
+# The client connects and does nothing for two seconds. How many characters, in thousands, can each endpoint send?
 
 # %%
 guess = {"uvicorn": ..., "Serve": ..., "uvicorn, with Peer": ..., "Serve, with Peer": ...}
@@ -455,14 +479,17 @@ with run_app(pages(), name="lesson 10") as server:
 
 # %%
 compare(guess, sent, "thousand")
+
+# %%
 bars({name: {"sent": kilos} for name, kilos in sent.items()}, y="thousand characters", title="sent, and read by nobody")
 
 # %% [markdown]
-# On uvicorn, `send` waits as soon as the buffers of the two operating systems are full. On Serve it never waits. The
-# replica hands everything to the proxy, which keeps it in memory, for every slow client of every replica.
+# On uvicorn, `send` waits as soon as the buffers between server and client are full. On Serve it never waits. The replica
+# hands everything to the proxy, which buffers it in memory, for every slow client of every replica.
 #
-# `Peer` counts. What was sent before a ping has been read when its pong arrives. Once more characters than a window are
-# unconfirmed, `drain` waits, and the heartbeat pings at once.
+# `Peer` counts the characters that no pong has confirmed. If they exceed the window, `drain` waits, and the heartbeat
+# calls this method of `Peer` at once. Messages arrive in order: when the pong comes, the client has read everything sent
+# before the ping, so those characters are subtracted.
 
 
 # %% mirrors="workshop.api.sockets:Peer._ping_and_wait"
@@ -475,14 +502,9 @@ async def _ping_and_wait(self) -> None:
     self._count(-sent_before)
 
 
-# %%
-from workshop.api import sockets
-
-{name: getattr(sockets, name) for name in ("HEARTBEAT_S", "PONG_TIMEOUT_S", "WINDOW")}
-
 # %% [markdown]
-# One message does two jobs on both runtimes: it detects clients that are gone, and it slows the endpoint down for slow
-# ones. While `drain` waits, the chat takes no more words from its model.
+# On both runtimes, the ping does two jobs: it detects clients that have gone, and it slows the endpoint down to the speed
+# of a slow client. While `drain` waits, the chat reads no more words from the model.
 
 # %%
 serve.delete("pages")
@@ -490,8 +512,8 @@ serve.delete("pages")
 # %% [markdown]
 # ## A place that all replicas share
 #
-# Back to the room. Its messages are for several clients, so no client can keep them for the others. They need a place
-# that all replicas can reach: an object that passes messages on. As a plain class it is short.
+# Back to the room. Its messages go to several clients, so no single client can hold them. They need something that every
+# replica can reach and that passes messages on. As a plain class, it is short:
 
 # %%
 import asyncio
@@ -520,14 +542,15 @@ class Bus:
 
 
 # %% [markdown]
-# A room on a bus has no members. Each connection publishes what its client says, and forwards what the bus brings. That
-# is two things at the same time, so one of them is a task.
+# A room on a bus keeps no set of members. Each connection publishes what its client says, and forwards what arrives on
+# the bus. Both run at the same time, so one of them is a task.
 
 
 # %%
 async def forward(socket, bus):
-    async for said in bus.subscribe():
-        await socket.send_text(said)
+    with suppress(WebSocketDisconnect):  # the client has left
+        async for said in bus.subscribe():
+            await socket.send_text(said)
 
 
 # %%
@@ -539,16 +562,21 @@ def room_on(bus):
         await socket.accept()
         await socket.send_text(f"process {os.getpid()}")
         forwarding = asyncio.create_task(forward(socket, bus))
-        async for said in socket.iter_text():
-            await bus.publish(said)
-        forwarding.cancel()
+        try:
+            async for said in socket.iter_text():
+                await bus.publish(said)
+        finally:
+            forwarding.cancel()
 
     return app
 
 
 # %% [markdown]
-# On Serve the bus is a deployment, and its callers have a handle. An adapter gives the handle the methods of the class. A
-# subscription is a call with `stream=True` that does not end until it is cancelled.
+# A connection hears what is said after its subscription has started, shortly after `accept`. That is why `who_hears`
+# waits for a second.
+#
+# On Serve, the bus is a deployment, and callers reach it through a handle. An adapter gives that handle the methods of
+# the class. A subscription is a call with `stream=True` that runs until it is cancelled.
 
 
 # %%
@@ -569,7 +597,7 @@ class HandleBus:
 
 
 # %% [markdown]
-# So the app is the same on both runtimes, and only what it is given differs: `room_on(Bus())` on uvicorn, and this on Serve.
+# The app is the same on both runtimes. Only its argument differs: `room_on(Bus())` on uvicorn, and this on Serve:
 
 
 # %%
@@ -582,8 +610,8 @@ class RoomOnBus:
 
 
 # %% [markdown]
-# A subscription takes a place, too. There are two replicas of the API with a hundred places each, and one bus with a
-# thousand. How many of the eight hear the first one now?
+# A member occupies one slot in a replica, and its subscription one slot in the bus. So we raise both limits: to a hundred
+# in each replica, and to a thousand in the one bus. How many of the eight members hear the hello now?
 
 # %%
 guess = ...
@@ -592,31 +620,35 @@ guess = ...
 bus = serve.deployment(Bus).options(max_ongoing_requests=1000).bind()
 room_api = serve.deployment(serve.ingress()(RoomOnBus)).options(num_replicas=2, max_ongoing_requests=100)
 serve.run(room_api.bind(bus), name="room on a bus", route_prefix="/")
-on_the_bus = who_hears(ws + "/room")
-compare(guess, sum(counts["hear it"] for counts in on_the_bus.values()))
+heard_on_the_bus = who_hears(ws + "/room")
+compare(guess, sum(counts["hear it"] for counts in heard_on_the_bus.values()))
 
 # %%
-bars(on_the_bus, y="members", title="one room, two replicas, one bus")
+bars(heard_on_the_bus, y="members", title="one room, two replicas, one bus")
 
 # %% [markdown]
-# Everyone hears it, in either replica. Meanwhile all have left. How many subscriptions does the bus still have?
+# Everyone hears it, on both replicas. By now all of them have left. The bus still has this many subscriptions:
 
 # %%
 await asyncio.sleep(2)
 await serve.get_deployment_handle("Bus", "room on a bus").subscribers.remote()
 
 # %% [markdown]
-# No subscription is left behind: the `finally` of an adapter in one process has ended a generator in another.
+# None is left. Cancelling the task runs the adapter's `finally`. That cancels the call, which ends the generator in the
+# bus's process.
 #
-# The bus has one replica, since two buses would again be two rooms. It is a single point of failure, and as fast as one
-# process. Where that is not enough, Redis takes its place: `PUBLISH` and `SUBSCRIBE` are the same two methods.
+# The bus has a single replica, because two buses would mean two rooms again. That makes it a single point of failure, and
+# limits it to the speed of one process. If that is not enough, replace it with Redis: its `PUBLISH` and `SUBSCRIBE` do the
+# same job, but you have to serialize the items yourself.
 #
 # ### Exercise 3: rooms with names
 #
-# Write `rooms(bus)`, an app with many rooms on one bus. What somebody says in `/rooms/tea` reaches everyone else in
-# `tea`, whichever replica they are connected to. It does not reach the speaker, or anyone in another room. A text may
-# hold any characters, and so may a name, except for a slash; the bus takes any item that can be pickled. Members come
-# and go at any time. Whoever leaves, leaves no subscription behind.
+# Write `rooms(bus)`, an app with many rooms on one bus. A text sent to `/rooms/tea` reaches all other connections in
+# `tea`, on every replica, unchanged and in order. It does not reach its sender, or any other room. A text may be empty,
+# and contain any characters; so may a name, except for a slash.
+#
+# The bus accepts any item that can be pickled. As above, a connection hears what is said after its subscription has
+# started. Connections come and go, and some break. The bus must never keep more subscriptions than there are connections.
 
 
 # %% exercise="10.3"
@@ -626,18 +658,21 @@ def rooms(bus):
     @app.websocket("/rooms/{name}")
     async def enter(socket: WebSocket, name: str):
         await socket.accept()
-        # solution (about 12 lines)
+        # solution (about 15 lines)
         me = token_hex(8)
 
         async def forward():
-            async for room, speaker, said in bus.subscribe():
-                if room == name and speaker != me:
-                    await socket.send_text(said)
+            with suppress(WebSocketDisconnect):
+                async for room, speaker, said in bus.subscribe():
+                    if room == name and speaker != me:
+                        await socket.send_text(said)
 
         forwarding = asyncio.create_task(forward())
-        async for said in socket.iter_text():
-            await bus.publish((name, me, said))
-        forwarding.cancel()
+        try:
+            async for said in socket.iter_text():
+                await bus.publish((name, me, said))
+        finally:
+            forwarding.cancel()
         # starter
         # await ...
         # end
@@ -651,43 +686,43 @@ check("10.3", rooms)
 # %% [markdown]
 # ## Quiz
 #
-# **1.** A room for all users works on a laptop. With three replicas, people complain that some messages are lost. Which
-# ones?
-# <details><summary>Answer</summary>Those of members who are connected to other replicas. About a third of the members
-# hear each message, since every replica has a set of its own.</details>
+# **1.** A room that keeps its members in a set works on a laptop. With three replicas, users complain that messages get
+# lost. Which messages?
+# <details><summary>Answer</summary>Those from members on other replicas. Only about a third of the members hear each
+# message, because every replica has its own set.</details>
 #
 # **2.** Why does the service build its FastAPI app in <code>__serve_build_asgi_app__</code>, and not at the top of a
 # module?
-# <details><summary>Answer</summary>Nothing of the app has to be pickled, so it may hold clients, locks and models. And it
-# gets its handles as arguments, so that the same <code>create_app</code> runs on uvicorn with other
-# arguments.</details>
+# <details><summary>Answer</summary>No part of the app has to be pickled, so it may hold clients, locks and models. It also
+# receives its handles as arguments, so the same <code>create_app</code> runs on uvicorn with different ones.</details>
 #
-# **3.** A counter of requests is a variable of the app. When is that right with three replicas?
-# <details><summary>Answer</summary>When each replica reports its own count, and somebody adds them up. That is how
-# metrics work. For a limit on all requests it is wrong: three replicas would let in three times as many.</details>
+# **3.** An app counts its requests in a variable. When is that correct with three replicas?
+# <details><summary>Answer</summary>When each replica reports its own count, and something else adds them up. That is how
+# metrics work. It is wrong for an overall rate limit: three replicas would let in three times as many
+# requests.</details>
 #
 # **4.** A deployment has two replicas and the default <code>max_ongoing_requests</code>. Ten clients hold a WebSocket
-# open. What does the health check at <code>/health</code> say?
-# <details><summary>Answer</summary>Nothing, until somebody leaves: all places are taken, and it waits in
-# line.</details>
+# open. What response does an eleventh client get from the app's <code>/health</code>?
+# <details><summary>Answer</summary>Nothing, until a client leaves: all ten slots are taken, so the request waits in the
+# queue.</details>
 #
-# **5.** In the room with the set, one member's network hangs. Who notices?
-# <details><summary>Answer</summary>On uvicorn everyone, as soon as the buffers are full: the loop over the members waits
-# in that member's <code>send_text</code>. On Serve nobody does, and the proxy's memory grows. A task per member, with a
-# limit to what may wait, helps on both.</details>
+# **5.** In the room that uses a set, one member's network connection hangs. Who notices?
+# <details><summary>Answer</summary>On uvicorn the whole room, once the buffers are full: whoever speaks, their endpoint
+# waits in the hung member's <code>send_text</code>, and no longer reads. On Serve nobody does, and the proxy's memory
+# grows. On both, give each member a sending task with a bounded queue.</details>
 #
 # ## Recap
 #
-# | on uvicorn | on Serve | what is right on both |
+# | on uvicorn | on Serve | what works on both |
 # |---|---|---|
 # | one process has the app | each replica builds its own | a factory with arguments |
-# | a variable is seen by all requests | by those of one replica | state at the client, or in a place of its own |
-# | as many connections as there is memory | `max_ongoing_requests` per replica | room for all, and an end for the silent |
-# | `send` waits for a slow reader | `send` never waits | pongs that confirm, and a window |
-# | `Bus()` | `HandleBus(handle)` | an app that knows only their methods |
+# | all requests share a variable | only one replica's requests share it | state at the client, or in its own deployment |
+# | as many connections as memory allows | `max_ongoing_requests` per replica | a high limit, and an idle timeout |
+# | `send` waits for a slow reader | `send` never waits | a window of unconfirmed data, confirmed by pongs |
+# | `Bus()` | `HandleBus(handle)` | an app that uses only the methods they share |
 #
-# You can now write an app that does not know which runtime it is on, nor how many replicas it has. Next: lesson 11
-# chooses their number.
+# You can now write an app that does not depend on its runtime, or on how many replicas it has. Next, in lesson 11, you
+# choose how many replicas to run.
 #
 # ## Tear-down
 

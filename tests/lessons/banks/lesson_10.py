@@ -5,11 +5,13 @@ import base64
 import hashlib
 import hmac
 import json
-import time
 from collections.abc import Callable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
 from itertools import count
 from secrets import token_bytes, token_hex
 from typing import Any
+from uuid import UUID, uuid4
 
 from fastapi import FastAPI, HTTPException, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse
@@ -36,17 +38,26 @@ class ForgetsReturn(Ingress):
         self.make_app(*self.arguments)
 
 
+class BuildsWhereItStarts(Ingress):
+    def __init__(self, make_app: Any, *arguments: Any) -> None:
+        self.built = make_app(*arguments)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return self.built
+
+
+class BuildsTwice(Ingress):
+    def __init__(self, make_app: Any, *arguments: Any) -> None:
+        super().__init__(make_app, *arguments)
+        self.built = make_app(*arguments)
+
+
 class MakesAnAppPerRequest(Ingress):
     def __serve_build_asgi_app__(self) -> Any:
         async def app(scope: Any, receive: Any, send: Any) -> None:
             await self.make_app(*self.arguments)(scope, receive, send)
 
         return app
-
-
-class NeverReturns(Ingress):
-    def __serve_build_asgi_app__(self) -> Any:
-        time.sleep(60)
 
 
 class TakesTheApp:
@@ -77,14 +88,27 @@ def with_a_builder(make_app: Any, *arguments: Any) -> Any:
     return serve.deployment(serve.ingress(build)()).bind()
 
 
+def closes_over_the_factory(make_app: Any, *arguments: Any) -> Any:
+    methods = {"__serve_build_asgi_app__": lambda self: make_app(*arguments)}
+    return deployment_of(type("Factory", (), methods)).bind()
+
+
+def without_ingress(make_app: Any, *arguments: Any) -> Any:
+    return serve.deployment(Ingress).bind(make_app, *arguments)
+
+
 def pickles_the_app(make_app: Any, *arguments: Any) -> Any:
     return serve.deployment(serve.ingress(make_app(*arguments))()).bind()
 
 
-# 10.2: a ticket for any door
+# 10.2: a ticket that every replica accepts
 
 
-def office(seal_of: Callable[[bytes], Callable[[str], str]], refusal: int = 401) -> Callable[[bytes], FastAPI]:
+def office(
+    seal_of: Callable[[bytes], Callable[[str], str]],
+    refusal: int = 401,
+    same: Callable[[str, str], bool] = lambda given, made: given == made,
+) -> Callable[[bytes], FastAPI]:
     """A ticket is a seal of the name, a dot, and the name."""
 
     def make(key: bytes) -> FastAPI:
@@ -97,7 +121,7 @@ def office(seal_of: Callable[[bytes], Callable[[str], str]], refusal: int = 401)
         @app.get("/holder")
         async def holder(ticket: str) -> dict[str, str]:
             given, _, name = ticket.partition(".")
-            if given != seal(name):
+            if not same(given, seal(name)):
                 raise HTTPException(refusal)
             return {"name": name}
 
@@ -148,6 +172,56 @@ def in_base64(key: bytes) -> FastAPI:
     return app
 
 
+def with_a_number(key: bytes) -> FastAPI:
+    """No two tickets are the same, and no name can be read in one."""
+    app = FastAPI()
+
+    def seal(content: str) -> str:
+        return hashlib.blake2b(content.encode(), key=key).hexdigest()
+
+    @app.post("/tickets/{name}")
+    async def sell(name: str) -> dict[str, str]:
+        content = f"{token_hex(8)}-{name.encode().hex()}"
+        return {"ticket": f"{content}-{seal(content)}"}
+
+    @app.get("/holder")
+    async def holder(ticket: str) -> dict[str, str]:
+        content, _, given = ticket.rpartition("-")
+        if not hmac.compare_digest(given.encode(), seal(content).encode()):
+            raise HTTPException(401)
+        return {"name": bytes.fromhex(content.partition("-")[2]).decode()}
+
+    return app
+
+
+def decoded(encode: Callable[[bytes], str], decode: Callable[[str], bytes]) -> Callable[[bytes], FastAPI]:
+    """Compares what is in the ticket, and not the ticket."""
+
+    def make(key: bytes) -> FastAPI:
+        app = FastAPI()
+
+        def sign(name: bytes) -> bytes:
+            return hmac.new(key, name, "sha256").digest()
+
+        @app.post("/tickets/{name}")
+        async def sell(name: str) -> dict[str, str]:
+            return {"ticket": encode(sign(name.encode()) + name.encode())}
+
+        @app.get("/holder")
+        async def holder(ticket: str) -> dict[str, str]:
+            try:
+                content = decode(ticket)
+            except ValueError:
+                raise HTTPException(401) from None
+            if not hmac.compare_digest(content[:32], sign(content[32:])):
+                raise HTTPException(401)
+            return {"name": content[32:].decode()}
+
+        return app
+
+    return make
+
+
 def dots_are_for_the_signature(key: bytes) -> FastAPI:
     app = FastAPI()
 
@@ -163,6 +237,10 @@ def dots_are_for_the_signature(key: bytes) -> FastAPI:
         return {"name": name}
 
     return app
+
+
+def base64_of(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).decode()
 
 
 def remembering(sold: dict[str, str] | None) -> Callable[[bytes], FastAPI]:
@@ -279,6 +357,71 @@ def one_subscription_per_app(bus: Any) -> Callable[..., Any]:
     return enter
 
 
+@dataclass(frozen=True)
+class Said:
+    room: str
+    speaker: UUID
+    text: str
+
+
+def first_to_end(bus: Any) -> Callable[..., Any]:
+    """Two equal tasks, and an item of a class."""
+
+    async def enter(socket: WebSocket, name: str) -> None:
+        me = uuid4()
+
+        async def speak() -> None:
+            async for text in socket.iter_text():
+                await bus.publish(Said(name, me, text))
+
+        async def listen() -> None:
+            async with aclosing(bus.subscribe()) as items:
+                async for item in items:
+                    if item.room == name and item.speaker != me:
+                        await socket.send_text(item.text)
+
+        both = [asyncio.create_task(speak()), asyncio.create_task(listen())]
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in both:
+                task.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
+
+    return enter
+
+
+def knows_itself_by_the_text(bus: Any) -> Callable[..., Any]:
+    async def enter(socket: WebSocket, name: str) -> None:
+        mine: set[str] = set()
+
+        async def forward() -> None:
+            async for room, said in bus.subscribe():
+                if room == name and said not in mine:
+                    await socket.send_text(said)
+
+        forwarding = asyncio.create_task(forward())
+        try:
+            async for said in socket.iter_text():
+                mine.add(said)
+                await bus.publish((name, said))
+        finally:
+            forwarding.cancel()
+
+    return enter
+
+
+def awaits_what_does_not_end(bus: Any) -> Callable[..., Any]:
+    async def enter(socket: WebSocket, name: str) -> None:
+        async for room, said in bus.subscribe():
+            if room == name:
+                await socket.send_text(said)
+        async for said in socket.iter_text():
+            await bus.publish((name, said))
+
+    return enter
+
+
 def with_colons(bus: Any) -> Callable[..., Any]:
     async def enter(socket: WebSocket, name: str) -> None:
         me = token_hex(8)
@@ -357,7 +500,7 @@ def without_finally(bus: Any) -> Callable[..., Any]:
 
 BANK = {
     "10.1": {
-        "right": [bound(Ingress), with_a_builder],
+        "right": [bound(Ingress), bound(BuildsWhereItStarts), with_a_builder, closes_over_the_factory],
         "wrong": [
             (lambda make_app, *arguments: make_app(*arguments), "the app itself"),
             (lambda make_app, *arguments: deployment_of(Ingress), "`.bind(…)` makes an application"),
@@ -365,15 +508,16 @@ BANK = {
             (lambda make_app, *arguments: None, "is a `return` missing"),
             (lambda make_app, *arguments: deployment_of(TakesTheApp).bind(make_app(*arguments)), "pickl"),
             (pickles_the_app, "pickl"),
+            (bound(BuildsTwice), "How often the factory"),
+            (without_ingress, "not the app's response"),
             (bound(ForgetsTheStar), "arguments of the factory"),
             (bound(MakesAnAppPerRequest), "not per request"),
             (bound(ForgetsReturn), "No replica of"),
             (bound(TakesTheNameOfServe), "property 'app'"),
-            (bound(NeverReturns), "within"),
         ],
     },
     "10.2": {
-        "right": [office(signed), in_base64],
+        "right": [office(signed), in_base64, with_a_number],
         "wrong": [
             (remembering(None), "at another one with the same key"),
             (remembering({}), "at another one with the same key"),
@@ -383,25 +527,30 @@ BANK = {
             (office(not_about_the_name), "made of two"),
             (office(the_key_itself), "The key is in the ticket"),
             (office(signed, refusal=403), "This is nonsense"),
+            (office(signed, same=hmac.compare_digest), "non-ASCII characters"),
+            (decoded(base64_of, base64.urlsafe_b64decode), "`!` behind it"),
+            (decoded(bytes.hex, bytes.fromhex), "in capitals"),
             (dots_are_for_the_signature, "values to unpack"),
             (lambda key: None, "FastAPI app"),
         ],
     },
     "10.3": {
-        "right": [rooms(simple()), rooms(in_a_group), rooms(one_subscription_per_app)],
+        "right": [rooms(simple()), rooms(in_a_group), rooms(one_subscription_per_app), rooms(first_to_end)],
         "wrong": [
             (rooms(with_colons), "as it was said"),
             (rooms(number_of_the_seat), "hears nothing"),
             (rooms(counted(None)), "hears nothing"),
             (rooms(counted(count())), "hears nothing"),
             (rooms(simple(lambda socket: socket.client and socket.client.host)), "hears nothing"),
-            (rooms(simple(is_mine=lambda speaker, me: False)), "nobody hears himself"),
+            (rooms(simple(is_mine=lambda speaker, me: False)), "but not the sender"),
             (rooms(simple(is_here=lambda room, name: True)), "hears `tea`"),
             (rooms(simple(is_here=lambda room, name: room.startswith(name))), "hears `tea`"),
             (rooms(simple(drops=lambda said: not said)), "expected ''"),
             (rooms(simple(drops=lambda said: said == "stop")), "expected 'stop'"),
-            (rooms(simple(cancels=False)), "still works for somebody who has left"),
-            (rooms(without_finally), "still works for somebody who has left"),
+            (rooms(simple(cancels=False)), "of a connection that has ended"),
+            (rooms(without_finally), "of a connection that has ended"),
+            (rooms(knows_itself_by_the_text), "hears nothing"),
+            (rooms(awaits_what_does_not_end), "hears nothing"),
             (rooms(local_members), "hears nothing"),
             (rooms(simple(lambda socket: socket)), "await bus.publish"),
             (lambda bus: None, "FastAPI app"),

@@ -33,11 +33,11 @@ SOON_S = 3.0
 @exercise(
     "10.1",
     hints=[
-        "As `Room`, with an `__init__` that keeps the factory and the arguments. `bind` passes them to it.",
+        "Like `Room`, with an `__init__` that keeps the factory and the arguments. `bind` passes them to it.",
         "`serve.deployment(serve.ingress()(Ingress)).bind(make_app, *arguments)`, and the class calls the factory in "
         "`__serve_build_asgi_app__`.",
     ],
-    right="The recipe travels, and each replica makes the app for itself.",
+    right="The factory travels, and each replica builds its own app.",
     seconds=LIMIT_S,
 )
 def runs_on_serve(answer: Answer) -> None:
@@ -48,12 +48,14 @@ def runs_on_serve(answer: Answer) -> None:
     with _reachable(answer, application) as client:
         reports = [_json(client.get("/report")) for _ in range(3)]
     expect(reports[0]["arguments"], list(arguments), why="These are the arguments of the factory.")
-    if any(report["made_in"] != report["runs_in"] for report in reports):
+    if any(report["runs_in"] not in report["made_in"] for report in reports):
         raise NotYet("The app was not made in its replica's process, but here, and then pickled.")
     visits: Counter[int] = Counter()  # by replica
     for report in reports:
         visits[report["runs_in"]] += 1
         expect(report["visits"], visits[report["runs_in"]], why="A replica makes its app once, not per request.")
+    made = [report["made_in"].count(report["runs_in"]) for report in reports]
+    expect(made, [1, 1, 1], why="How often the factory was called in the replica.")
     expect([report["starts"] for report in reports], [1, 1, 1], why="The app's lifespan runs once.")
 
 
@@ -61,7 +63,9 @@ def runs_on_serve(answer: Answer) -> None:
 def _reachable(answer: Answer, application: Any) -> Iterator[Client]:
     """Run the application behind Serve's proxy for the length of the block, and yield an HTTP client for it."""
     if isinstance(application, FastAPI):
-        raise NotYet("This is the app itself, and it was made here.", expected="an application for `serve.run`")
+        raise NotYet(
+            "This is the app itself, and it was made here.", expected="a Serve application, which `bind` returns"
+        )
     with running(application) as name, Client(answer, f"{_proxy_url()}/{name}", SOON_S) as client:
         routes = client.base_url.join("/-/routes")
         comes_true(lambda: f"/{name}" in httpx.get(routes, trust_env=False).json(), SOON_S)
@@ -72,7 +76,7 @@ def _reachable(answer: Answer, application: Any) -> Iterator[Client]:
 
 
 def _proxy_url() -> str:
-    client: Any = _get_global_client()  # the only one who knows, in the test run's cluster too
+    client: Any = _get_global_client()  # the only place that has it, in the test run's cluster too
     return f"http://127.0.0.1:{client.http_config.port}"
 
 
@@ -92,11 +96,12 @@ NAMES = ("ada", "Åsa: 2.5 | b, c;d", "x")
 @exercise(
     "10.2",
     hints=[
-        "The ticket holds the name and a signature of the name: then nothing has to be remembered.",
-        '`hmac.new(key, name.encode(), "sha256").hexdigest()` has 64 characters. Put the name behind them, and compare '
-        "the signature again when the ticket comes back.",
+        "Put the name and a signature of the name into the ticket. Then nothing has to be stored.",
+        '`hmac.new(key, name.encode(), "sha256").hexdigest()` has 64 characters. Put the name behind them. When the '
+        "ticket comes back, make it again from its name, and compare. `hmac.compare_digest` accepts a `str` only if it "
+        "is ASCII, so compare bytes: `.encode()`.",
     ],
-    right="Nothing is remembered, and so nothing can be missing in another replica.",
+    right="Nothing is stored, so nothing can be missing on another replica.",
     seconds=LIMIT_S,
 )
 def needs_no_memory(answer: Answer) -> None:
@@ -108,7 +113,8 @@ def needs_no_memory(answer: Answer) -> None:
         for name in NAMES:
             tickets[name] = _sold(office, name)
             _expect_known(office, name, tickets[name])
-        _expect_refused(office, {"nonsense": "nonsense", "an empty ticket": "", "a name alone": "ada"})
+        nonsense = {"nonsense": "nonsense", "nonsense, not in ASCII": "µµµ"}
+        _expect_refused(office, nonsense | {"an empty ticket": "", "a name alone": "ada"})
 
         for name in NAMES:
             answer.given = "the same app in another process"
@@ -144,7 +150,7 @@ def _sold(office: Client, name: str) -> str:
     response = office.post(f"/tickets/{quote(name, safe='')}")
     ticket = _json(response).get("ticket")
     if not isinstance(ticket, str):
-        raise NotYet("A ticket is a text.", expected='{"ticket": "…"}', got=response.text)
+        raise NotYet("A ticket is a string.", expected='{"ticket": "…"}', got=response.text)
     return ticket
 
 
@@ -174,11 +180,13 @@ def _forged(ticket: str, other: str) -> dict[str, str]:
         made[f"a ticket with another character at place {place}"] = ticket[:place] + changed + ticket[place + 1 :]
     made["half of a ticket"] = ticket[: len(ticket) // 2]
     made["a ticket with another character in front"] = "x" + ticket
+    made["a ticket with `!` behind it"] = ticket + "!"  # which a decoder may ignore, as it may ignore the case
+    made["a ticket in capitals"] = ticket.upper()
     return {what: text for what, text in made.items() if text not in (ticket, other)}
 
 
 class _Member:
-    """Somebody in a room."""
+    """A connection to a room."""
 
     def __init__(self, answer: Answer, socket: ClientConnection, who: str) -> None:
         self.who = who
@@ -232,8 +240,8 @@ SAID = (
     "10.3",
     hints=[
         "Publish more than the text: the room, and something that only this connection has, such as `token_hex(8)`. "
-        "Whoever receives an item can then tell whether it is for its client.",
-        "As in `room_on`: a task that iterates `bus.subscribe()`, beside the loop that reads. Cancel it at the end.",
+        "Each subscription can then tell whether an item is for its own client.",
+        "As in `room_on`: a task that iterates `bus.subscribe()`, beside the loop that reads. A `finally` cancels it.",
     ],
     right="Many rooms, many replicas, one bus.",
     seconds=LIMIT_S,
@@ -259,13 +267,13 @@ def keeps_rooms_apart(answer: Answer) -> None:
                 )
             except (InvalidHandshake, TimeoutError, EOFError, OSError) as error:
                 raise NotYet("The connection was not accepted.", got=str(error)) from None
-            if all(subscribes):  # who does not subscribe is not waited for again
+            if all(subscribes):  # an app that does not subscribe is not waited for again
                 subscribes.append(comes_true(lambda: bus.subscriptions > before or bool(client.errors), SOON_S))
             return _Member(answer, socket, who)
 
         def expect_subscriptions(number: int, given: str) -> None:
             if not comes_true(lambda: bus.subscriptions <= number, SOON_S):
-                why = "The bus still works for somebody who has left."
+                why = "The bus still has a subscription of a connection that has ended."
                 raise NotYet(why, given=given, expected=f"{number} subscriptions", got=str(bus.subscriptions))
 
         dan, eve = enter(other, "tea: green", "dan"), enter(one, "tea: green", "eve")
@@ -297,4 +305,4 @@ def _talk(members: list[_Member], texts: tuple[str, ...]) -> None:
         speaker.say(text)
         for listener in members:
             if listener is not speaker:
-                listener.expect(text, "All others in the room hear each text as it was said, and nobody hears himself.")
+                listener.expect(text, "All others in the room hear each text as it was said, but not the sender.")

@@ -250,8 +250,10 @@ async def adds_done_to_stopped(socket: WebSocket, model: Any) -> None:
 
 
 async def asks_another_model(socket: WebSocket, model: Any) -> None:
-    """The answer comes from a model of the notebook, not from the one that is passed in."""
-    await in_a_group(socket, Model())
+    """As the notebook's `answer` does."""
+    another = Model()
+    another.length = 3
+    await in_a_group(socket, another)
 
 
 async def forgets_to_await(socket: WebSocket, model: Any) -> None:
@@ -1008,7 +1010,7 @@ BANK = {
             (OneTaskForAll(), "This ended the other client's answer"),
             (collects_the_words, "as soon as it is produced"),
             (adds_done_to_stopped, "The next question after a `stop`"),
-            (asks_another_model, "all words at the end"),
+            (asks_another_model, "All words of the answer"),
             (forgets_to_await, "was not awaited"),
             (stops_the_conversation, "ended"),
             (without_done, "No further message arrives"),
@@ -1064,7 +1066,7 @@ BANK = {
             (asks_and_waits, "No further message arrives"),
             (only_pings, "No further message arrives"),
             (pings_once, "No `ping` arrives"),
-            (watcher(clears=False), "says `pong` 50 times"),
+            (watcher(clears=False), "no `ping` before the `pong`"),
             (counts_pongs, "says `pong` 50 times"),
             (waits_out_its_patience, "No `ping` arrives"),
             (pings_by_the_clock, "no `ping` before the `pong`"),
@@ -1075,7 +1077,7 @@ BANK = {
             (watcher(code=1000), "this is the close code"),
             (watcher(echo_pong=True), "pong"),
             (watcher(patient=False), "ended"),
-            (watcher(any_text=True), "never says `pong`"),
+            (watcher(any_text=True), "no `ping` before the `pong`"),
             (raises_in_a_group, "WebSocketException"),
             (pings_at_once, "too early"),
             (not_async, "async def"),

@@ -414,18 +414,16 @@ def _expect_no_ping_yet(answer: Answer, client: Client) -> None:
     who = "a client, pinged every 4 s and given 0.2 s,"
     with _talking(answer, client, "/every/4/patience/0.2", who) as talk:
         talk.expect_silence(0.4, "nothing for 4 s")
-        talk.say("hello")
-        expect(talk.hear(), "hello", why="Every text is echoed.")
+        _expect_echo(talk)
 
 
 def _expect_patience(answer: Answer, client: Client) -> None:
     who = "a client, pinged every 0.1 s and given 60 s, that takes 0.4 s for a pong and"
     with _talking(answer, client, "/every/0.1/patience/60", who) as talk:
-        for number in range(2):
-            text = f"message {number}"
-            talk.say(text)
-            _hear_echo_and_ping(talk, text)
-            talk.expect_silence(0.4, "no `ping` before the `pong` to the last one")
+        for _ in range(2):
+            _hear_ping(talk)
+            _expect_echo(talk)
+            talk.expect_silence(0.4, "nothing before it says `pong`")
             talk.say("pong")
         _hear_ping(talk)
 
@@ -451,8 +449,8 @@ def _expect_that_only_pongs_count(answer: Answer, client: Client) -> None:
                 silent.say("I am here")
                 raise NotYet("It stays connected, though a `pong` is missing.", expected="close with 1011")
             expect(int(silent.code), 1011, why="A `pong` is missing: this is the close code.")
-        faithful.say("me too")
-        _hear_echo_and_ping(faithful, "me too")
+        _hear_ping(faithful)
+        _expect_echo(faithful)
 
 
 def _hear_ping(talk: _Talk) -> None:
@@ -463,17 +461,9 @@ def _hear_ping(talk: _Talk) -> None:
     expect(message, "ping", why="Nothing else should arrive here.")
 
 
-def _hear_echo_and_ping(talk: _Talk, text: str) -> None:
-    """Each of them once, in any order."""
-    missing = {text: "echo", "ping": "`ping`"}
-    while missing:
-        try:
-            message = talk.hear()
-        except NotYet as no:
-            raise NotYet(f"No {missing.get(text, '`ping`')} arrives. {no.message}", got=no.got) from None
-        if missing.pop(message, None) is None:
-            why = "Every text except `pong` is echoed once, and one `ping` is sent."
-            raise NotYet(why, expected=f"{text}, ping", got=show(message))
+def _expect_echo(talk: _Talk) -> None:
+    talk.say("hello")
+    expect(talk.hear(), "hello", why="Every text except `pong` is echoed.")
 
 
 @exercise(

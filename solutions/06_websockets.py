@@ -4,14 +4,14 @@
 # A user presses Stop, and the model keeps talking. You will see why, and build a conversation that can be interrupted,
 # survives bad messages, and notices when the other side has gone.
 #
-# Afterwards you can
+# After this lesson you can
 #
 # - receive and send on one connection at the same time, and cancel an answer,
 # - answer an invalid message without ending the conversation, and end it with a reason,
 # - authenticate programs and browsers,
-# - detect a client that has disappeared, or that does not read.
+# - detect a client that has disappeared or stopped reading.
 #
-# The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 60 minutes, exercises included.
+# The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 75 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("06.3")` runs everything before exercise 3.
 
@@ -27,7 +27,7 @@ service_map("06")
 # In lesson 05 the server streamed, and the client could only listen. If that is all you need, stay with plain HTTP. On
 # a WebSocket both sides send whenever they like, over one connection that stays open.
 #
-# This stand-in for a language model produces 25 words per second. It counts the answers that it is working on.
+# This stand-in for a language model produces 25 words per second. It keeps count of the answers in progress.
 
 # %%
 import asyncio
@@ -52,7 +52,7 @@ class Model:
 
 
 # %% [markdown]
-# The answer is sent word by word, followed by `done`. If the client leaves in the middle, `send_text` raises
+# The answer is sent word by word, followed by `done`. If the client disconnects midway, `send_text` raises
 # `WebSocketDisconnect`. There is nobody left to send to, so we suppress it.
 
 # %%
@@ -72,8 +72,8 @@ async def answer(socket, question):
 
 
 # %% [markdown]
-# The chat endpoint: `iter_text` yields each message until the client leaves. Every message is a question, except
-# `stop`. We record when the server sees a `stop`, and confirm it.
+# In the chat endpoint, `iter_text` yields each message until the client disconnects. Every message is a question,
+# except `stop`. When the endpoint receives a `stop`, it records the time and replies `stopped`.
 
 # %%
 stops_seen = []
@@ -99,7 +99,7 @@ ws_url = server.url.replace("http", "ws")
 ws_url
 
 # %% [markdown]
-# The client asks a question, sends `stop` after a third of the words, and reads on until it receives `stopped`.
+# The client asks a question, sends `stop` after a third of the words, and keeps reading until it receives `stopped`.
 
 # %%
 from websockets.sync.client import connect
@@ -116,7 +116,7 @@ def press_stop(url):
             if len(words) == len(WORDS) // 3:
                 socket.send("stop")
                 pressed = time.perf_counter()
-    return in_ms({"word received": words, "Stop pressed": [pressed], "Stop seen by server": stops_seen[-1:]}, started)
+    return in_ms({"word received": words, "Stop pressed": [pressed], "Stop read by server": stops_seen[-1:]}, started)
 
 
 def in_ms(rows, started):
@@ -135,7 +135,8 @@ pressed = in_turn_rows["Stop pressed"][0]
 compare(guess, sum(moment > pressed for moment in in_turn_rows["word received"]), f"of {len(WORDS)} words")
 
 # %% [markdown]
-# All the words that were left. The message was not slow to arrive, but look at when the server sees it.
+# The client receives all the remaining words. The picture shows when Stop was pressed, and how late the endpoint read
+# the message.
 
 # %%
 marks(in_turn_rows, title="receive, then answer, then receive again")
@@ -143,10 +144,10 @@ marks(in_turn_rows, title="receive, then answer, then receive again")
 # %% [markdown]
 # ## What just happened?
 #
-# The `stop` arrived at once and waited in the server's queue. The endpoint was inside `answer`, and receives again only
-# when that returns. A WebSocket works in both directions at once. Our code used one direction at a time.
+# The `stop` arrived at once and waited in the server's queue. The endpoint was inside `answer`, and does not receive
+# again until `answer` returns. A WebSocket works in both directions at once, but our code used only one at a time.
 #
-# So the answer must not keep the endpoint from receiving. It gets a task of its own, and a task can be cancelled.
+# The answer must not keep the endpoint from receiving, so we run it in its own task, which can be cancelled.
 
 
 # %%
@@ -164,7 +165,8 @@ async def side_by_side(socket: WebSocket):
 
 
 # %% [markdown]
-# `cancel` raises `CancelledError` where the task is waiting: inside the model. So the model stops too.
+# `cancel` raises `CancelledError` at the `await` where the task is suspended. That is nearly always inside the model,
+# so the model stops too.
 
 
 # %%
@@ -177,8 +179,11 @@ marks(one_above_another({"in turn": in_turn_rows, "side by side": press_stop(ws_
 # %% [markdown]
 # ## Who owns the task?
 #
-# Now the model needs two seconds for its first word. The client asks, and leaves while the model is thinking. How many
-# answers is the model working on half a second later?
+# `side_by_side` has a bug that is easy to see: it replies `stopped` even if the answer has already ended. Another is
+# easy to miss.
+#
+# Now the model needs two seconds for its first word. The client asks a question and leaves while the model is thinking.
+# How many answers is the model working on half a second later?
 
 # %%
 guess = ...
@@ -198,10 +203,11 @@ def ask_and_leave(path):
 compare(guess, ask_and_leave("/side-by-side"), "for a client that has left")
 
 # %% [markdown]
-# The endpoint has returned, but its task runs on. A model on a GPU would waste a slot that others wait for.
+# The endpoint has returned, but its task keeps running. On a GPU, it would occupy a slot that other users are waiting
+# for.
 #
-# A `TaskGroup` owns its tasks: if its block raises, it cancels them all. The client leaving is such an error. In this
-# example a task would sleep for ten seconds.
+# A `TaskGroup` owns its tasks: if its block raises, it cancels them all. A disconnect counts as such an error. In this
+# example, the task would otherwise sleep for ten seconds.
 
 
 # %%
@@ -219,26 +225,38 @@ except* WebSocketDisconnect as left:
     print(f"{left.exceptions} after {time.perf_counter() - began:.1f} s")
 
 # %% [markdown]
-# Several tasks can fail at once, so a group raises an `ExceptionGroup`. `except*` catches by what is inside.
+# Several tasks can fail at once, so a group raises an `ExceptionGroup`. `except*` matches the exceptions inside the
+# group.
 #
-# One more thing is needed. `iter_text` ends silently when the client leaves. `receive_text` raises
-# `WebSocketDisconnect`, which ends the group.
+# One detail matters: `iter_text` ends silently when the client leaves, so the group would wait for its tasks.
+# `receive_text` raises `WebSocketDisconnect`, which ends the group.
 #
+# `cancel` only requests the end of a task; `asyncio.wait` waits for it. If a task has already ended, `cancel` returns
+# `False`, and `done` returns `True`.
+
+# %%
+task = asyncio.create_task(asyncio.sleep(10))
+requested, ended = task.cancel(), task.done()
+await asyncio.wait([task])
+requested, ended, task.done(), task.cancel()
+
+# %% [markdown]
 # ### Exercise 1: stop means stop
 #
-# Write the conversation. `socket` is accepted, and many clients use the same `model`, each with a connection of its
-# own.
+# Write `chat`. The `socket` has already been accepted. Many clients share one `model`, which is passed in; each has its
+# own connection. Our `answer` asks the notebook's model, so write a new one.
 #
-# - `stop` is the only command; every other text is a question. Answer with each word of `model.words(question)` as soon
-#   as it comes, then `done`. A client asks its next question only after the end of an answer.
-# - `stop` ends the running answer at once, even while the model is thinking: `stopped` is sent in place of `done`, the
-#   model stops working on it, and the next question may follow. Without a running answer, `stop` is ignored.
-# - When the client leaves, its answer ends within a second.
+# - `stop` is the only command; every other text is a question. Send each word of `model.words(question)` as soon as it
+#   is produced, then `done`. You can assume that a client waits for one answer to end before it asks the next question.
+# - `stop` ends the running answer at once, even while the model is thinking: send `stopped` in place of `done`. The
+#   model stops working on the answer, and the client may ask its next question.
+# - If no answer is running, ignore `stop`.
+# - When the client disconnects, end its answer within a second. `chat` may then return or raise.
 
 
 # %% exercise="06.1"
 async def chat(socket, model):
-    # solution (about 16 lines)
+    # solution (about 17 lines)
     answering = None
 
     async def answer(question):
@@ -253,6 +271,7 @@ async def chat(socket, model):
                 if message != "stop":
                     answering = tasks.create_task(answer(message))
                 elif answering and answering.cancel():
+                    await asyncio.wait([answering])
                     await socket.send_text("stopped")
     except* WebSocketDisconnect:
         pass
@@ -267,8 +286,9 @@ check("06.1", chat)
 # %% [markdown]
 # ## Typed messages
 #
-# Is `stop` a command, or a question about stopping? Over HTTP, method and path tell requests apart. On a WebSocket each
-# message has to do so. In the service, each is a JSON object with a `type`, and `cancel` names the answer that it ends.
+# Is `stop` a command, or a question about stopping? Over HTTP, the method and path tell requests apart. On a WebSocket,
+# each message has to say what it is. In the service, each is a JSON object with a `type`, and `cancel` names the answer
+# that it ends.
 
 # %% mirrors="workshop.api.schemas.chat:Id workshop.api.schemas.chat:_Message workshop.api.schemas.chat:Cancel"
 from typing import Annotated, Literal, TypeAlias
@@ -291,7 +311,7 @@ class Cancel(_Message):
 
 # %% [markdown]
 # A client's other messages are `ask`, `reset`, `ping` and `pong`. A union with a discriminator looks at `type` first.
-# So its error is about the message that was meant, and not about all five.
+# Its errors therefore concern only the message type that the client meant, not all five.
 
 # %% mirrors="workshop.api.schemas.chat:ClientMessage workshop.api.schemas.chat:CLIENT_MESSAGE"
 ClientMessage: TypeAlias = Annotated[Ask | Cancel | Reset | Ping | Pong, Field(discriminator="type")]
@@ -313,7 +333,7 @@ async def strict(socket: WebSocket):
 
 
 # %% [markdown]
-# Four clients send one invalid message each, and then a valid one.
+# Four clients send an invalid message each, followed by a valid one. `send_two` returns the replies.
 
 # %%
 import json
@@ -330,30 +350,28 @@ from websockets.exceptions import ConnectionClosed
 
 
 def send_two(path, invalid):
-    with connect(ws_url + path) as socket:
-        try:
-            socket.send(invalid)
-            first = socket.recv(timeout=10)
-            socket.send('{"type": "ping", "id": "2"}')
-            return f"{first} {socket.recv(timeout=10)}"
-        except ConnectionClosed:
-            return f"closed: {int(socket.close_code)}"
+    replies = []
+    with connect(ws_url + path) as socket, suppress(ConnectionClosed):
+        for message in (invalid, '{"type": "ping", "id": "2"}'):
+            socket.send(message)
+            replies.append(socket.recv(timeout=10))
+    return replies
 
 
 # %% [markdown]
-# What does each client receive: two replies, one, or none?
+# How many replies does each client receive: 2, 1 or 0?
 
 # %%
 guess = {"a typo": ..., "half a message": ..., "a number as id": ..., "a binary frame": ...}
 
 # %%
-compare(guess, {name: send_two("/strict", invalid) for name, invalid in INVALID.items()})
+compare(guess, {name: len(send_two("/strict", invalid)) for name, invalid in INVALID.items()}, "replies")
 
 # %% [markdown]
-# None: the conversation is over. A failed HTTP request costs one response. An exception that leaves a WebSocket
-# endpoint costs the connection, and the conversation on it.
+# Nobody gets a reply. A failed HTTP request loses one response. An exception that escapes from a WebSocket endpoint
+# loses the connection and, with it, the conversation.
 #
-# An invalid message should get a reply. The service has a message for it, `error`.
+# An invalid message should get a reply. The service has a message type for this, `error`.
 
 # %%
 from pydantic import ValidationError
@@ -379,11 +397,11 @@ async def tolerant(socket: WebSocket):
 
 # %%
 for name, invalid in INVALID.items():
-    print(f"{name:15}", send_two("/tolerant", invalid))
+    print(f"{name:15}", *send_two("/tolerant", invalid))
 
 # %% [markdown]
-# Three of the four. `receive_text` and `iter_text` expect text frames, and raise `KeyError` on a binary one. The
-# service receives the raw event and handles both kinds. It also limits the length here.
+# That works for three of the four. `receive_text` and `iter_text` expect text frames and raise `KeyError` on a binary
+# one. The service receives the raw event and handles both kinds. This is also where it limits the message length.
 
 # %%
 from fastapi import WebSocketException, status
@@ -405,8 +423,8 @@ async def receive(self) -> str | bytes:
 
 
 # %% [markdown]
-# It is a method of `Peer`, the service's wrapper around a socket. With `Peer(socket)`, the fourth client gets two
-# replies as well.
+# It is a method of `Peer`, the service's wrapper around a socket; its `send` takes a pydantic model. `/robust` is the
+# version to keep: the fourth client gets two replies as well.
 
 
 # %%
@@ -422,9 +440,9 @@ async def robust(socket: WebSocket):
 send_two("/robust", INVALID["a binary frame"])
 
 # %% [markdown]
-# ### Exercise 2: a token budget
+# ### Exercise 2: a token meter
 #
-# Write the endpoint `/budget`. It keeps a total of tokens for each connection, from 0.
+# Write the endpoint `/meter`. For each connection, it keeps a running total of tokens, starting at 0.
 #
 # - `{"type": "spend", "tokens": 30}` adds to the total. `tokens` is a JSON integer, at least 1: not `true`, `1.5` or
 #   `"30"`.
@@ -432,9 +450,12 @@ send_two("/robust", INVALID["a binary frame"])
 # - The reply to both is the new total: `{"type": "total", "tokens": 30}`.
 # - The reply to every other frame, text or binary, is `{"type": "error", "message": "…"}` with a text of your choice.
 #   The total stays as it is, and the conversation goes on.
+#
+# These cases are up to you: extra fields, `30.0`, a valid message in a binary frame, and frames that are very long or
+# deeply nested. You may use `Peer`.
 
 # %% exercise="06.2"
-budget = FastAPI()
+meter = FastAPI()
 
 
 # solution (about 22 lines)
@@ -450,7 +471,7 @@ class StartAgain(BaseModel):
 ORDER = TypeAdapter(Annotated[Spend | StartAgain, Field(discriminator="type")])
 
 
-@budget.websocket("/budget")
+@meter.websocket("/meter")
 async def count(socket: WebSocket):
     await socket.accept()
     peer, total = Peer(socket), 0
@@ -465,7 +486,7 @@ async def count(socket: WebSocket):
 
 
 # starter
-# @budget.websocket("/budget")
+# @meter.websocket("/meter")
 # async def count(socket: WebSocket):
 #     await socket.accept()
 #     total = 0
@@ -475,13 +496,13 @@ async def count(socket: WebSocket):
 # end
 
 # %%
-check("06.2", budget)
+check("06.2", meter)
 
 # %% [markdown]
 # ## How a connection ends
 #
-# Whoever closes a connection can give a reason: a code and a short text. Here are four endpoints that end in different
-# ways.
+# Either side can close a connection and give a reason: a code and a short text. Here are four endpoints that end in
+# different ways.
 
 
 # %%
@@ -523,26 +544,29 @@ def ending(url, message="hello?"):
                 socket.recv(timeout=10)
         return int(socket.close_code), socket.close_reason
     except InvalidStatus as refusal:
-        return f"HTTP {refusal.response.status_code}"
+        return refusal.response.status_code, refusal.response.reason_phrase
 
 
 # %% [markdown]
-# What does the client learn from each? Predict the close code, or the HTTP status if there is no connection.
+# What does the client learn from each? Predict a number: 1000 (finished), 1006 (no close frame), 1008 (not allowed),
+# 1011 (an error in the server), or 403, an HTTP status.
 
 # %%
 guess = {"/returns": ..., "/bug": ..., "/refused-late": ..., "/refused-early": ...}
 
 # %%
-compare(guess, {path: ending(ws_url + path) for path in guess})
+endings = {path: ending(ws_url + path) for path in ("/returns", "/bug", "/refused-late", "/refused-early")}
+compare(guess, {path: number for path, (number, _) in endings.items()})
+endings
 
 # %% [markdown]
-# An endpoint that simply returns looks like one that crashed. In both cases the connection ends without a close frame.
-# The client then reports 1006, a code that nobody sends.
+# On uvicorn, an endpoint that simply returns looks like one that crashed. In both cases the connection ends without a
+# close frame. The client then reports 1006, a code that nobody sends.
 #
-# A client that is refused before `accept` gets no code either. Until then this is HTTP, and the refusal is a status,
-# which a browser does not show to the page: it reports 1006 again. So accept first, then close.
+# A client that is refused before `accept` gets no code either. Until then the exchange is plain HTTP, so the refusal is
+# an HTTP status. A browser hides that status from the page and reports 1006 again. So accept first, then close.
 #
-# The server itself has two endings: when it stops, and for a message over 16 MiB.
+# The server can also end a connection by itself. Two examples: it shuts down, or a message exceeds 16 MiB.
 
 # %%
 other = run_app(app, name="lesson 06 stops")
@@ -557,15 +581,17 @@ ending(ws_url + "/robust", "a" * (2**24 + 1))
 # %% [markdown]
 # | code | meaning | should the client reconnect? |
 # |---|---|---|
-# | 1000 | finished | when it has something to say |
-# | 1006 | unknown: no close frame came | yes, after a pause |
+# | 1000 | finished | only when it needs a new conversation |
+# | 1001 | the client leaves: its page was closed | no, it has gone |
+# | 1006 | unknown: no close frame was received | yes, after a pause |
 # | 1008 | not allowed | no |
 # | 1009 | the message is too long | yes, but without that message |
 # | 1011 | an error in the server | yes, after a pause |
-# | 1012, 1013 | the server stops; it is overloaded | yes, after a pause |
+# | 1012 | the server shuts down | yes, after a pause |
+# | 1013 | the server is overloaded | yes, after a pause |
 #
-# The pause should grow with each attempt and be partly random. Otherwise all clients of a server that restarts
-# reconnect at the same moment.
+# The pause should grow with each attempt and be partly random (exponential backoff with jitter). Otherwise all clients
+# reconnect at the same moment after a restart.
 #
 # ## Who is connecting?
 #
@@ -576,7 +602,7 @@ ending(ws_url + "/robust", "a" * (2**24 + 1))
 # new WebSocket("wss://…/v1/chat/ws", ["workshop.chat", "bearer.key-1"])
 # ```
 #
-# The endpoint finds the list in `socket.scope["subprotocols"]`, and selects one with `accept(subprotocol)`.
+# The endpoint finds the list in `socket.scope["subprotocols"]` and selects one with `accept(subprotocol)`.
 
 
 # %%
@@ -594,17 +620,21 @@ with connect(ws_url + "/offered", subprotocols=["workshop.chat", "bearer.key-1"]
 # A browser that has offered subprotocols closes the connection if none of them is selected. The selected one is sent
 # back in the response, so it must not be the key.
 #
-# Why not in the URL, or a cookie? URLs end up in logs. And a browser sends cookies with a WebSocket that any other site
-# opens: CORS does not apply to WebSockets.
+# Why not put the key in the URL or in a cookie? URLs end up in logs. Depending on its `SameSite` attribute, a cookie is
+# also sent when a page of another site opens the WebSocket. CORS does not prevent that, so the server would have to
+# check `Origin` itself.
 #
 # ### Exercise 3: check the key
 #
 # `KEYS` maps each key to its owner. Write the endpoint `/door`.
 #
-# - A key comes in the header `Authorization: Bearer key-1`, or as the subprotocol `bearer.key-1`. The scheme and the
-#   prefix are required, and the key must match exactly.
-# - Always accept. If the client offers `workshop.chat`, select it; if it offers no subprotocols, select none.
-# - Send `hello ada` to the owner of a known key. Close every other connection with 1008, without sending a message.
+# - A key is in the header `Authorization: Bearer key-1`, or in the subprotocol `bearer.key-1`; a client sends at most
+#   one. The scheme and the prefix are required, and the key must match exactly. You may ignore the case of `Bearer` in
+#   the header, as HTTP does.
+# - Always accept. A client that offers subprotocols always offers `workshop.chat`: select it. If a client offers none,
+#   select none.
+# - Send `hello ada` to the owner of a known key. A real endpoint would go on from here; yours may return.
+# - Close every other connection with 1008, without sending a message.
 
 # %%
 KEYS = {"key-1": "ada", "key-2": "grace"}
@@ -633,13 +663,13 @@ async def knock(socket: WebSocket):
 check("06.3", door)
 
 # %% [markdown]
-# In the service this is a dependency, `accept_socket`. It gives the chat its `principal`, as `get_principal` does for
-# HTTP endpoints. The chat does not know that there are two ways to authenticate.
+# In the service this is a dependency, `accept_socket`. It also checks `Origin`, and tells the chat who the caller is.
+# The chat does not know that there are two ways to authenticate.
 #
 # ## Who is still there?
 #
-# So far every client closed its connection, or at least its operating system did. A laptop that goes to sleep, or a
-# phone in a tunnel, does neither. This endpoint sends the news, and notes each time.
+# So far, every connection was closed by the server, the client or its operating system. A laptop that goes to sleep, or
+# a phone in a tunnel, closes nothing. This endpoint sends news and records the time of each message.
 
 # %%
 sent = []
@@ -657,8 +687,8 @@ async def news(socket: WebSocket):
 
 
 # %% [markdown]
-# `listener` starts a program of its own that receives the news, and kills it at the end of the block. Shortly after its
-# start we freeze it, and two seconds later it is killed.
+# `listener` starts a separate process that receives the news. We freeze it after half a second; two seconds later the
+# block ends and the process is killed.
 
 # %%
 from workshop.lab.fixtures.lesson_06 import listener
@@ -677,8 +707,8 @@ def freeze_a_listener(**options):
 
 
 # %% [markdown]
-# First without pings: the server only sends. Then it sends a ping every half second, and waits half a second for the
-# pong. For how many milliseconds does it go on sending to the frozen program?
+# In the first run the server sends no pings. In the second it sends a ping every half second and waits half a second
+# for the pong. For how many milliseconds does it keep sending to the frozen process?
 
 # %%
 guess = {"no pings": ..., "pings": ...}
@@ -694,11 +724,12 @@ compare(guess, {name: rows["news sent"][-1] - rows["frozen"][0] for name, rows i
 marks(one_above_another(frozen_rows))
 
 # %% [markdown]
-# Without pings, the server notices only when the program is killed. The operating system of a frozen program keeps
-# receiving and acknowledges every byte, so TCP sees no problem. After a power failure it can take TCP many minutes.
+# Without pings, the server notices only when the process is killed. The operating system keeps receiving for a frozen
+# process and acknowledges every byte, so TCP sees no problem. If the client's machine loses power, TCP can take many
+# minutes to notice.
 #
-# With pings, it notices within about a second. A ping is a frame of the protocol, and the library at the other end
-# answers it with a pong. uvicorn sends pings by itself, at a longer interval:
+# With pings, the server notices within about a second. A ping is a frame defined by the WebSocket protocol, and the
+# library at the other end answers it with a pong. uvicorn sends pings by default, but less often:
 
 # %%
 import uvicorn
@@ -706,12 +737,13 @@ import uvicorn
 uvicorn.Config(app).ws_ping_interval, uvicorn.Config(app).ws_ping_timeout
 
 # %% [markdown]
-# Seconds: until the next ping, and until its pong must have come.
+# Both are in seconds: the interval between pings, and the time allowed for the pong.
 #
 # ## A server that does not receive
 #
-# The first chat, `/in-turn`, now gets pings twice a second. Its client is alive and answers each of them. Once it only
-# reads; once it also presses Stop. How does each conversation end?
+# The first chat, `/in-turn`, now runs on a server that pings twice a second. Its client is alive, and its library
+# answers each ping. In one run the client only reads; in the other it also presses Stop after five words. How many of
+# the 38 words does it receive in each run?
 
 # %%
 guess = {"only reads": ..., "presses Stop": ...}
@@ -726,7 +758,7 @@ def read_until_done(url, stop_after):
             n_words += 1
             if n_words == stop_after:
                 socket.send("stop")
-    return f"{n_words} words, then {int(socket.close_code)} {socket.close_reason}"
+    return n_words, int(socket.close_code), socket.close_reason
 
 
 # %%
@@ -735,28 +767,40 @@ with run_app(app, log_level="critical", ws_ping_interval=0.5, ws_ping_timeout=0.
     ends = {"only reads": read_until_done(url, None), "presses Stop": read_until_done(url, 5)}
 
 # %%
-compare(guess, ends)
+compare(guess, {run: n_words for run, (n_words, _, _) in ends.items()}, f"of {len(WORDS)} words")
+ends
 
 # %% [markdown]
-# The second conversation was cut off, for a reason that is not true: the client did send its pongs. While a message
-# waits in the endpoint's queue, the server stops reading from the connection. The pongs are stuck behind the `stop`.
+# The second conversation was cut off, and the stated reason is wrong: the client did send its pongs. While a message
+# waits in the endpoint's queue, uvicorn stops reading from the connection. The pongs are stuck behind the `stop`.
 #
-# With uvicorn's default of 20 seconds, it takes a long answer and a user who presses Stop.
+# With uvicorn's defaults of 20 seconds each, all it takes to trigger this is a long answer and a user who presses Stop.
 #
 # ## Pings as messages
 #
-# The library, or a proxy on the way, answers the protocol's pings, even if the program behind it has stopped reading.
-# And the endpoint does not see them. So the service has `ping` and `pong` among its own messages.
+# A library, or a proxy on the way, can answer protocol pings although the program behind it has stopped reading. The
+# endpoint never sees them either. This is why the service defines its own `ping` and `pong` messages.
 #
+# Waiting for a pong needs two tools. One task waits for an `asyncio.Event`, which another sets; `wait_for` raises
+# `TimeoutError` if that takes too long.
+
+# %%
+event = asyncio.Event()
+asyncio.get_running_loop().call_later(0.1, event.set)
+await asyncio.wait_for(event.wait(), timeout=5)
+
+# %% [markdown]
 # ### Exercise 4: a heartbeat
 #
-# Write `watch`. `socket` is accepted, and there are many connections at the same time.
+# Write `watch`. The `socket` has already been accepted, and there are many connections at the same time.
 #
 # - Echo every text except `pong`, at any time.
-# - Send the first `ping` after `every` seconds, and each further one `every` seconds after the `pong` to the last. Each
-#   `ping` needs a `pong` of its own.
-# - If no `pong` comes within `patience` seconds after a `ping`, close with 1011.
-# - When the client leaves, end all tasks that you have started.
+# - Send the first `ping` after `every` seconds, and each later one `every` seconds after the `pong` to the previous
+#   `ping`. Only a `pong` received after a `ping` answers it, and only that `ping`.
+# - If no `pong` arrives within `patience` seconds of a `ping`, close with 1011. Call `socket.close`: FastAPI does not
+#   find a `WebSocketException` inside the `ExceptionGroup` of a `TaskGroup`.
+# - When the connection has ended, end all tasks that you have started. `watch` may return, or raise
+#   `WebSocketDisconnect`.
 
 
 # %% exercise="06.4"
@@ -790,10 +834,10 @@ async def watch(socket, every, patience):
 check("06.4", watch)
 
 # %% [markdown]
-# ## A reader who does not read
+# ## A client that stops reading
 #
 # This endpoint sends two thousand pages of ten thousand characters, without a pause. Its client connects and reads
-# nothing for two seconds. How many of the 20 million characters does the endpoint get rid of?
+# nothing for two seconds. How many of the 20 million characters does the endpoint manage to send? Answer in millions.
 
 # %%
 guess = ...
@@ -819,17 +863,15 @@ with connect(ws_url + "/pages", max_queue=1, compression=None, close_timeout=0.1
     compare(guess, sum(map(len, pages_sent)) / 1e6, "million characters")
 
 # %% [markdown]
-# `send_text` waits when the buffers of both operating systems are full. That protects the server's memory. But a `send`
-# that has returned says nothing about reading: the user may still have all of this ahead.
+# `send_text` waits when the buffers of both operating systems are full. That protects the server's memory. But when
+# `send_text` returns, you do not know whether anything has been read: the user may not have seen a single page.
 #
-# A pong as a message says more: all that was sent before its ping has been read. `Peer` counts the characters that are
-# not confirmed yet. Beyond a window, the answer waits, and so does its model.
+# A `pong` message tells you more: everything sent before its `ping` has been read. `Peer.send` adds each message to
+# the number of unread characters, and a pong subtracts what it confirms.
 
 
 # %% mirrors="workshop.api.sockets:Peer._ping_and_wait"
 from secrets import token_hex
-
-from workshop.api import sockets
 
 
 async def _ping_and_wait(self) -> None:
@@ -841,16 +883,39 @@ async def _ping_and_wait(self) -> None:
     self._count(-sent_before)
 
 
-{name: getattr(sockets, name) for name in ("HEARTBEAT_S", "PONG_TIMEOUT_S", "WINDOW")}
+# %% [markdown]
+# Between two pieces, the answer awaits `drain`. While more than `WINDOW` characters are unread, it waits there, and the
+# model with it. `Peer` pings every `HEARTBEAT_S` seconds, and whenever the window is full.
+
+
+# %% mirrors="workshop.api.sockets:Peer.drain workshop.api.sockets:Peer._count"
+async def drain(self) -> None:
+    await self._has_room.wait()
+
+
+def _count(self, characters: int) -> None:
+    self._unread += characters
+    if self._unread > WINDOW:
+        self._is_full.set()
+        self._has_room.clear()
+    else:
+        self._is_full.clear()
+        self._has_room.set()
+
+
+# %%
+from workshop.api.sockets import HEARTBEAT_S, PONG_TIMEOUT_S, WINDOW
+
+HEARTBEAT_S, PONG_TIMEOUT_S, WINDOW
 
 # %% [markdown]
-# So one message does two jobs: it detects clients that have gone, and slows down for slow ones. On Ray Serve, `send`
-# does not wait, and a connection stays with one of several replicas. Lesson 10 shows what follows from that.
+# So one message does two jobs: it detects clients that have gone and slows the answer down for slow readers. On Ray
+# Serve, `send` does not wait, and each connection stays on one of several replicas. Lesson 10 shows the consequences.
 #
 # ## The service's chat
 #
-# The service puts all of this together. `connection` turns whatever ends a conversation into a close code. The
-# heartbeat and the answer are tasks of its group.
+# The service puts all of this together. `connection` turns whatever ends a conversation into a close code, also from
+# inside an `ExceptionGroup`. The heartbeat and the answer are tasks of its group.
 
 # %% mirrors="workshop.api.sockets:connection"
 import logging
@@ -879,8 +944,8 @@ async def connection(websocket: WebSocket) -> AsyncIterator[tuple[Peer, asyncio.
 
 
 # %% [markdown]
-# This method handles a message. `_start` creates a task in that group. `_cancel` cancels it, and reports how far the
-# answer came.
+# This method handles a message. `_start` creates a task in that group. `_cancel` cancels it, waits for it, and reports
+# how far the answer got.
 
 
 # %% mirrors="workshop.api.routers.chat:Chat._handle"
@@ -922,7 +987,7 @@ service = run_app(create_app(services, settings), name="lesson 06 service")
 chat_url = service.url.replace("http", "ws") + "/v1/chat/ws"
 
 # %% [markdown]
-# A client for it is short. An answer is a number of `text` messages, and then a `done` that says how it ended.
+# A client for it is short. An answer is a series of `text` messages followed by a `done` that says how it ended.
 
 
 # %%
@@ -948,8 +1013,8 @@ def ask(socket, question):
 
 
 # %% [markdown]
-# The service sends the first message. Then come two questions on one connection. The second makes sense only after the
-# first, and we ask it once more on a new connection.
+# The service speaks first. We then ask two questions on one connection. The second makes sense only after the first, so
+# for comparison we ask it again on a new connection.
 
 # %%
 with connect(chat_url) as socket:
@@ -963,8 +1028,8 @@ for text, done in answers:
 ready
 
 # %% [markdown]
-# On the first connection, the prompt of the second question includes the first question and its answer. Next: an
-# invalid message, a question, and a `cancel` after three pieces of the answer. Then the question again.
+# On the first connection, the prompt of the second question includes the first question and its answer. Next, we send
+# an invalid message, then a question that we cancel after three pieces of the answer, and then the same question again.
 
 # %%
 with connect(chat_url) as socket:
@@ -982,22 +1047,26 @@ print(f"{begun} …\n{whole}")
 error, cancelled
 
 # %% [markdown]
-# The conversation survives the mistake and the cancelled answer. And it ends with a reason:
+# The conversation survives the mistake and the cancelled answer. When it does end, it gives a reason. Here a message is
+# too long:
 
 # %%
 ending(chat_url, "a" * 2**19)
 
 # %% [markdown]
-# ### Exercise 5: a client that lasts
+# ### Exercise 5: a robust client
 #
-# The client above assumes that all goes well. Write `read_answer(socket, id)`, which reads the answer to the question
-# with this `id`. `socket.recv()` returns the next message as text, `socket.send(text)` sends one.
+# The client above assumes that nothing goes wrong. Write `read_answer(socket, id)`, which reads the answer to the
+# question with this `id`. `socket.recv()` returns the next message, `socket.send(text)` sends one. Both raise
+# `ConnectionClosed` when the connection has ended, with any code.
 #
-# - Join the `text` of all messages `{"type": "text", "id": id, "text": "…"}`. Return it when `{"type": "done", …}` with
-#   this `id` comes, whatever its other fields.
-# - Reply to each `{"type": "ping", "id": "x"}` with `{"type": "pong", "id": "x"}`: each ping has an `id` of its own.
-# - Ignore messages with the `id` of another question, and all other types.
-# - Raise `UnansweredError` if an `error` with this `id` comes, or if the connection ends before `done`, with any code.
+# - Every message is a JSON object with a `type`. Some have no `id`.
+# - Join the `text` of all messages `{"type": "text", "id": id, "text": "…"}`. Return it at `{"type": "done", …}` with
+#   this `id`, regardless of its other fields.
+# - Reply to each `{"type": "ping", "id": "x"}` with `{"type": "pong", "id": "x"}`. A ping has its own `id`, not that of
+#   a question.
+# - Ignore messages with the `id` of another question, an `error` without an `id`, and all other types.
+# - Raise `UnansweredError("…")`, with any text, for an `error` with this `id`, or if the connection ends before `done`.
 
 # %% exercise="06.5"
 from workshop.lab.fixtures.lesson_06 import UnansweredError
@@ -1033,15 +1102,15 @@ check("06.5", read_answer)
 # **1.** A chat endpoint answers inside its receive loop. A user closes the page in the middle of an answer that takes a
 # minute. When does the endpoint notice?
 # <details><summary>Answer</summary>When it sends the next word, at the earliest. While the model is thinking and
-# nothing is sent, it does not notice. An endpoint that receives meanwhile would notice at once.</details>
+# nothing is sent, it does not notice. An endpoint that keeps receiving in the meantime would notice at once.</details>
 #
 # **2.** A client's log shows code 1006 again and again. What did the server say?
 # <details><summary>Answer</summary>Nothing. The client itself reports 1006 when a connection ends without a close
 # frame: the endpoint returned or crashed, or a proxy or the network cut the connection.</details>
 #
-# **3.** uvicorn pings every connection. Why does the service send pings of its own?
-# <details><summary>Answer</summary>The library, or a proxy, answers the protocol's pings, whether or not the program
-# reads. A pong as a message confirms that everything before its ping was read. So the service knows how much is
+# **3.** uvicorn pings every connection. Why does the service send its own pings as well?
+# <details><summary>Answer</summary>A library, or a proxy, can answer protocol pings although the program does not read.
+# A <code>pong</code> message confirms that everything before its ping was read, so the service knows how much is
 # unread.</details>
 #
 # **4.** The chat keeps its turns in a variable of the endpoint. The server restarts, and the client connects again.
@@ -1051,8 +1120,8 @@ check("06.5", read_answer)
 #
 # **5.** A chat room sends each message to all members in a loop: `await member.send_text(…)`. One member's network
 # hangs. Who notices?
-# <details><summary>Answer</summary>Everybody, once that member's buffers are full: the loop waits in its
-# <code>send_text</code>. A task and a queue of limited length for each member help.</details>
+# <details><summary>Answer</summary>Everyone, once that member's buffers are full: the loop waits in its
+# <code>send_text</code>. Give each member a task and a bounded queue.</details>
 #
 # ## Recap
 #
@@ -1061,8 +1130,8 @@ check("06.5", read_answer)
 # | Stop came too late | the endpoint received only between answers | a task for the answer |
 # | the model worked for nobody | the task outlived the connection | `TaskGroup`, and a `receive` that raises |
 # | one typo ended the conversation | an exception left the endpoint | a union of messages, and a reply to mistakes |
-# | 1006, and nobody knows why | no close frame | accept, then close with a code |
-# | a page cannot send a header | the browser's interface | the key as a subprotocol |
+# | clients saw only 1006 | no close frame | accept, then close with a code |
+# | a page cannot send a header | the browser's WebSocket API | the key as a subprotocol |
 # | news was sent to a frozen client | TCP acknowledged every byte | pings |
 # | megabytes went to a client that did not read | `send` fills buffers first | pongs that confirm reading, a window |
 #

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, WebSocket, WebSocketDisconnect, WebSocketException
@@ -12,7 +13,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from websockets.exceptions import ConnectionClosed
 
 from workshop.api.schemas.chat import SERVER_MESSAGE, Done, Error, Ping, Pong, Text
-from workshop.lab.fixtures.lesson_06 import UnansweredError
+from workshop.lab.fixtures.lesson_06 import Model, UnansweredError
 
 
 def app(path: str, endpoint: Callable[..., Any]) -> FastAPI:
@@ -248,6 +249,13 @@ async def adds_done_to_stopped(socket: WebSocket, model: Any) -> None:
                 await socket.send_text("stopped")
 
 
+async def asks_another_model(socket: WebSocket, model: Any) -> None:
+    """As the notebook's `answer` does."""
+    another = Model()
+    another.length = 3
+    await in_a_group(socket, another)
+
+
 async def forgets_to_await(socket: WebSocket, model: Any) -> None:
     async for said in socket.iter_text():
         async for word in model.words(said):
@@ -272,7 +280,7 @@ async def without_done(socket: WebSocket, model: Any) -> None:
             await socket.send_text(word)
 
 
-# 06.2: a budget
+# 06.2: a token meter
 
 
 class Spend(BaseModel):
@@ -328,7 +336,21 @@ async def by_hand(socket: WebSocket) -> None:
             await socket.send_text(json.dumps({"tokens": total, "type": "total"}))
 
 
-def budget(
+async def refuses_binary(socket: WebSocket) -> None:
+    await socket.accept()
+    total = 0
+    while (event := await socket.receive())["type"] == "websocket.receive":
+        order = None
+        with suppress(ValidationError):
+            order = ORDER.validate_json(event.get("text") or "")
+        if order is None:
+            await socket.send_json({"type": "error", "message": "not understood"})
+            continue
+        total = total + order.tokens if isinstance(order, Spend) else 0
+        await socket.send_json({"type": "total", "tokens": total})
+
+
+def meter(
     *,
     catch: type[Exception] | tuple[type[Exception], ...] = ValueError,
     strict: bool = True,
@@ -363,7 +385,47 @@ def budget(
                     if reply:
                         await socket.send_json({"type": "error", "message": error})
 
-    return app("/budget", endpoint)
+    return app("/meter", endpoint)
+
+
+async def adds_first(socket: WebSocket) -> None:
+    await socket.accept()
+    total = 0
+    while True:
+        frame = await frame_of(socket)
+        try:
+            message = json.loads(frame)
+            if message["type"] == "spend":
+                if type(message["tokens"]) is not int:
+                    raise ValueError("not an integer")
+                total += message["tokens"]
+                if message["tokens"] < 1:
+                    raise ValueError("too few")
+            elif message["type"] == "reset":
+                total = 0
+            else:
+                raise ValueError("not understood")
+        except (ValueError, KeyError, TypeError) as error:
+            await socket.send_json({"type": "error", "message": str(error)})
+        else:
+            await socket.send_json({"type": "total", "tokens": total})
+
+
+async def expects_objects(socket: WebSocket) -> None:
+    """Valid JSON may have another shape."""
+    await socket.accept()
+    total = 0
+    while True:
+        frame = await frame_of(socket)
+        try:
+            message = json.loads(frame)
+        except ValueError:
+            message = {"type": "broken"}
+        if message["type"] == "spend" and type(message.get("tokens")) is int and message["tokens"] > 0:
+            total += message["tokens"]
+            await socket.send_json({"type": "total", "tokens": total})
+        else:
+            await socket.send_json({"type": "error", "message": "not understood"})
 
 
 async def text_only(socket: WebSocket) -> None:
@@ -462,6 +524,13 @@ def credentials_of(socket: WebSocket) -> list[str]:
 def by_complete_credential(socket: WebSocket) -> str | None:
     owners = {f"{before}{key}": owner for key, owner in KEYS.items() for before in ("Bearer ", "bearer.")}
     return next((owners[credential] for credential in credentials_of(socket) if credential in owners), None)
+
+
+def in_any_case(socket: WebSocket) -> str | None:
+    scheme, _, key = socket.headers.get("authorization", "").partition(" ")
+    offered = [name.removeprefix("bearer.") for name in socket.scope["subprotocols"] if name.startswith("bearer.")]
+    keys = [key, *offered] if scheme.lower() == "bearer" else offered
+    return next((KEYS[key] for key in keys if key in KEYS), None)
 
 
 def by_the_beginning(socket: WebSocket) -> str | None:
@@ -590,13 +659,20 @@ async def beats_in_a_task(socket: WebSocket, every: float, patience: float) -> N
     beating.cancel()
 
 
-async def beats_in_a_group(socket: WebSocket, every: float, patience: float) -> None:
+async def beats_in_a_group(
+    socket: WebSocket, every: float, patience: float, *, counts: bool = False, waits: bool = False
+) -> None:
+    """Two mistakes are possible: early pongs count, and the patience is always waited out."""
     pongs: asyncio.Queue[None] = asyncio.Queue()
 
     async def heartbeat() -> None:
         while True:
             await asyncio.sleep(every)
+            while not (pongs.empty() or counts):
+                pongs.get_nowait()
             await socket.send_text("ping")
+            if waits:
+                await asyncio.sleep(patience)
             async with asyncio.timeout(patience):
                 await pongs.get()
 
@@ -618,6 +694,10 @@ async def beats_in_a_group(socket: WebSocket, every: float, patience: float) -> 
         await socket.close(1011)
 
 
+counts_pongs = partial(beats_in_a_group, counts=True)
+waits_out_its_patience = partial(beats_in_a_group, waits=True)
+
+
 async def looks_at_the_clock(socket: WebSocket, every: float, patience: float) -> None:
     clock = asyncio.get_running_loop().time
     ping_at, deadline = clock() + every, None
@@ -631,10 +711,10 @@ async def looks_at_the_clock(socket: WebSocket, every: float, patience: float) -
             except WebSocketDisconnect:
                 return
             receiving = asyncio.ensure_future(socket.receive_text())
-            if said == "pong":
-                ping_at, deadline = clock() + every, None
-            else:
+            if said != "pong":
                 await socket.send_text(said)
+            elif deadline is not None:
+                ping_at, deadline = clock() + every, None
         elif deadline is None:
             await socket.send_text("ping")
             deadline = clock() + patience
@@ -768,11 +848,41 @@ async def only_pings(socket: WebSocket, every: float, patience: float) -> None:
             await socket.send_text("ping")
 
 
+async def raises_in_a_group(socket: WebSocket, every: float, patience: float) -> None:
+    """FastAPI does not find the close code inside the group."""
+    ponged = asyncio.Event()
+
+    async def heartbeat() -> None:
+        while True:
+            await asyncio.sleep(every)
+            ponged.clear()
+            await socket.send_text("ping")
+            try:
+                await asyncio.wait_for(ponged.wait(), patience)
+            except TimeoutError:
+                raise WebSocketException(1011) from None
+
+    with suppress(WebSocketDisconnect):
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(heartbeat())
+            while True:
+                said = await socket.receive_text()
+                if said == "pong":
+                    ponged.set()
+                else:
+                    await socket.send_text(said)
+
+
+async def pings_at_once(socket: WebSocket, every: float, patience: float) -> None:
+    await socket.send_text("ping")
+    await beats_in_a_task(socket, every, patience)
+
+
 def not_async(socket: WebSocket, every: float, patience: float) -> None:
     return None
 
 
-# 06.5: a client that lasts
+# 06.5: a robust client
 
 
 def reads_in_a_loop(socket: Any, id: str) -> str:
@@ -895,29 +1005,32 @@ BANK = {
             (nobodys_task, "the model still works for it"),
             (group_that_waits, "the model still works for it"),
             (only_silent, "The model still works on the answer that was stopped"),
-            (looks_between_words, "`stop` comes while the model is thinking"),
+            (looks_between_words, "`stop` arrives while the model is thinking"),
             (confirms_every_stop, "so this `stop` is ignored"),
             (OneTaskForAll(), "This ended the other client's answer"),
-            (collects_the_words, "as soon as it comes"),
+            (collects_the_words, "as soon as it is produced"),
             (adds_done_to_stopped, "The next question after a `stop`"),
+            (asks_another_model, "All words of the answer"),
             (forgets_to_await, "was not awaited"),
             (stops_the_conversation, "ended"),
-            (without_done, "No further message comes"),
+            (without_done, "No further message arrives"),
             (3, "function"),
         ],
     },
     "06.2": {
-        "right": [app("/budget", with_a_union), app("/budget", by_hand), budget()],
+        "right": [app("/meter", with_a_union), app("/meter", by_hand), app("/meter", refuses_binary), meter()],
         "wrong": [
-            (budget(catch=ZeroDivisionError), "ValidationError"),
-            (budget(forget=True), "An invalid frame changes nothing"),
-            (budget(strict=False), "true"),
-            (budget(fewest=0), "This frame is invalid"),
-            (budget(shared=True), "Each connection has a total of its own"),
-            (budget(reply=False), "No further message comes"),
-            (budget(error=None), "This frame is invalid"),
-            (app("/budget", text_only), "KeyError"),
-            (app("/budget", closes_at_a_mistake), "has ended"),
+            (meter(catch=ZeroDivisionError), "ValidationError"),
+            (meter(forget=True), "An invalid frame changes nothing"),
+            (meter(strict=False), "true"),
+            (meter(fewest=0), "This frame is invalid"),
+            (meter(shared=True), "Each connection has its own total"),
+            (meter(reply=False), "No further message arrives"),
+            (meter(error=None), "This frame is invalid"),
+            (app("/meter", adds_first), "An invalid frame changes nothing"),
+            (app("/meter", expects_objects), "KeyError"),
+            (app("/meter", text_only), "KeyError"),
+            (app("/meter", closes_at_a_mistake), "has ended"),
             (app("/account", with_a_union), "not accepted"),
         ],
     },
@@ -925,6 +1038,7 @@ BANK = {
         "right": [
             *(app("/door", answer) for answer in (raises, closes, with_a_dependency)),
             greets(by_complete_credential),
+            greets(in_any_case),
         ],
         "wrong": [
             (greets(by_the_beginning), "Bearer key-10"),
@@ -932,11 +1046,11 @@ BANK = {
             (greets(by_the_last_word), "Basic key-1"),
             (greets(without_a_scheme), "the header `key-1`"),
             (greets(without_a_prefix), "`workshop.chat`, `key-1`"),
-            (app("/door", greets_strangers_first), "A message comes first"),
+            (app("/door", greets_strangers_first), "A message arrives first"),
             (app("/door", leaves_strangers_alone), "stays open"),
             (app("/door", selects_for_pages_only), "not the subprotocol to select"),
             (app("/door", refuses_early), "not accepted"),
-            (app("/door", lets_everybody_in), "A message comes first"),
+            (app("/door", lets_everybody_in), "A message arrives first"),
             (app("/door", headers_only), "ended"),
             (app("/door", picks_nothing), "not the subprotocol to select"),
             (app("/door", picks_the_key), "not the subprotocol to select"),
@@ -946,21 +1060,26 @@ BANK = {
         ],
     },
     "06.4": {
-        "right": [beats_in_a_task, beats_in_a_group, looks_at_the_clock, pings_by_the_clock],
+        "right": [beats_in_a_task, beats_in_a_group, looks_at_the_clock],
         "wrong": [
-            (echoes_only, "No `ping` comes"),
-            (asks_and_waits, "No further message comes"),
-            (only_pings, "No further message comes"),
-            (pings_once, "No `ping` comes"),
-            (watcher(clears=False), "says `pong` to its first ping only"),
+            (echoes_only, "No `ping` arrives"),
+            (asks_and_waits, "No further message arrives"),
+            (only_pings, "No further message arrives"),
+            (pings_once, "No `ping` arrives"),
+            (watcher(clears=False), "nothing before it says `pong`"),
+            (counts_pongs, "says `pong` 50 times"),
+            (waits_out_its_patience, "No `ping` arrives"),
+            (pings_by_the_clock, "nothing before it says `pong`"),
             (watcher(shared=True), "never says `pong`"),
             (watcher(cancels=False), "a task still runs"),
             (watcher(swapped=True), "too early"),
-            (watcher(sleep=sleeps_in_the_loop), "No further message comes"),
+            (watcher(sleep=sleeps_in_the_loop), "No further message arrives"),
             (watcher(code=1000), "this is the close code"),
             (watcher(echo_pong=True), "pong"),
-            (watcher(patient=False), "ended"),
-            (watcher(any_text=True), "never says `pong`"),
+            (watcher(patient=False), "close with 1011"),
+            (watcher(any_text=True), "nothing before it says `pong`"),
+            (raises_in_a_group, "WebSocketException"),
+            (pings_at_once, "too early"),
             (not_async, "async def"),
         ],
     },

@@ -12,7 +12,7 @@ from websockets.sync.client import connect
 from tests.service import until
 from tests.stand_ins import application, draft, main, records_in
 from workshop.integration import stopping
-from workshop.integration.serve_app import UnderWay
+from workshop.integration.serve_app import RequestTracker
 from workshop.lab.app_server import run_app
 
 CONVERSATION = {"model": "main", "messages": [{"role": "user", "content": "Why?"}]}
@@ -23,7 +23,7 @@ def replica(tmp_path, monkeypatch):
     """A client of it, its endless model, and what ends its requests."""
     monkeypatch.setattr(stopping, "GRACE_S", 0.3)
     model = main(endless=True)
-    under_way = UnderWay(application(tmp_path / "service.sqlite", draft(), model))
+    under_way = RequestTracker(application(tmp_path / "service.sqlite", draft(), model))
     loops = []
 
     async def app(scope, receive, send):

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI, WebSocket
 
 from workshop.lab import run_app
-from workshop.lab.expectations import comes_true
+from workshop.lab.expectations import becomes_true
 from workshop.lab.fixtures.lesson_06 import listener
 
 KERNEL = """
@@ -50,9 +50,9 @@ def test_it_does_not_outlive_a_kernel_that_is_killed(url):
         [sys.executable, "-c", KERNEL, url], stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as kernel:
         program = psutil.Process(int(kernel.stdout.readline()))
-        assert comes_true(lambda: program.status() == psutil.STATUS_STOPPED, 10)
+        assert becomes_true(lambda: program.status() == psutil.STATUS_STOPPED, 10)
         os.kill(kernel.pid, signal.SIGKILL)
-    assert comes_true(lambda: not program.is_running() or program.status() == psutil.STATUS_ZOMBIE, 10)
+    assert becomes_true(lambda: not program.is_running() or program.status() == psutil.STATUS_ZOMBIE, 10)
 
 
 def test_an_address_where_nobody_answers_is_an_error():

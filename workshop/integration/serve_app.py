@@ -44,7 +44,7 @@ class WithoutRequestId:
         await self.app(scope, receive, send_without_id)
 
 
-class UnderWay:
+class RequestTracker:
     """Keeps track of the requests under way in this replica, and can end them."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -92,7 +92,7 @@ class Api:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         application = create_app(build_services(self._settings, self._handles), self._settings)
-        self._requests = UnderWay(WithoutRequestId(application))
+        self._requests = RequestTracker(WithoutRequestId(application))
         return self._requests
 
     async def end_requests(self) -> None:

@@ -65,7 +65,7 @@ def expect(got: object, expected: object, *, why: str = "", given: str = "", exa
     raise NotYet(why.strip(), given=given, expected=show(expected), got=show(got))
 
 
-def comes_true(condition: Callable[[], bool], seconds: float) -> bool:
+def becomes_true(condition: Callable[[], bool], seconds: float) -> bool:
     """Whether the condition holds now, or within this time."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:

@@ -14,7 +14,7 @@ from httpx_sse import EventSource, ServerSentEvent
 from starlette.types import Message
 
 from workshop.lab.answer import Answer, Client
-from workshop.lab.expectations import NotYet, comes_true, expect, show
+from workshop.lab.expectations import NotYet, becomes_true, expect, show
 from workshop.lab.fixtures.lesson_05 import (
     LONG,
     OTHER,
@@ -226,7 +226,7 @@ def _expect_streamed(response: httpx.Response, order: Order) -> None:
 
 
 def _expect_one_note_each(notes: UserList[Any], paths: list[str]) -> list[tuple[str, float]]:
-    comes_true(lambda: len(notes) >= len(paths), 2.0)
+    becomes_true(lambda: len(notes) >= len(paths), 2.0)
     try:
         pairs = sorted((str(path), float(seconds)) for path, seconds in notes)
     except (TypeError, ValueError):
@@ -264,7 +264,7 @@ def stops_with_its_client(answer: Answer) -> None:
         with recording.saying(SOUND) as speech, _given(answer, two):
             staying, leaving = (_lines(client, "/voice", speech, number) for number in range(2))
             first = next(staying, None)
-            comes_true(lambda: speech.spoken[0] > 1, 2.0)  # the next piece is on its way, so the app waits for more
+            becomes_true(lambda: speech.spoken[0] > 1, 2.0)  # the next piece is on its way, so the app waits for more
             next(leaving, None)
             leaving.close()
             _expect_every_piece(chain([first], staying))
@@ -323,7 +323,7 @@ def _stalls(speech: Speech) -> bool:
 
 
 def _expect_silence(speech: Speech) -> None:
-    if not comes_true(lambda: speech.running == 0, 3.0):
+    if not becomes_true(lambda: speech.running == 0, 3.0):
         raise NotYet(
             "The client has left, and `voice` is still open.",
             expected="`voice` is closed at once",

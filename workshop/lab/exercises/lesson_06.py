@@ -14,7 +14,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from workshop.lab.answer import Answer, Client
-from workshop.lab.expectations import NotYet, comes_true, expect, show
+from workshop.lab.expectations import NotYet, becomes_true, expect, show
 from workshop.lab.fixtures.lesson_06 import ID, SCENES, Model, Server, UnansweredError
 from workshop.lab.registry import exercise
 from workshop.lab.tracebacks import is_learners_file
@@ -224,7 +224,7 @@ def _stop_while_speaking(talk: _Talk, model: Model) -> None:
 def _stop_while_thinking(talk: _Talk, model: Model) -> None:
     with _paused(model, 60):
         talk.say("What?")
-        comes_true(lambda: model.running == 1, SOON_S)
+        becomes_true(lambda: model.running == 1, SOON_S)
         talk.say("stop")
         try:
             expect(talk.hear(), "stopped", why="The model has not said a word yet.")
@@ -234,7 +234,7 @@ def _stop_while_thinking(talk: _Talk, model: Model) -> None:
 
 
 def _expect_idle(model: Model) -> None:
-    if not comes_true(lambda: model.running == 0, SOON_S):
+    if not becomes_true(lambda: model.running == 0, SOON_S):
         raise NotYet("The model still works on the answer that was stopped.")
 
 
@@ -263,8 +263,8 @@ def _leave_while_thinking(answer: Answer, client: Client, model: Model) -> None:
     with _paused(model, 60):
         with _talking(answer, client, "/ws", "a client that leaves while the model is thinking, and") as talk:
             talk.say("Where?")
-            comes_true(lambda: model.running == 1, SOON_S)
-        if not comes_true(lambda: model.running == 0, SOON_S):
+            becomes_true(lambda: model.running == 1, SOON_S)
+        if not becomes_true(lambda: model.running == 0, SOON_S):
             raise NotYet("The client has left, and the model still works for it.")
 
 
@@ -404,7 +404,7 @@ def keeps_a_heartbeat(answer: Answer) -> None:
     endpoint = _Endpoint(answer, "/every/{every}/patience/{patience}", seconds)
     with answer.serve(endpoint.app) as client:
         _expect_no_ping_yet(answer, client)
-        if not comes_true(endpoint.has_ended, SOON_S):
+        if not becomes_true(endpoint.has_ended, SOON_S):
             raise NotYet("The client has left, and a task still runs.", given="a client, pinged every 4 s, that leaves")
         _expect_patience(answer, client)
         _expect_that_only_pongs_count(answer, client)

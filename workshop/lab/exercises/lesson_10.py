@@ -19,7 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from workshop.lab.answer import Answer, Client
 from workshop.lab.applications import need_serve, running
-from workshop.lab.expectations import NotYet, comes_true, expect, show
+from workshop.lab.expectations import NotYet, becomes_true, expect, show
 from workshop.lab.fixtures.lesson_10 import Bus, OtherProcess, reporting
 from workshop.lab.registry import exercise
 
@@ -68,7 +68,7 @@ def _reachable(answer: Answer, application: Any) -> Iterator[Client]:
         )
     with running(application) as name, Client(answer, f"{_proxy_url()}/{name}", SOON_S) as client:
         routes = client.base_url.join("/-/routes")
-        comes_true(lambda: f"/{name}" in httpx.get(routes, trust_env=False).json(), SOON_S)
+        becomes_true(lambda: f"/{name}" in httpx.get(routes, trust_env=False).json(), SOON_S)
         try:
             yield client
         except httpx.TimeoutException:
@@ -268,11 +268,11 @@ def keeps_rooms_apart(answer: Answer) -> None:
             except (InvalidHandshake, TimeoutError, EOFError, OSError) as error:
                 raise NotYet("The connection was not accepted.", got=str(error)) from None
             if all(subscribes):  # an app that does not subscribe is not waited for again
-                subscribes.append(comes_true(lambda: bus.subscriptions > before or bool(client.errors), SOON_S))
+                subscribes.append(becomes_true(lambda: bus.subscriptions > before or bool(client.errors), SOON_S))
             return _Member(answer, socket, who)
 
         def expect_subscriptions(number: int, given: str) -> None:
-            if not comes_true(lambda: bus.subscriptions <= number, SOON_S):
+            if not becomes_true(lambda: bus.subscriptions <= number, SOON_S):
                 why = "The bus still has a subscription of a connection that has ended."
                 raise NotYet(why, given=given, expected=f"{number} subscriptions", got=str(bus.subscriptions))
 

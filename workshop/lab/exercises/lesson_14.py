@@ -10,7 +10,7 @@ from openai import APIStatusError, AsyncOpenAI
 
 from workshop.lab.answer import Answer, Client
 from workshop.lab.app_server import run_app
-from workshop.lab.expectations import NotYet, comes_true, expect, show
+from workshop.lab.expectations import NotYet, becomes_true, expect, show
 from workshop.lab.fixtures.lesson_14 import (
     BUDGET,
     BUMPY,
@@ -137,7 +137,7 @@ def keeps_the_budget(answer: Answer) -> None:
 
 def _charged(client: Client, user: str, dollars: float) -> float:
     """What the user has spent, once it is as much as this, or the app has failed, or writing has had time enough."""
-    comes_true(lambda: ledger.total(user) >= dollars or bool(client.errors), seconds=4)
+    becomes_true(lambda: ledger.total(user) >= dollars or bool(client.errors), seconds=4)
     return ledger.total(user)
 
 

@@ -41,6 +41,11 @@ class Referral:
         return "refer" if probability >= self.limit else "routine"
 
 
+class ReferralByPosition(Referral):
+    def __init__(self, limit: float, /) -> None:
+        self.limit = limit
+
+
 class AwaitedReferral:
     def __init__(self, *, limit: float) -> None:
         self.limit = limit
@@ -260,7 +265,7 @@ class HasOneText(PassesBoth):
 
 BANK = {
     "09.1": {
-        "right": [bound(Referral, 0.3), serve.deployment(AwaitedReferral).bind(limit=0.3)],
+        "right": [bound(ReferralByPosition, 0.3), serve.deployment(AwaitedReferral).bind(limit=0.3)],
         "wrong": [
             (Referral, "This is a class"),
             (serve.deployment(Referral), "`.bind(…)` makes an application"),

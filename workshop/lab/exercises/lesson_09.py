@@ -61,10 +61,11 @@ def refers_patients(answer: Answer) -> None:
         for probability, decision in ((0.9, "refer"), (0.1, "routine"), (0.45, "refer"), (0.3, "refer")):
             why = "The limit is 0.3, and a probability that equals the limit is a referral."
             expect(_call(answer, handle, "decide", probability), decision, why=why)
-    kind = application._bound_deployment.func_or_class
+    deployment = application._bound_deployment
+    kind = deployment.func_or_class
     answer.given = f"{kind.__name__}(limit=0.7)"
     try:
-        other = kind(limit=0.7)
+        other = kind(0.7) if deployment.init_args else kind(limit=0.7)  # as the learner passed it
     except TypeError as error:
         raise NotYet("The limit is an argument of the constructor, named `limit`.", got=str(error)) from None
     answer.given += ".decide(0.5)"

@@ -267,7 +267,7 @@ compare(guess, dict(zip(guess, measured, strict=True)), "ms")
 timeline(loads)
 
 # %% [markdown]
-# Ten requests take a full second again: a replica has an event loop of its own, and this method blocks it. While it is
+# Ten requests take a second or more: a replica has an event loop of its own, and this method blocks it. While it is
 # blocked, not even finished responses can leave. But only callers of this deployment wait; `/ping` does not.
 #
 # ## Room for more

@@ -7,14 +7,14 @@
 # # 09 Deployment handles
 #
 # So far the model runs in the process that answers HTTP. You will move it into a process of its own, call it with an
-# `await`, and measure what the separation gives and what it costs.
+# `await`, and measure what you gain and what it costs.
 #
 # Afterwards you can
 #
 # - turn a plain class into a deployment, and call it through a handle,
-# - say how many calls a replica takes at once, and who waits when one of them blocks,
+# - explain how many calls a replica handles at once, and who waits when one of them blocks,
 # - compose deployments, batch calls, and stream a result item by item,
-# - keep Ray's errors out of the API, and cancel work that nobody waits for.
+# - keep Ray's errors out of the API, and cancel work that nobody is waiting for.
 #
 # The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 60 minutes, exercises included.
 #
@@ -30,20 +30,20 @@ service_map("09")
 # ## A cluster on one machine
 #
 # Ray starts processes and lets them call each other. Ray Serve, on top of it, keeps a service running in them. On a
-# real cluster they spread over many machines; here one machine has them all.
+# real cluster they are spread over many machines; here they all run on one.
 
 # %%
 import time
 
 started = time.perf_counter()
 url = start_serve()
-from ray import serve  # below start_serve(): without that, serve.run starts a Ray with port 8000 and all cores
+from ray import serve  # imported only here: without start_serve(), serve.run starts a Ray on port 8000 with all cores
 
 print(f"Ray Serve is up after {time.perf_counter() - started:.0f} s")
 
 # %% [markdown]
-# The start is slow, so a lesson does it once. After a kernel restart, a `NameError` for `serve` means: run this cell
-# first. These are the processes that the notebook has now.
+# Starting Ray is slow, so each lesson does it only once. If you see a `NameError` for `serve` after a kernel restart,
+# run the cell above. The notebook now has these processes:
 
 # %%
 import psutil
@@ -60,15 +60,15 @@ processes()
 # |---|---|
 # | `gcs_server` | keeps the state of the cluster: its machines, its processes, and where each of them runs |
 # | `raylet` | starts and stops processes on this machine |
-# | `ServeController` | compares what should run with what runs, and starts or stops replicas |
-# | `ProxyActor` | takes HTTP requests, and passes them on |
+# | `ServeController` | starts and stops replicas: the processes in which our classes run |
+# | `ProxyActor` | receives HTTP requests and passes them on |
 #
-# The others collect logs and metrics. No model runs yet.
+# The others collect logs and metrics. No model is running yet.
 #
 # ## Out of the process
 #
-# In lesson 01 a blocking line in an `async def` made ten users wait for each other. The three solutions there kept the
-# model in the API's process. We start from the same problem.
+# In lesson 01 a blocking line in an `async def` made ten users wait for one another. The three solutions there kept
+# the model in the API's process. Here is the same problem again.
 
 # %%
 from fastapi import FastAPI
@@ -88,7 +88,8 @@ async def ping():
 
 
 # %% [markdown]
-# The fourth solution moves the blocking line out of the process, into a method of a class. Any class will do.
+# The fourth solution moves the blocking line into another process. It starts as a method of a plain class, and any
+# class will do.
 
 
 # %%
@@ -99,9 +100,9 @@ class SlowModel:
 
 
 # %% [markdown]
-# Three steps make a process of it:
+# Three calls turn the class into a process. Each gives you something new:
 #
-# | word | what it is | made by |
+# | step | what it is | made by |
 # |---|---|---|
 # | class | plain Python, can be tested without Ray | you |
 # | deployment | the class, with the settings of its replicas | `serve.deployment(Class)` |
@@ -116,14 +117,14 @@ slow
 
 # %% [markdown]
 # `route_prefix=None` means that the application has no HTTP address of its own: only our endpoints call it. There is
-# one more process now. It holds one object of the class, and is called a replica.
+# now one more process, the replica. It holds one instance of the class.
 
 # %%
 [name for name in processes() if "Replica" in name]
 
 # %% [markdown]
 # In the endpoint, the call looks like the first solution of lesson 01: an `await`. We keep the handles in a dict, so
-# that one endpoint can call each of the models that follow.
+# that one endpoint can call any of the models below.
 
 # %%
 handles = {"slow": slow}
@@ -140,7 +141,7 @@ load(server.url + "/deployed/slow", requests=1)
 
 # %% [markdown]
 # Now ten at once. One replica, one object, and a method that blocks for 100 ms: after how many milliseconds does the
-# last of the ten responses arrive? Replace each `...` by your prediction.
+# last of the ten responses arrive? Replace each `...` with your prediction.
 
 # %%
 guess = {"/blocking": ..., "/deployed/slow": ...}
@@ -155,23 +156,24 @@ timeline(loads)
 # %% [markdown]
 # ## What just happened?
 #
-# `/blocking` works on one request after the other. The replica worked on five requests at once. The other five had to
-# wait until there was room. Where does the number five come from?
+# `/blocking` handles one request at a time. The replica handled five at once, and the other five had to wait until
+# there was room. Where does the number five come from?
 
 # %%
 deployment.max_ongoing_requests
 
 # %% [markdown]
-# That is the default: a replica takes at most this many calls at a time. Further calls wait on the caller's side, in
-# the handle, which asks again and again whether there is room.
+# That is the default limit on the calls that a replica handles at once. Further calls wait on the caller's side, in
+# the handle, which keeps asking, at growing intervals, whether there is room.
 #
-# And how can a blocking method run five times at once? `predict` is a plain `def`, so the replica runs it in a thread,
-# as FastAPI does. Older versions of Serve ran one call at a time.
+# How can a blocking method run five times at once? `predict` is a plain `def`, so the replica runs it in a thread, as
+# FastAPI does. Older versions of Serve ran one call at a time.
 #
 # ### Exercise 1: from class to application
 #
 # Write a class whose constructor takes a `limit`. `decide(probability)` returns `"refer"` if the probability reaches
-# the limit, else `"routine"`. Then make an application of it, with a limit of 0.3. The check runs it.
+# the limit, and `"routine"` otherwise. Then make `referral` an application of it, with a limit of 0.3. Do not run it:
+# the check does.
 
 
 # %% exercise="09.1"
@@ -200,7 +202,8 @@ check("09.1", referral)
 # %% [markdown]
 # ## Who else waits?
 #
-# In lesson 01 `/ping` had to wait too, although it does nothing. So: ten requests, and one to `/ping` 200 ms later.
+# In lesson 01 `/ping` had to wait too, although it does nothing. Let us send ten requests, and one to `/ping` 200 ms
+# later.
 
 
 # %%
@@ -230,11 +233,11 @@ class CarelessModel:
 
 
 # %% [markdown]
-# We also want to know what makes room for more calls. Two settings do: more calls in each replica, or more replicas.
-# `options` makes a copy of a deployment with other settings.
+# There are two ways to make room for more calls: allow more in each replica, or run more replicas. `options` returns a
+# copy of a deployment with different settings.
 #
-# `serve.run` waits until the replicas are up. `serve.run_many` starts several applications side by side, and waits
-# once. We add a scanner, for exercise 2.
+# `serve.run` waits until the replicas are up. `serve.run_many` starts several applications in parallel, and waits for
+# all of them together. We add a scanner, for exercise 2.
 
 # %%
 from workshop.lab.fixtures.lesson_09 import scanner_app
@@ -250,10 +253,10 @@ handles |= dict(zip(applications, serve.run_many(targets), strict=True))
 
 # %% [markdown]
 # First the careless model, with ten requests at once: when does the last response arrive? And how long does a `/ping`
-# beside them take?
+# sent at the same time take?
 
 # %%
-guess = {"ten requests": ..., "/ping beside them": ...}
+guess = {"ten requests": ..., "/ping meanwhile": ...}
 
 # %%
 loads["/deployed/careless"] = load(server.url + "/deployed/careless", requests=10)
@@ -264,28 +267,29 @@ compare(guess, dict(zip(guess, measured, strict=True)), "ms")
 timeline(loads)
 
 # %% [markdown]
-# Ten requests take a full second again: a replica has an event loop of its own, and this method blocks it. Responses
-# that are ready cannot leave either, while it is blocked. But only callers of this deployment wait; `/ping` does not.
+# Ten requests take a second or more: a replica has an event loop of its own, and this method blocks it. While it is
+# blocked, not even finished responses can leave. But only callers of this deployment wait; `/ping` does not.
 #
 # ## Room for more
 #
-# Now the other two, beside the first deployment.
+# Now compare the other two with the first deployment.
 
 # %%
 rooms = {"1 replica, 5 at once": "slow", "1 replica, 10 at once": "roomy", "2 replicas, 5 at once each": "two"}
 timeline({title: load(f"{server.url}/deployed/{name}", requests=10) for title, name in rooms.items()})
 
 # %% [markdown]
-# With room for ten, all ten requests start at once. Two replicas also have room for ten, if the handle spreads the
-# calls evenly; if not, a few calls have to wait.
+# With room for ten, all ten requests start at once. Two replicas also have room for ten between them. But if the
+# handle picks one that is already full, the call has to wait and try again.
 #
-# For a method that waits, room in the replica is enough, and threads are cheaper than processes. A method that computes
-# needs replicas, as far as there are cores: the threads of one replica share one GIL. Lesson 11 covers numbers of
-# replicas.
+# For a method that waits, room in the replica is enough, and threads are cheaper than processes. A method that
+# computes in Python needs more replicas, up to the number of cores, because the threads of one replica share one GIL.
+# Lesson 11 covers how many replicas to run.
 #
 # ## Calls from a notebook
 #
-# Not only endpoints can call a handle. A call returns at once, without a result, and `await` waits for the result.
+# You can call a handle from anywhere, not only from an endpoint. A call returns at once, without a result, and `await`
+# waits for the result.
 
 # %%
 roomy = handles["roomy"]
@@ -296,19 +300,19 @@ pending
 await pending
 
 # %% [markdown]
-# Arguments and results go from process to process. Ray pickles both.
+# Arguments and results travel between processes, so Ray pickles both.
 #
-# Ray's own examples often write `.result()` instead of `await`. Try it here.
+# Ray's own examples often write `.result()` instead of `await`. Try it here; this cell raises an error.
 
 # %% tags=["raises-exception"]
 roomy.predict.remote().result()
 
 # %% [markdown]
-# `.result()` blocks until the result is there. A notebook cell runs in an event loop, as an endpoint does, so this
-# would be the mistake of lesson 01. Serve refuses. In an endpoint, always use `await`.
+# `.result()` blocks until the result is there. A notebook cell runs in an event loop, as an `async def` does, so
+# blocking here would repeat the mistake from lesson 01. Serve refuses. In endpoints and deployments, always use
+# `await`.
 #
-# Calls that do not depend on each other need not wait for each other. `asyncio.gather` awaits them together, and keeps
-# their order.
+# Independent calls do not have to wait for one another. `asyncio.gather` awaits them together, and keeps their order.
 
 # %%
 import asyncio
@@ -318,9 +322,9 @@ await asyncio.gather(roomy.predict.remote(), roomy.predict.remote(), roomy.predi
 # %% [markdown]
 # ### Exercise 2: all at once
 #
-# `scanner.read` takes one image, which is a number here, and mostly waits. Write `read_all(scanner, images)`: it
-# returns what `scanner.read.remote(image)` returns for each image, in their order, and has all of them read at the same
-# time. `handles["scanner"]` is a scanner to try it with.
+# `scanner` is a handle. Its method `read` takes one image (here just a number) and spends most of its time waiting.
+# Write `read_all(scanner, images)`: it reads all images at the same time, and returns the results in the order of the
+# images. You can try it with `handles["scanner"]`.
 
 
 # %% exercise="09.2"
@@ -336,7 +340,7 @@ async def read_all(scanner, images):
 check("09.2", read_all)
 
 # %% [markdown]
-# We delete what is no longer needed. `_blocking=False` means that we do not wait until the processes have ended.
+# We delete the applications that we no longer need. With `_blocking=False` we do not wait for their processes to end.
 
 # %%
 for name in ("slow", "careless", "roomy", "two"):
@@ -367,7 +371,7 @@ class ClassifierDeployment:
 
 
 # %% [markdown]
-# It uses neither a web framework nor Ray. So its team can try it and test it with nothing but Python.
+# It uses neither a web framework nor Ray, so the people who maintain it can test it with plain Python.
 
 # %%
 artifact = Settings().artifact
@@ -375,8 +379,8 @@ rows, labels = training_data()
 ClassifierDeployment(artifact).predict(rows[:2])
 
 # %% [markdown]
-# When is the classifier not sure enough? That is a rule of its own, and gets a deployment of its own. It holds a handle
-# of the classifier, and awaits its calls as the endpoint did.
+# Deciding when the classifier is too unsure is a separate rule, so it gets a separate deployment. That deployment
+# holds a handle to the classifier and awaits calls to it, just as the endpoint did.
 
 # %%
 import numpy as np
@@ -397,7 +401,7 @@ class Triage:
 
 # %% [markdown]
 # `bind` does not create an object. It keeps the arguments, and each replica calls the constructor with them: the model
-# is loaded there, never sent. In the place of the classifier we pass an application.
+# is loaded there, never sent. Where the constructor expects the classifier, we pass an application.
 
 # %%
 application = serve.deployment(Triage).bind(serve.deployment(ClassifierDeployment).bind(artifact), sure=0.95)
@@ -409,20 +413,22 @@ from collections import Counter
 Counter((await triage.labels.remote(rows)).tolist())
 
 # %% [markdown]
-# A numpy array of 569 tumours went in, and an array of labels came out. What has the constructor of `Triage` received
-# in the place of the application?
+# A numpy array of 569 tumours went in, and an array of labels came out. What did the constructor of `Triage` receive
+# instead of the application?
 
 # %%
 await triage.shown.remote()
 
 # %% [markdown]
 # A handle. The two deployments run in separate processes, and each may have as many replicas as it needs. They belong
-# to one application: they start, change and stop together.
+# to one application: they are started, updated and stopped together.
 #
 # ### Exercise 3: ask the expert
 #
-# `draft(patient)` returns a label and how certain it is. `Expert` is slow, so ask it only if the draft is less than 0.9
-# certain. Write `Cascade`, whose constructor takes an expert. Its `label(patient)` returns the label. Then bind both.
+# `draft(patient)` returns a label, and how certain it is, from 0 to 1. `Expert` is a plain class whose method
+# `label(patient)` returns a more reliable label, but slowly. Write a class `Cascade` whose constructor takes a handle
+# to the expert. Its own `label(patient)` returns the draft's label, or the expert's if the draft is less than 0.9
+# certain. Then make `cascade` an application of both.
 
 # %%
 from workshop.lab.fixtures.lesson_09 import Expert, draft
@@ -459,8 +465,8 @@ check("09.3", cascade)
 # %% [markdown]
 # ## Why no decorator?
 #
-# Most examples decorate the class: `@serve.deployment` on the line above. It is shorter, and it works. We look at what
-# is sent to a replica in both cases: a module with a class of each kind.
+# Most examples decorate the class: `@serve.deployment` on the line above. It is shorter, and it works. To see what is
+# sent to a replica in each case, we write a module with one class of each kind.
 
 # %%
 import sys
@@ -494,19 +500,20 @@ from two_kinds import Decorated, Plain
 {"plain": len(cloudpickle.dumps(Plain)), "decorated": len(cloudpickle.dumps(Decorated.func_or_class))}
 
 # %% [markdown]
-# Bytes. A plain class of a module is sent as its name, and the replica imports it. The decorator replaces the class by
-# a deployment. Its name no longer leads to the class, so the class is sent as code, with every global that it uses.
+# These are sizes in bytes. A plain class in a module is sent by name, and the replica imports it. The decorator
+# replaces the class with a deployment, which holds the class in `func_or_class`. The name no longer leads to the
+# class, so the class is sent as code, with every global that it uses.
 #
-# If one of these is a lock or a connection, it cannot be sent at all. Hence the rule of `workshop/deployments`: classes
-# stay plain, and `workshop/integration` calls `serve.deployment(Class)`.
+# If one of those globals is a lock or a connection, the class cannot be sent at all. That is why classes in
+# `workshop/deployments` stay plain, and `workshop/integration` calls `serve.deployment(Class)`.
 #
-# Classes of a notebook are always sent as code, since a replica cannot import a notebook. That is why this lesson
-# works.
+# Classes defined in a notebook are always sent as code, because a replica cannot import a notebook.
 #
 # ## Three more deployments
 #
-# The next sections call three more deployments. We define their classes now, so that all replicas start side by side.
-# The first class is the classifier again. It also notes how many rows each call of the model had.
+# The next sections call three more deployments: two of one class, and one of another. We define the classes now, so
+# that all replicas start in parallel. `Noting` is the base of the first: it is the classifier, and also records how
+# many rows each call to the model had.
 
 
 # %%
@@ -525,8 +532,8 @@ class Noting(ClassifierDeployment):
 
 
 # %% [markdown]
-# Each caller of `predict_one` passes one row and gets one result. `@serve.batch` collects the calls in the replica: the
-# method gets a list of up to 32 rows, and waits up to 100 ms for a list to fill.
+# Each caller of `predict_one` passes one row and gets one result. `@serve.batch` collects the calls in the replica,
+# for up to 100 ms. Then the method gets a list of up to 32 rows, and returns a list with one result for each.
 
 
 # %%
@@ -538,8 +545,8 @@ class Batching(Noting):
 
 
 # %% [markdown]
-# The third class dictates a report, one line every 200 ms. It counts its lines, and it can raise an error that we
-# choose.
+# The last class dictates a report, one line every 200 ms. It counts the lines, and can raise any error that we ask
+# for.
 
 # %%
 REPORT = ("30 measurements", "all within range", "malignant: 2 %", "benign: 98 %", "no referral")
@@ -565,7 +572,7 @@ class Reporter:
 
 
 # %% [markdown]
-# The classifier runs twice, with room for 5 and for 64 calls.
+# The classifier is deployed twice: once with room for 5 calls, once for 64.
 
 # %%
 batching = serve.deployment(Batching)
@@ -581,10 +588,10 @@ targets = [serve.RunTarget(application, name=name, route_prefix=None) for name, 
 small, large, reporter = serve.run_many(targets)
 
 # %% [markdown]
-# ## Many callers, few calls of the model
+# ## Many callers, few calls to the model
 #
-# Lesson 01 measured it: a thousand rows cost the model little more than one. But each caller brings one row. This is
-# what `predict_one` is for: with `@serve.batch`, calls that come together share one call of the model.
+# As you measured in lesson 01, a thousand rows take the model little longer than one. But each caller brings only one
+# row. This is what `predict_one` is for: with `@serve.batch`, calls that arrive together share one call to the model.
 
 
 # %%
@@ -610,7 +617,7 @@ sizes
 
 # %% [markdown]
 # Each number is a batch. None has more than five rows: the replica takes only five calls at a time, so only five can
-# share a batch. No message says so. Give room to as many calls as a batch may have, or more.
+# share a batch. Nothing warns you about this. Set `max_ongoing_requests` to at least the maximum batch size.
 
 # %%
 large_sizes = {callers: await sizes_with(large, callers) for callers in guess}
@@ -621,11 +628,14 @@ largest = {
 bars(largest, y="rows in the largest batch", title="@serve.batch(max_batch_size=32)")
 
 # %% [markdown]
+# With room for 64, all callers that arrive within 100 ms can share a batch.
+#
 # ### Exercise 4: share a call
 #
-# `diagnose` takes a list of patients. Write a deployment whose method `diagnose` is called with one patient, and
-# returns what the function returns for it. Simultaneous callers share a call, up to sixteen of them. A lone caller
-# waits about 200 ms for others.
+# The function `diagnose` takes a list of patients, and returns a list of results, one for each. Write a class with a
+# method `diagnose` as well: callers pass it one patient, and get the result for that patient. Up to sixteen callers
+# that come together share one call of the function. A lone caller waits about 200 ms for others. Then make `ward` an
+# application of the class.
 
 # %%
 from workshop.lab.fixtures.lesson_09 import diagnose
@@ -691,8 +701,8 @@ compare(guess, {name: cost["ms"] for name, cost in costs.items()}, "ms")
 bars(costs, y="ms", title="64 rows")
 
 # %% [markdown]
-# The single call is by far the quickest. The other two pay 64 times for the hop to the replica and back. Compare with
-# the same rows one by one in this process, in milliseconds per row.
+# The single call is by far the fastest. Each call travels to the replica and back, which is called a hop, and the
+# other two ways pay for 64 hops. Compare that with the same rows one by one in this process, in milliseconds per row.
 
 # %%
 local = TumourClassifier.load(artifact)
@@ -700,13 +710,14 @@ start = time.perf_counter()
 for row in sixty_four:
     local.predict(row)
 here = 1000 * (time.perf_counter() - start)
-{"one by one, by handle": costs["one by one"]["ms"] / 64, "one by one, here": here / 64}
+{"one by one, through the handle": costs["one by one"]["ms"] / 64, "one by one, here": here / 64}
 
 # %% [markdown]
-# A hop costs several times what this model does. So a small model is better off in the API's process, and the final
-# service puts it there by default. For a large model, or one on a GPU, the hop hardly matters.
+# A hop takes several times as long as this model's prediction. So a model this small is better off in the API's
+# process, and the final service puts it there by default. For a large model, or one on a GPU, the hop hardly matters.
 #
-# These were calls to the replica with room for 64. With room for 5, the others wait in the handle. Three rounds of each:
+# These were calls to the replica with room for 64. With room for 5, the other calls wait in the handle. Three rounds
+# of each:
 
 # %%
 rounds = {}
@@ -715,15 +726,16 @@ for name, handle in {"room for 5": small, "room for 64": large}.items():
 marks(rounds, title="64 calls at once")
 
 # %% [markdown]
-# Each mark is a round. With room for 64 the rounds lie close together. With room for 5 they take longer, and some may
-# take many times as long. A handle that finds no room waits before it asks again, and each time twice as long, up to
-# half a second. Meanwhile a quick replica has nothing to do. So give quick calls a limit that their callers do not
-# reach.
+# Each mark is one round. With room for 64 the rounds lie close together. With room for 5 they take longer, and an
+# occasional round may take many times as long. A handle that finds no room waits before it asks again, and doubles the
+# wait each time, up to half a second. Meanwhile a fast replica may sit idle. So for fast calls, set
+# `max_ongoing_requests` higher than the number of calls that you expect at once.
 #
 # ## Batching on the caller's side
 #
-# `@serve.batch` saves calls of the model. It does not save hops, and you have just seen which of the two costs more.
-# The final service therefore batches before the hop.
+# `@serve.batch` saves calls to the model. It does not save hops, and you have just seen which of the two costs more.
+# So the final service batches in the API's process, before the hop if there is one. `MicroBatched` does it. These are
+# two of its methods, only to read.
 
 
 # %% mirrors="workshop.integration.batching:MicroBatched._start_calls workshop.integration.batching:MicroBatched._call_ended"
@@ -732,7 +744,8 @@ from contextvars import Context
 
 def _start_calls(self) -> None:
     while len(self._calls) < self._max_calls and (batch := self._next_batch()):
-        # It belongs to no request: Serve cancels the calls of a request whose client leaves.
+        # An empty context detaches the call from the request that starts it. Otherwise Serve would cancel the whole batch
+        # when that one client disconnects.
         call = asyncio.create_task(self._predict_together(batch), context=Context())
         self._calls.add(call)
         call.add_done_callback(self._call_ended)
@@ -744,11 +757,12 @@ def _call_ended(self, call: asyncio.Task[None]) -> None:
 
 
 # %% [markdown]
-# This is the core of `MicroBatched`. There is no timer. If no call is under way, a request starts one at once. Requests
-# that arrive meanwhile wait, and share the next call, which starts as soon as the one under way has ended.
+# There is no timer. While fewer than `max_calls` calls are under way, a request starts one at once. With
+# `max_calls=1`, requests that arrive during a call wait and share the next one, which starts as soon as the current
+# one ends.
 #
-# It has the methods of the contract, and so does what it wraps. Here that is `HandleClassifier`, which you will see
-# below: a handle with the contract's methods.
+# `MicroBatched` has the methods of the classifier's contract, and so does the object that it wraps. Here that is
+# `HandleClassifier`: a handle with the contract's methods. You will see its code, and `Calls`, below.
 
 # %%
 from workshop.integration.batching import MicroBatched
@@ -759,7 +773,7 @@ remote = HandleClassifier(Calls(large, timeout_s=10))
 micro = MicroBatched(remote, max_rows=1024, max_waiting_rows=16384, max_calls=1, timeout_s=10)
 
 # %% [markdown]
-# Three ways for a caller to ask about one row. How long do 64 callers wait, and how long a lone one?
+# Three ways for a caller to ask about one row. How long do 64 callers wait, and how long does a single one?
 
 # %%
 asks = {"no batching": remote.predict, "@serve.batch": large.predict_one.remote, "MicroBatched": micro.predict}
@@ -787,13 +801,13 @@ for name, ask in asks.items():
 {name: f"{len(sizes)} calls, the largest of {max(sizes)} rows" for name, sizes in calls.items()}
 
 # %% [markdown]
-# The lone caller pays for the timer of `@serve.batch`: it waits 100 ms for others that do not come. With 64 callers
+# With `@serve.batch`, a lone caller pays for the timer: it waits 100 ms for others that never come. With 64 callers
 # `MicroBatched` makes two hops instead of 64: the first row goes alone, and 63 share the second.
 #
-# `@serve.batch` is right where the callers are many processes, which cannot share a queue, or where a GPU needs full
-# batches at any price. Lesson 12 comes back to it.
+# `@serve.batch` is right where the callers are many processes, which cannot share a queue, or where a GPU has to be
+# given full batches, whatever the wait. Lesson 12 comes back to it.
 #
-# The classifiers have done their work.
+# We are done with the classifiers.
 
 # %%
 for name in ("room for 5", "room for 64"):
@@ -802,8 +816,8 @@ for name in ("room for 5", "room for 64"):
 # %% [markdown]
 # ## A result in pieces
 #
-# `Reporter.lines` from above yields its lines. `options(stream=True)` makes a handle whose calls are iterated instead
-# of awaited.
+# `Reporter.lines` from above yields its lines. `options(stream=True)` returns a handle whose calls you iterate over
+# instead of awaiting them.
 
 # %%
 start = time.perf_counter()
@@ -811,12 +825,13 @@ async for line in reporter.options(stream=True).lines.remote():
     print(f"{1000 * (time.perf_counter() - start):5.0f} ms  {line}")
 
 # %% [markdown]
-# Each line arrives as soon as it is dictated. With lesson 05's endpoints around it, it travels on to the browser like
-# that. The original handle still works; `options` makes a copy.
+# Each line arrives as soon as it is dictated. An endpoint like those in lesson 05 can pass it on to the browser at
+# once. The original handle still works; `options` makes a copy.
 #
 # ## When a replica raises
 #
-# An error is an object, and comes back pickled like a result. This one knows its row and its field. What arrives?
+# An error is an object, so it is pickled and sent back like any result. This one stores a row and a field. What does
+# the caller get?
 
 
 # %%
@@ -838,8 +853,8 @@ arrived = await what_arrives(ImpossibleError, 3, "mean_area")
 type(arrived).__name__, isinstance(arrived, ImpossibleError)
 
 # %% [markdown]
-# Another error has arrived. An `except ImpossibleError` around the call does not catch it, though exactly that was
-# raised. The reason is in the class, and you need no Ray to see it.
+# A different error arrived. An `except ImpossibleError` around the call does not catch it, although that is exactly
+# what was raised. The cause is in the class, and you do not need Ray to see it. This cell raises an error.
 
 # %% tags=["raises-exception"]
 import pickle
@@ -847,13 +862,15 @@ import pickle
 pickle.loads(pickle.dumps(ImpossibleError(3, "mean_area")))
 
 # %% [markdown]
-# Python rebuilds an error by calling its class with `args`. These are what `super().__init__` was given: one text. The
-# constructor wants two values. Every test within one process passes, and the first distributed run loses the error.
+# Python rebuilds an error by calling its class with `args`, and then restores its attributes. Here `args` is what
+# `super().__init__` was given: a single string. But the constructor needs two values. Every test in a single process
+# passes; the first distributed run loses the error.
 #
 # ### Exercise 5: an error that survives
 #
-# Write the class again. Its constructor takes a row and a field, and keeps both as attributes. Its text is
-# `row 3: mean_area is impossible`. Raised in a replica, it arrives as the same class, with both values.
+# Write the class again, as `OutOfRangeError`. Its constructor takes a row and a field, and keeps both as attributes,
+# `row` and `field`. Its text is, for example, `row 3: mean_area is impossible`. Raised in a replica, it must arrive as
+# the same class, with the same attributes and text.
 
 
 # %% exercise="09.5"
@@ -878,7 +895,8 @@ check("09.5", OutOfRangeError)
 # %% [markdown]
 # ## From Ray's errors to the contract's
 #
-# The errors of our contracts follow this rule. So what does the caller of a handle get?
+# So an error that travels between processes should pass all its constructor arguments to `super().__init__`. The
+# errors in our contracts do. What does the caller of a handle get?
 
 # %%
 from workshop.contracts.errors import InvalidInputError
@@ -887,21 +905,22 @@ arrived = await what_arrives(InvalidInputError, "worst_area must not be smaller 
 type(arrived).__name__, isinstance(arrived, InvalidInputError), arrived.row, arrived.field
 
 # %% [markdown]
-# Ray makes a class that is both: `except InvalidInputError` catches it. But its text is meant for developers.
+# Ray creates a class that inherits from its own error and from ours, so `except InvalidInputError` catches it. But its
+# text is meant for developers.
 
 # %%
 print(arrived)
 
 # %% [markdown]
-# It shows file names, process ids and addresses. An API that puts `str(error)` into its response shows them to every
-# client. The error that was raised is in `.cause`.
+# It shows file names, process ids and addresses. An API that puts `str(error)` into its response reveals them to every
+# client. The original error is in `.cause`.
 
 # %%
 arrived.cause
 
 # %% [markdown]
-# A call can raise more than that: any bug in the replica, a full queue, a replica that died. An endpoint should not
-# need to know Ray's errors. This function of `workshop/integration` turns them into those of the contract.
+# A call can fail in other ways, too: a bug in the replica, a full queue, a replica that died. An endpoint should not
+# need to know Ray's errors. This function from `workshop/integration` translates them into the contract's errors.
 
 # %% mirrors="workshop.integration.calls:contract_errors"
 from collections.abc import Iterator
@@ -930,7 +949,7 @@ def contract_errors() -> Iterator[None]:
 
 
 # %% [markdown]
-# A client must not see the details of a division by zero in the replica. They are kept in `__cause__`, for the log.
+# Clients must not see the details of, say, a division by zero in the replica. `__cause__` keeps them for the log.
 
 
 # %%
@@ -951,7 +970,7 @@ async def what_arrives_translated(kind, *arguments):
 # %% [markdown]
 # ## When a replica does not answer
 #
-# A replica may be slow, or only starting, and a handle waits without a limit. So each call needs a deadline. This one
+# A replica may be slow or still starting, and a handle waits without a limit. So each call needs a deadline. This one
 # gives up after half a second.
 
 
@@ -962,8 +981,8 @@ async def give_up():
 
 
 # %% [markdown]
-# The report takes a second. We stop waiting after half of it, then leave the replica alone for two seconds. How many of
-# the five lines does it write?
+# The report takes a second. We stop waiting after half a second, then leave the replica alone for two seconds. How
+# many of the five lines does the replica write?
 
 
 # %%
@@ -984,8 +1003,9 @@ guess = ...
 compare(guess, await lines_written_by(give_up), "lines")
 
 # %% [markdown]
-# All of them. The caller stopped waiting, but the work went on. A language model that writes for nobody costs money, so
-# the call itself must be cancelled. `Calls` does that, with the deadline and the translation of errors.
+# All of them. The caller stopped waiting, but the work went on. A language model that keeps writing for nobody costs
+# money, so the call itself must be cancelled. `Calls` does that, and also handles the deadline and the translation of
+# errors. It takes `Reporter.report` for its name and types only: the call goes through the handle.
 
 
 # %%
@@ -996,11 +1016,11 @@ async def cancel_in_time():
 await lines_written_by(cancel_in_time)
 
 # %% [markdown]
-# The replica stopped in the middle. Its `async def` was cancelled at the `await`, like any coroutine. A plain `def`
-# runs in a thread, and no thread can be cancelled: it runs to its end, but its caller does not wait for it.
+# This time the replica stopped half-way. Its `async def` was cancelled at the `await`, like any coroutine. A plain
+# `def` runs in a thread, and a thread cannot be cancelled: it runs to its end, but the caller no longer waits.
 #
-# With `Calls`, the adapter from a handle to the contract is one line per method. The card doubles as the health check,
-# so `probe` has a shorter deadline: three seconds.
+# With `Calls`, the adapter from a handle to the contract is one line per method. The service also uses the card as a
+# health check, so it is fetched with `probe`: a call with a shorter deadline, three seconds.
 
 
 # %% mirrors="workshop.integration.classifier:HandleClassifier"
@@ -1016,7 +1036,7 @@ class HandleClassifier:
 
 
 # %% [markdown]
-# A call to an application that has been deleted raises an error of the contract, too. An endpoint turns it into a 503.
+# A call to a deleted application raises one of the contract's errors, too. An endpoint turns it into a 503.
 
 # %%
 serve.delete("reporter")
@@ -1025,8 +1045,8 @@ await what_arrives_translated(ZeroDivisionError)
 # %% [markdown]
 # ## The whole service
 #
-# You now know every part of the map's right half. The service's settings decide where the model runs. `build_application`
-# binds the API to the classifier, as you bound `Triage`.
+# You now know everything in the right half of the map. The service's settings decide where the model runs.
+# `build_application` binds the API to the classifier in the same way as you bound `Triage`.
 
 # %%
 from workshop.integration.serve_app import APP_NAME, build_application
@@ -1036,8 +1056,8 @@ serve.run(build_application(settings), name=APP_NAME)
 list(serve.status().applications[APP_NAME].deployments)
 
 # %% [markdown]
-# This application has an HTTP address: that of the proxy, which `start_serve` returned at the top. We ask about a
-# tumour.
+# This application does have an HTTP address: that of the proxy, which `start_serve` returned at the top. Let us ask it
+# about a tumour.
 
 # %%
 import httpx
@@ -1054,8 +1074,8 @@ def predict(base, tumour):
 predict(url, tumour).json()
 
 # %% [markdown]
-# Proxy, API replica, handle, classifier replica, and back. The same API runs on uvicorn with the model in its process.
-# Can a client tell the two apart?
+# Proxy, API replica, handle, classifier replica, and back. The same API can also run on uvicorn, with the model in the
+# API's own process. Can a client tell the two apart?
 
 # %%
 from workshop.api.app import create_app
@@ -1066,8 +1086,8 @@ on_serve, on_uvicorn = (predict(base, tumour).json() for base in (url, twin.url)
 {name: on_serve[name] == value for name, value in on_uvicorn.items()}
 
 # %% [markdown]
-# Only the timestamps differ. And an impossible tumour? On Serve, the classifier's replica raises the error, two
-# processes away from the one that talks to the client.
+# Only the timestamps differ. And an impossible tumour, with a worst area smaller than its mean area? On Serve, the
+# classifier's replica raises the error, two processes away from the one that talks to the client.
 
 # %%
 responses = [predict(base, tumour | {"worst_area": 1.0}) for base in (url, twin.url)]
@@ -1085,14 +1105,14 @@ responses = [predict(base, tumour | {"worst_area": 1.0}) for base in (url, twin.
 # default, and only those can share a batch.</details>
 #
 # **3.** What does `MicroBatched` save that `@serve.batch` does not?
-# <details><summary>Answer</summary>Hops: requests that wait together share one. It also saves a lone request the wait
-# for others, since it has no timer.</details>
+# <details><summary>Answer</summary>Hops: requests that wait together share one. A lone request does not wait for others
+# either, because there is no timer.</details>
 #
-# **4.** An error class passes all tests on uvicorn and is not caught on Ray Serve. What do you look at first?
+# **4.** An error class passes every test on uvicorn but is not caught on Ray Serve. What do you look at first?
 # <details><summary>Answer</summary>Whether its constructor passes all of its arguments to
 # <code>super().__init__</code>. If not, it cannot be unpickled.</details>
 #
-# **5.** Why does no endpoint of the service hold a handle?
+# **5.** Why does no endpoint of the final service hold a handle?
 # <details><summary>Answer</summary>It would have to know Ray's errors and could not run on uvicorn alone. It holds an
 # object with the contract's methods, and an adapter behind it holds the handle.</details>
 #
@@ -1101,17 +1121,17 @@ responses = [predict(base, tumour | {"worst_area": 1.0}) for base in (url, twin.
 # | you want | you write | remember |
 # |---|---|---|
 # | a class in a process of its own | `serve.run(serve.deployment(Class).bind(…))` | the class stays plain |
-# | several applications at once | `serve.run_many([serve.RunTarget(…), …])` | they start side by side |
+# | several applications at once | `serve.run_many([serve.RunTarget(…), …])` | they start in parallel |
 # | to call one | `await handle.method.remote(…)` | every call is a hop |
 # | many calls at once | `asyncio.gather(…)` | `max_ongoing_requests` is 5 by default |
 # | one deployment to call another | an application as an argument of `bind` | it arrives as a handle |
-# | to share calls of the model | `@serve.batch`, or `MicroBatched` before the hop | a batch needs room for its calls |
+# | to share calls to the model | `@serve.batch`, or `MicroBatched` before the hop | a batch needs room for its calls |
 # | a result in pieces | `handle.options(stream=True)` | `async for`, no `await` |
 # | errors that arrive | all arguments to `super().__init__` | `contract_errors` translates Ray's errors |
-# | a call that ends | `Calls(handle, timeout_s)` | a timeout alone does not stop the work |
+# | a call that stops in time | `Calls(handle, timeout_s)` | a timeout alone does not stop the work |
 #
-# You can now move a model out of the API, and the API does not notice. Next: lesson 10 builds the application that does
-# so, and runs the same app on two runtimes.
+# You can now move a model out of the API without the API noticing. Lesson 10 builds the application that does this,
+# and runs it on two runtimes.
 #
 # ## Tear-down
 #

@@ -74,7 +74,8 @@ class MicroBatched:
 
     def _start_calls(self) -> None:
         while len(self._calls) < self._max_calls and (batch := self._next_batch()):
-            # It belongs to no request: Serve cancels the calls of a request whose client leaves.
+            # An empty context detaches the call from the request that starts it. Otherwise Serve would cancel the whole
+            # batch when that one client disconnects.
             call = asyncio.create_task(self._predict_together(batch), context=Context())
             self._calls.add(call)
             call.add_done_callback(self._call_ended)

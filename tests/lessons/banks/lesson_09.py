@@ -24,6 +24,11 @@ class Referral:
         return "refer" if probability >= self.limit else "routine"
 
 
+class ReferralByPosition(Referral):
+    def __init__(self, limit: float, /) -> None:
+        self.limit = limit
+
+
 class AwaitedReferral:
     def __init__(self, *, limit: float) -> None:
         self.limit = limit
@@ -91,6 +96,10 @@ def not_async(scanner: Any, images: list[int]) -> Any:
     return [scanner.read.remote(image).result() for image in images]
 
 
+async def uses_another(scanner: Any, images: list[int]) -> list[str]:
+    return await gathers(serve.get_app_handle("scanner"), images)
+
+
 # 09.3: ask the expert
 
 
@@ -112,6 +121,12 @@ class CascadeByOptions(Cascade):
     async def label(self, patient: int) -> str:
         label, certainty = draft(patient)
         return label if certainty >= 0.9 else await self.ask(patient)
+
+
+class CascadeInAThread(Cascade):
+    def label(self, patient: int) -> Any:
+        label, certainty = draft(patient)
+        return label if certainty >= 0.9 else self.expert.label.remote(patient).result()
 
 
 class Oncologist(Expert):
@@ -220,9 +235,20 @@ class HasADefault(Exception):
         return f"row {self.row}: {self.field} is impossible"
 
 
+class HidesTheLoss(Exception):
+    def __init__(self, row: int, field: str = "unknown") -> None:
+        super().__init__(f"row {row}: {field} is impossible")
+        self.row, self.field = row, field
+
+
+class HasOneText(PassesBoth):
+    def __str__(self) -> str:
+        return "row 3: mean_area is impossible"
+
+
 BANK = {
     "09.1": {
-        "right": [bound(Referral, 0.3), serve.deployment(AwaitedReferral).bind(limit=0.3)],
+        "right": [bound(ReferralByPosition, 0.3), serve.deployment(AwaitedReferral).bind(limit=0.3)],
         "wrong": [
             (Referral, "This is a class"),
             (serve.deployment(Referral), "`.bind(…)` makes an application"),
@@ -240,12 +266,14 @@ BANK = {
             (never_awaits, "One text per image"),
             (blocks, "Use `await response` instead"),
             (not_async, "`async def` function"),
+            (uses_another, "The scanner that was passed is not used"),
         ],
     },
     "09.3": {
         "right": [
             bound(Cascade, bound(Expert, name="the expert")),
             bound(CascadeByOptions, bound(Oncologist, max_ongoing_requests=10)),
+            bound(CascadeInAThread, bound(Expert)),
         ],
         "wrong": [
             (bound(Cascade, Expert), "one deployment is needed: that of `Expert`"),
@@ -269,6 +297,8 @@ BANK = {
             (KeepsNothing, "no attribute 'row'"),
             (PassesBoth(1, "mean_area"), "An exception class"),
             (HoldsALock, "Something else arrived"),
+            (HidesTheLoss, "Its text changed on the way"),
+            (HasOneText, "This is its text"),
         ],
     },
 }

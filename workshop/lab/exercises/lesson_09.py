@@ -61,10 +61,11 @@ def refers_patients(answer: Answer) -> None:
         for probability, decision in ((0.9, "refer"), (0.1, "routine"), (0.45, "refer"), (0.3, "refer")):
             why = "The limit is 0.3, and a probability that equals the limit is a referral."
             expect(_call(answer, handle, "decide", probability), decision, why=why)
-    kind = application._bound_deployment.func_or_class
+    deployment = application._bound_deployment
+    kind = deployment.func_or_class
     answer.given = f"{kind.__name__}(limit=0.7)"
     try:
-        other = kind(limit=0.7)
+        other = kind(0.7) if deployment.init_args else kind(limit=0.7)  # as the learner passed it
     except TypeError as error:
         raise NotYet("The limit is an argument of the constructor, named `limit`.", got=str(error)) from None
     answer.given += ".decide(0.5)"
@@ -72,11 +73,23 @@ def refers_patients(answer: Answer) -> None:
 
 
 def _scanner() -> Any:
-    """A handle of the lesson's scanner, which starts here if it does not run."""
+    """A handle to the lesson's scanner, which starts here if it does not run."""
     need_serve()
     if "scanner" not in serve.status().applications:
         return serve.run(scanner_app(), name="scanner", route_prefix=None)
     return serve.get_app_handle("scanner")
+
+
+class _Passed:
+    """The handle that a check passes. Notes whether it is used: the learner has another one of the same scanner."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self.used = False
+
+    def __getattr__(self, name: str) -> Any:
+        self.used = True
+        return getattr(self._handle, name)
 
 
 @exercise(
@@ -92,12 +105,15 @@ def reads_together(answer: Answer) -> None:
     for images in ([4, 3, 9], [12, 5, 6, 1, 7, 3, 2, 8]):
         answer.run(_in_time(scanner.expect.remote(len(images))))
         try:
-            [got] = answer.together((scanner, images))
+            passed = _Passed(scanner)
+            [got] = answer.together((passed, images))
         finally:
             most = answer.run(_in_time(scanner.most.remote()))
         answer.given, answer.last = f"read_all(scanner, {images})", got
         why = "One text per image, in the order of the images."
         expect(got, [what_it_shows(image) for image in images], why=why)
+        if not passed.used:
+            raise NotYet("The scanner that was passed is not used.", expected="calls of `scanner.read`")
         if most < len(images):
             raise NotYet(
                 "The images wait for each other.",
@@ -110,7 +126,7 @@ def reads_together(answer: Answer) -> None:
     "09.3",
     hints=[
         "`__init__(self, expert)` receives a handle, so `self.expert.label.remote(patient)` must be awaited.",
-        "An application in the place of an argument: `….bind(serve.deployment(Expert).bind())`.",
+        "Pass an application where the constructor expects the handle: `….bind(serve.deployment(Expert).bind())`.",
     ],
     right="Two deployments work together, and the expert is asked only where it is needed.",
     seconds=LIMIT_S,

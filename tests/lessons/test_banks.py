@@ -3,6 +3,8 @@
 `tests/lessons/banks/lesson_NN.py` holds
 
     BANK = {"NN.n": {"right": [answer, …], "wrong": [(answer, "a piece of the verdict's text"), …]}}
+
+and, if the lesson has started something by then that would cost the checks time, a function `prepare` that starts it.
 """
 
 import importlib.util
@@ -37,7 +39,10 @@ def bank(request: pytest.FixtureRequest, lesson: Lesson, exercise: str) -> dict[
     """The answers to one exercise. If its lesson needs Ray, its check finds the cluster of the tests."""
     if request.node.get_closest_marker("ray"):
         request.getfixturevalue("cluster")
-    return bank_of(lesson).BANK[exercise]
+    answers = bank_of(lesson)
+    if hasattr(answers, "prepare"):
+        answers.prepare()
+    return answers.BANK[exercise]
 
 
 def test_every_exercise_has_a_bank_and_every_bank_an_exercise(lesson, exercise_ids):

@@ -6,7 +6,13 @@ from typing import Any
 
 from ray import serve
 
-from workshop.lab.fixtures.lesson_09 import Expert, diagnose, draft
+from workshop.lab.fixtures.lesson_09 import Expert, diagnose, draft, scanner_app
+
+
+def prepare() -> None:
+    """Start the scanner, unless it runs."""
+    if "scanner" not in serve.status().applications:
+        serve.run(scanner_app(), name="scanner", route_prefix=None)
 
 
 def bound(kind: Any, *args: Any, **options: Any) -> serve.Application:

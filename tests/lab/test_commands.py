@@ -1,6 +1,7 @@
 """`run_command`: real processes on real ports."""
 
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from workshop.lab import commands, progress, run_app, run_command, stop_all
+from workshop.lab.running import running
 
 APP = "from fastapi import FastAPI\napp = FastAPI()\n@app.get('/')\ndef answer(): return {answer!r}\n"
 
@@ -39,7 +41,16 @@ def test_the_same_name_replaces_what_runs(tmp_path):
             httpx.get(first.url)
 
 
-def test_stop_all_stops_commands_and_apps(tmp_path):
+@pytest.fixture
+def no_other_servers() -> Iterator[None]:
+    """Other tests of this process may have servers, which must survive."""
+    others = running.copy()
+    running.clear()
+    yield
+    running.update(others)
+
+
+def test_stop_all_stops_commands_and_apps(tmp_path, no_other_servers):
     write_app(tmp_path)
     command = run_command("uvicorn small_app:app --port {port}", name="t", folder=tmp_path)
     app = run_app(FastAPI(), name="a")

@@ -27,6 +27,7 @@ from workshop.deployments.classifier import ClassifierDeployment
 from workshop.integration.batching import MicroBatched
 from workshop.integration.calls import Calls
 from workshop.integration.classifier import HandleClassifier
+from workshop.integration.serve_app import serve_options
 from workshop.integration.serve_cluster import serve_cluster
 from workshop.machine import free_port
 from workshop.models.tumours import training_data
@@ -78,11 +79,7 @@ class InReplica:
 def started(kind: type[ClassifierDeployment], place: str, options: DeploymentOptions, settings: Settings) -> Any:
     """A handle of the model's deployment."""
     batches, arguments = (InReplica, (kind, IN_REPLICAS[place])) if place in IN_REPLICAS else (kind, ())
-    scales = isinstance(options.replicas, Autoscaling)
-    scaling = {"autoscaling_config": options.replicas.model_dump()} if scales else {"num_replicas": options.replicas}
-    deployment = serve.deployment(batches).options(
-        name="model", max_ongoing_requests=options.max_ongoing_requests, **scaling
-    )
+    deployment = serve.deployment(batches).options(name="model", **serve_options(options))
     return serve.run(deployment.bind(*arguments, settings.artifact), name=APP, route_prefix=None)
 
 

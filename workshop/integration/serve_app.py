@@ -109,7 +109,7 @@ def build_application(settings: Settings) -> serve.Application:
         name="api",
         graceful_shutdown_timeout_s=5,  # a WebSocket may stay open for hours
         graceful_shutdown_wait_loop_s=FLUSH_S,
-        **_serve_options(settings.deployments.api),
+        **serve_options(settings.deployments.api),
     )(serve.ingress()(Api))
     return api.bind(settings, _bind_models(settings))
 
@@ -147,11 +147,12 @@ def _deployment(kind: type, name: str, options: DeploymentOptions) -> serve.Depl
         name=name.replace("_", "-"),
         graceful_shutdown_timeout_s=5,
         graceful_shutdown_wait_loop_s=STOP_POLL_S,
-        **_serve_options(options),
+        **serve_options(options),
     )(kind)
 
 
-def _serve_options(options: DeploymentOptions) -> dict[str, Any]:
+def serve_options(options: DeploymentOptions) -> dict[str, Any]:
+    """The same options as keyword arguments of ``serve.deployment``."""
     if isinstance(options.replicas, Autoscaling):
         scaling: dict[str, Any] = {"autoscaling_config": options.replicas.model_dump()}
     else:

@@ -40,7 +40,7 @@ def running(application: object) -> Iterator[str]:
     if isinstance(application, type):
         raise NotYet("This is a class. `serve.deployment(…)` makes a deployment of it.", got=show(application))
     if isinstance(application, DeploymentHandle):
-        raise NotYet("This is a handle: it runs already. An application is what you would give to `serve.run`.")
+        raise NotYet("This is the handle of a running application. An application is what you pass to `serve.run`.")
     if application is None:
         raise NotYet("This is None: is a `return` missing?")
     if not isinstance(application, serve.Application):

@@ -13,7 +13,7 @@
 #
 # The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 15 minutes, exercises included.
 #
-# Arriving late, or restarted the kernel? `await start_at("00.3")` runs everything before exercise 3.
+# Arriving late, or restarted the kernel? `await start_at("00.3")` runs what exercise 3 builds on.
 #
 # Click on the grey cell below and press Shift+Enter. It takes a few seconds to check this machine, and changes nothing.
 
@@ -32,6 +32,8 @@ doctor()
 # belongs to this lesson: you start as a client of the service.
 
 # %%
+import httpx
+
 from workshop.lab import check, compare, hint, run_app, run_command, service_map, solution, start_at, stop_all
 
 service_map("00")
@@ -51,7 +53,7 @@ service_map("00")
 # The finished service comes with the workshop. In a terminal you start it with `python -m workshop api`; in a notebook,
 # like this.
 
-# %%
+# %% start_at=false
 finished = run_command("workshop api --port {port}", name="finished service")
 finished.url
 
@@ -59,23 +61,21 @@ finished.url
 # It listens at this address and speaks HTTP, like any website. `httpx` sends requests; with `trust_env=False` it
 # ignores any proxy set on this machine.
 
-# %%
-import httpx
-
+# %% start_at=false
 httpx.get(finished.url + "/health", trust_env=False).json()
 
 # %% [markdown]
 # It classifies tumours, and it answers questions with two small language models of its own. If this notebook runs on
 # your own computer, open the address in a browser: the page there lets you try both.
 
-# %%
+# %% start_at=false
 asked = {"query": "What is Ray Serve?"}
 httpx.post(finished.url + "/v1/query", json=asked, trust_env=False, timeout=60).json()
 
 # %% [markdown]
 # When you have looked around, stop it.
 
-# %%
+# %% start_at=false
 finished.stop()
 
 # %% [markdown]
@@ -225,7 +225,7 @@ check("00.2", second)
 # %%
 guess = ...
 
-# %%
+# %% start_at=false
 with httpx.Client(base_url=server.url, trust_env=False) as client:  # one connection for all
     answers = [client.get(f"/predict/{row}").json() for row in range(569)]
 
@@ -236,7 +236,7 @@ compare(guess, len(wrong), "wrong")
 # Few are wrong. But most of these tumours were in the training data, so expect more errors with new ones. And look at
 # how confident the model is where it is wrong.
 
-# %%
+# %% start_at=false
 for row in wrong:
     print(f"tumour {row} is {truth[row]:9}  the model says: {answers[row]}")
 

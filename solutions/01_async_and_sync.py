@@ -12,7 +12,7 @@
 #
 # The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 50 minutes, exercises included.
 #
-# Arriving late, or restarted the kernel? `await start_at("01.3")` runs everything before exercise 3.
+# Arriving late, or restarted the kernel? `await start_at("01.3")` runs what exercise 3 builds on.
 #
 # The coloured part of the map belongs to this lesson.
 
@@ -258,7 +258,7 @@ check("01.1", clinic)
 guess = {"/def": ..., "/async": ...}
 
 
-# %%
+# %% start_at=false
 def total_ms(path, requests):
     # The faster of two: another program may disturb one.
     return min(load(f"{timed.url}{path}?seconds=0.3", requests).total_ms for _ in range(2))
@@ -268,7 +268,7 @@ users = [1, 20, 40, 50, 80, 90, 100]
 totals = {path: {n: total_ms(path, n) for n in users} for path in guess}
 compare(guess, {path: total[100] for path, total in totals.items()}, "ms")
 
-# %%
+# %% start_at=false
 from workshop.lab import curve
 
 curve(totals, x="requests at the same time", y="ms until the last response", title="each request waits for 300 ms")
@@ -277,7 +277,7 @@ curve(totals, x="requests at the same time", y="ms until the last response", tit
 # The line of `/def` jumps twice, by about 300 ms each time: after forty users and after eighty. The timeline of sixty
 # requests, each of one second, shows where the first jump comes from.
 
-# %%
+# %% start_at=false
 sixty = load(f"{timed.url}/def?seconds=1", requests=60)
 timeline({"/def": sixty})
 
@@ -285,7 +285,7 @@ timeline({"/def": sixty})
 # Grey is mostly the opening of sixty connections at once. Blue comes in two lengths: some requests stay inside for two
 # seconds instead of one, as they wait there for a thread. Count those that got a thread at once.
 
-# %%
+# %% start_at=false
 sum(record.worked_s < 1.5 for record in sixty)
 
 # %% [markdown]
@@ -345,7 +345,7 @@ check("01.2", office)
 # <details><summary>Answer</summary><code>/mixed</code> gets worse with each request, <code>def</code> with each forty. No
 # delay is short enough: even 10 ms add up to a second for the last of a hundred users.</details>
 
-# %%
+# %% start_at=false
 from workshop.lab import explore
 
 explore(timed.url, {"async def + time.sleep": "/mixed", "def": "/def", "async def + await": "/async"})
@@ -404,7 +404,7 @@ def in_processes(work):
 guess = {"one by one": ..., "4 threads": ..., "2 processes": ...}
 
 
-# %%
+# %% start_at=false
 ways = {"one by one": in_turn, "4 threads": in_threads, "2 processes": in_processes}
 measured = {name: {"wait": way(wait), "burn": way(burn)} for name, way in ways.items()}
 compare(guess, {name: took["burn"] for name, took in measured.items()}, "ms")
@@ -413,7 +413,7 @@ compare(guess, {name: took["burn"] for name, took in measured.items()}, "ms")
 # What a second process can gain depends on the number of cores. The picture's title says how many this notebook may
 # use.
 
-# %%
+# %% start_at=false
 from workshop.lab import bars
 from workshop.machine import usable_cores
 
@@ -462,13 +462,13 @@ def compute():
     return {"total": burn(100)}
 
 
-# %%
+# %% start_at=false
 from workshop.lab import run_command
 
 one = run_command("uvicorn burn_app:app --port {port}", name="one worker", folder=folder)
 two = run_command("uvicorn burn_app:app --port {port} --workers 2", name="two workers", folder=folder)
 
-# %%
+# %% start_at=false
 workers = {"1 worker": one, "2 workers": two}
 timeline({name: load(server_of.url + "/burn", 24, concurrency=6) for name, server_of in workers.items()})
 
@@ -480,7 +480,7 @@ timeline({name: load(server_of.url + "/burn", 24, concurrency=6) for name, serve
 # A Ray Serve replica is a process as well. But Serve can put it on another machine, give it a GPU, and adapt the number
 # of replicas to the load.
 
-# %%
+# %% start_at=false
 one.stop()
 two.stop()
 
@@ -503,7 +503,7 @@ rows, labels = training_data()
 thousand = np.tile(rows, (2, 1))[:1000]
 
 
-# %%
+# %% start_at=false
 def best_of_twenty(n):
     return min(milliseconds(lambda: model.predict(thousand[:n])) for _ in range(20))
 

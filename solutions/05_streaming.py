@@ -13,7 +13,7 @@
 #
 # The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 60 minutes, exercises included.
 #
-# Arriving late, or restarted the kernel? `await start_at("05.3")` runs everything before exercise 3.
+# Arriving late, or restarted the kernel? `await start_at("05.3")` runs what exercise 3 builds on.
 
 # %%
 from workshop.lab import bars, check, compare, curve, hint, in_parallel, load, marks
@@ -108,7 +108,7 @@ print(f"The first word came after {asked['/lines'].first_ms / asked['/whole'].ms
 # %%
 guess = {"/whole, first and last word": ..., "/lines, last word": ..., "/lines, first word": ...}
 
-# %%
+# %% start_at=false
 from statistics import median
 
 waits = {name: {} for name in guess}
@@ -118,7 +118,7 @@ for users in (1, 8):
     waits["/lines, last word"][f"{users} at once"] = streams.median_ms
     waits["/lines, first word"][f"{users} at once"] = median(record.first_ms for record in streams)
 
-# %%
+# %% start_at=false
 compare(guess, {name: wait["8 at once"] / wait["1 at once"] for name, wait in waits.items()}, "times")
 bars(waits, y="milliseconds (median)", title="How long a user waits for …")
 
@@ -333,7 +333,7 @@ def fate(record):
     return "held back" if record.first_ms > record.ms / 2 else "passed on"
 
 
-# %%
+# %% start_at=false
 urls = {f"{path}, {name}": suspects[name].url + path for path in ("/lines", "/events") for name in suspects}
 records = ask_all(urls)
 compare(guess, {name: fate(record) for name, record in records.items()})
@@ -385,7 +385,7 @@ async def header_in_dependency():
 # %%
 guess = {"/lines/endpoint": ..., "/lines/dependency": ...}
 
-# %%
+# %% start_at=false
 records = ask_all({path: suspects["proxy"].url + path for path in guess})
 compare(guess, {path: fate(record) for path, record in records.items()})
 marks({path: arrivals(record) for path, record in records.items()})
@@ -680,7 +680,7 @@ async def through_a_queue():
 # %%
 guess = {"/whole": ..., "/lines": ..., "/events": ..., "/queue": ...}
 
-# %%
+# %% start_at=false
 generated = {path: await count_tokens(path) for path in guess}
 compare(guess, generated, "tokens")
 bars({path: {"tokens": count} for path, count in generated.items()}, y="tokens", title="For a client that has left")
@@ -772,7 +772,7 @@ def read_slowly(path):
 # %%
 guess = {"/export": ..., "/export/queue?size=0": ..., "/export/queue?size=8": ...}
 
-# %%
+# %% start_at=false
 exports = {path: read_slowly(path) for path in guess}
 compare(guess, {path: made[1.5] for path, (made, _) in exports.items()}, "scans")
 drawn = {f"made: {path}": made for path, (made, _) in exports.items()}
@@ -782,7 +782,7 @@ curve(drawn | {"read": exports["/export"][1]}, x="seconds", y="scans")
 # `/export` and the queue of eight run ahead of their client for a moment, and then wait for it. The queue without a
 # limit never waits. What has been made and not yet read takes up memory. In megabytes, for one client:
 
-# %%
+# %% start_at=false
 {path: (made[1.5] - read[1.5]) * SCAN_BYTES / 1e6 for path, (made, read) in exports.items()}
 
 # %% [markdown]
@@ -818,7 +818,7 @@ def stop_reading(path):
 # %%
 guess = {"/export": ..., "/export/queue?size=8": ...}
 
-# %%
+# %% start_at=false
 import gc
 
 gc.collect()
@@ -837,7 +837,7 @@ compare(guess, {path: stop_reading(path) for path in guess})
 #
 # In `/export`, a reference cycle keeps the generator alive until the garbage collector finds it:
 
-# %%
+# %% start_at=false
 closed_at.clear()
 gc.collect()
 time.sleep(0.5)
@@ -861,7 +861,7 @@ async def export_cleanly(all_scans: Annotated[Any, Depends(open_scans)]):
         yield scan
 
 
-# %%
+# %% start_at=false
 outcome = stop_reading("/export/clean")
 gc.enable()
 outcome
@@ -943,7 +943,7 @@ def event_source(url, connections=2):
 # %%
 guess = ...
 
-# %%
+# %% start_at=false
 earlier = await model.activity()
 statuses = event_source(server.url + "/events")
 compare(guess, (await model.activity()).completed - earlier.completed, "answers")
@@ -974,7 +974,7 @@ service = cleanup.enter_context(run_app(create_app(build_services(settings), set
 # `POST /v1/chat/stream` sends JSON lines, for programs. Its last line says why the answer ended. A client that gets no
 # such line knows that the rest is missing.
 
-# %%
+# %% start_at=false
 body = {"model": "workshop-main", "messages": [{"role": "user", "content": "What is a replica?"}]}
 read = load(f"{service.url}/v1/chat/stream", 1, method="POST", json=body)[0].body.decode().splitlines()
 read[0], read[-1]
@@ -995,13 +995,13 @@ def kind(event):
     return f"{event.event} {event.json().get('model', '')}".strip()
 
 
-# %%
+# %% start_at=false
 from collections import Counter
 
 kept, switched = ask("Can you explain server-sent events?"), ask("When is a StreamingResponse the right choice?")
 [Counter(kind(event) for _, event in events) for events in (kept, switched)]
 
-# %%
+# %% start_at=false
 rows = {kind(event): [ms for ms, other in switched if kind(other) == kind(event)] for _, event in switched}
 marks(rows, title="When is a StreamingResponse the right choice?")
 
@@ -1009,7 +1009,7 @@ marks(rows, title="When is a StreamingResponse the right choice?")
 # What did the reader see before the switch, and what at the end? The last event holds the whole answer, which model
 # gave it, and what it cost.
 
-# %%
+# %% start_at=false
 draft = "".join(event.json()["text"] for _, event in switched if kind(event) == "chunk workshop-draft")
 draft, switched[-1][1].json()
 
@@ -1017,7 +1017,7 @@ draft, switched[-1][1].json()
 # And a browser that reconnects? These are its statuses, and the number of answers given:
 
 
-# %%
+# %% start_at=false
 def answers_given():
     return httpx.get(f"{service.url}/v1/stats").json()["total_queries"]
 

@@ -13,7 +13,7 @@
 #
 # The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 75 minutes, exercises included.
 #
-# Arriving late, or restarted the kernel? `await start_at("06.3")` runs everything before exercise 3.
+# Arriving late, or restarted the kernel? `await start_at("06.3")` runs what exercise 3 builds on.
 
 # %%
 from workshop.lab import check, compare, hint, marks, run_app
@@ -713,14 +713,14 @@ def freeze_a_listener(**options):
 # %%
 guess = {"no pings": ..., "pings": ...}
 
-# %%
+# %% start_at=false
 frozen_rows = {
     "no pings": freeze_a_listener(ws_ping_interval=None),
     "pings": freeze_a_listener(ws_ping_interval=0.5, ws_ping_timeout=0.5),
 }
 compare(guess, {name: rows["news sent"][-1] - rows["frozen"][0] for name, rows in frozen_rows.items()}, "ms")
 
-# %%
+# %% start_at=false
 marks(one_above_another(frozen_rows))
 
 # %% [markdown]
@@ -761,12 +761,12 @@ def read_until_done(url, stop_after):
     return n_words, int(socket.close_code), socket.close_reason
 
 
-# %%
+# %% start_at=false
 with run_app(app, log_level="critical", ws_ping_interval=0.5, ws_ping_timeout=0.5) as other:
     url = other.url.replace("http", "ws") + "/in-turn"
     ends = {"only reads": read_until_done(url, None), "presses Stop": read_until_done(url, 5)}
 
-# %%
+# %% start_at=false
 compare(guess, {run: n_words for run, (n_words, _, _) in ends.items()}, f"of {len(WORDS)} words")
 ends
 
@@ -856,7 +856,7 @@ async def pages(socket: WebSocket):
             pages_sent.append(PAGE)
 
 
-# %%
+# %% start_at=false
 pages_sent.clear()
 with connect(ws_url + "/pages", max_queue=1, compression=None, close_timeout=0.1):
     time.sleep(2)
@@ -1016,7 +1016,7 @@ def ask(socket, question):
 # The service speaks first. We then ask two questions on one connection. The second makes sense only after the first, so
 # for comparison we ask it again on a new connection.
 
-# %%
+# %% start_at=false
 with connect(chat_url) as socket:
     ready = receive_json(socket)
     answers = [ask(socket, "What is a WebSocket?"), ask(socket, "How does it begin?")]
@@ -1031,7 +1031,7 @@ ready
 # On the first connection, the prompt of the second question includes the first question and its answer. Next, we send
 # an invalid message, then a question that we cancel after three pieces of the answer, and then the same question again.
 
-# %%
+# %% start_at=false
 with connect(chat_url) as socket:
     receive_json(socket)
     send(socket, "aks", id="1", content="What is Ray Serve?")
@@ -1042,7 +1042,7 @@ with connect(chat_url) as socket:
     _, cancelled = read_text(socket)
     whole, _ = ask(socket, "What is Ray Serve?")
 
-# %%
+# %% start_at=false
 print(f"{begun} …\n{whole}")
 error, cancelled
 
@@ -1050,7 +1050,7 @@ error, cancelled
 # The conversation survives the mistake and the cancelled answer. When it does end, it gives a reason. Here a message is
 # too long:
 
-# %%
+# %% start_at=false
 ending(chat_url, "a" * 2**19)
 
 # %% [markdown]

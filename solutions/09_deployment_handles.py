@@ -18,7 +18,7 @@
 #
 # The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 60 minutes, exercises included.
 #
-# Arriving late, or restarted the kernel? `await start_at("09.3")` runs everything before exercise 3.
+# Arriving late, or restarted the kernel? `await start_at("09.3")` runs what exercise 3 builds on.
 
 # %%
 from workshop.lab import bars, check, compare, hint, in_parallel, load, marks, run_app
@@ -217,7 +217,7 @@ def ping_beside(path):
     return ping.total_ms
 
 
-# %%
+# %% start_at=false
 {path: ping_beside(path) for path in loads}
 
 # %% [markdown]
@@ -258,12 +258,12 @@ handles |= dict(zip(applications, serve.run_many(targets), strict=True))
 # %%
 guess = {"ten requests": ..., "/ping meanwhile": ...}
 
-# %%
+# %% start_at=false
 loads["/deployed/careless"] = load(server.url + "/deployed/careless", requests=10)
 measured = loads["/deployed/careless"].total_ms, ping_beside("/deployed/careless")
 compare(guess, dict(zip(guess, measured, strict=True)), "ms")
 
-# %%
+# %% start_at=false
 timeline(loads)
 
 # %% [markdown]
@@ -274,7 +274,7 @@ timeline(loads)
 #
 # Now compare the other two with the first deployment.
 
-# %%
+# %% start_at=false
 rooms = {"1 replica, 5 at once": "slow", "1 replica, 10 at once": "roomy", "2 replicas, 5 at once each": "two"}
 timeline({title: load(f"{server.url}/deployed/{name}", requests=10) for title, name in rooms.items()})
 
@@ -403,11 +403,11 @@ class Triage:
 # `bind` does not create an object. It keeps the arguments, and each replica calls the constructor with them: the model
 # is loaded there, never sent. Where the constructor expects the classifier, we pass an application.
 
-# %%
+# %% start_at=false
 application = serve.deployment(Triage).bind(serve.deployment(ClassifierDeployment).bind(artifact), sure=0.95)
 triage = serve.run(application, name="triage", route_prefix=None)
 
-# %%
+# %% start_at=false
 from collections import Counter
 
 Counter((await triage.labels.remote(rows)).tolist())
@@ -416,7 +416,7 @@ Counter((await triage.labels.remote(rows)).tolist())
 # A numpy array of 569 tumours went in, and an array of labels came out. What did the constructor of `Triage` receive
 # instead of the application?
 
-# %%
+# %% start_at=false
 await triage.shown.remote()
 
 # %% [markdown]
@@ -610,7 +610,7 @@ async def sizes_with(classifier, callers):
 # %%
 guess = {1: ..., 8: ..., 32: ...}
 
-# %%
+# %% start_at=false
 sizes = {callers: await sizes_with(small, callers) for callers in guess}
 compare(guess, {callers: max(batches) for callers, batches in sizes.items()}, "rows")
 sizes
@@ -619,7 +619,7 @@ sizes
 # Each number is a batch. None has more than five rows: the replica takes only five calls at a time, so only five can
 # share a batch. Nothing warns you about this. Set `max_ongoing_requests` to at least the maximum batch size.
 
-# %%
+# %% start_at=false
 large_sizes = {callers: await sizes_with(large, callers) for callers in guess}
 settings_tried = {"max_ongoing_requests=5": sizes, "max_ongoing_requests=64": large_sizes}
 largest = {
@@ -694,7 +694,7 @@ async def milliseconds(function, *arguments):
 # %%
 guess = {"one by one": ..., "together": ..., "in one call": ...}
 
-# %%
+# %% start_at=false
 ways = {"one by one": one_by_one, "together": together, "in one call": in_one_call}
 costs = {name: {"ms": await milliseconds(way)} for name, way in ways.items()}
 compare(guess, {name: cost["ms"] for name, cost in costs.items()}, "ms")
@@ -704,7 +704,7 @@ bars(costs, y="ms", title="64 rows")
 # The single call is by far the fastest. Each call travels to the replica and back, which is called a hop, and the
 # other two ways pay for 64 hops. Compare that with the same rows one by one in this process, in milliseconds per row.
 
-# %%
+# %% start_at=false
 local = TumourClassifier.load(artifact)
 start = time.perf_counter()
 for row in sixty_four:
@@ -719,7 +719,7 @@ here = 1000 * (time.perf_counter() - start)
 # These were calls to the replica with room for 64. With room for 5, the other calls wait in the handle. Three rounds
 # of each:
 
-# %%
+# %% start_at=false
 rounds = {}
 for name, handle in {"room for 5": small, "room for 64": large}.items():
     rounds[name] = [await milliseconds(together, handle) for _ in range(3)]
@@ -783,7 +783,7 @@ async def ask_all(ask, callers):
     await asyncio.gather(*(ask(row) for row in sixty_four[:callers]))
 
 
-# %%
+# %% start_at=false
 ms = {}
 for callers in (1, 64):
     ms[f"{callers} at once"] = {name: await milliseconds(ask_all, ask, callers) for name, ask in asks.items()}
@@ -792,7 +792,7 @@ bars(ms, y="ms until the last result")
 # %% [markdown]
 # And how often is the model called for 64 callers?
 
-# %%
+# %% start_at=false
 calls = {}
 for name, ask in asks.items():
     await large.noted.remote()  # forget the calls so far
@@ -819,7 +819,7 @@ for name in ("room for 5", "room for 64"):
 # `Reporter.lines` from above yields its lines. `options(stream=True)` returns a handle whose calls you iterate over
 # instead of awaiting them.
 
-# %%
+# %% start_at=false
 start = time.perf_counter()
 async for line in reporter.options(stream=True).lines.remote():
     print(f"{1000 * (time.perf_counter() - start):5.0f} ms  {line}")

@@ -18,7 +18,7 @@
 #
 # The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 45 minutes, exercises included.
 #
-# Arriving late, or restarted the kernel? `await start_at("10.3")` runs everything before exercise 3.
+# Arriving late, or restarted the kernel? `await start_at("10.3")` runs what exercise 3 builds on.
 
 # %%
 from workshop.lab import bars, check, compare, hint, run_app
@@ -369,7 +369,7 @@ def fill(url):
     return "50 or more"
 
 
-# %%
+# %% start_at=false
 compare(guess, fill(ws + "/room"))
 two_replicas.max_ongoing_requests
 
@@ -454,7 +454,7 @@ class Pages:
         return pages()
 
 
-# %%
+# %% start_at=false
 serve.run(serve.deployment(serve.ingress()(Pages)).bind(), name="pages", route_prefix="/")
 
 
@@ -472,16 +472,16 @@ def unread(base, path):
         return client.get(base + "/sent").json()[path] / 1000
 
 
-# %%
+# %% start_at=false
 with run_app(pages(), name="lesson 10") as server:
     bases = {"uvicorn": server.url, "Serve": url}
     sent = {name: unread(base, "/plain") for name, base in bases.items()}
     sent |= {f"{name}, with Peer": unread(base, "/peer") for name, base in bases.items()}
 
-# %%
+# %% start_at=false
 compare(guess, sent, "thousand")
 
-# %%
+# %% start_at=false
 bars({name: {"sent": kilos} for name, kilos in sent.items()}, y="thousand characters", title="sent, and read by nobody")
 
 # %% [markdown]
@@ -507,7 +507,7 @@ async def _ping_and_wait(self) -> None:
 # On both runtimes, the ping does two jobs: it detects clients that have gone, and it slows the endpoint down to the speed
 # of a slow client. While `drain` waits, the chat reads no more words from the model.
 
-# %%
+# %% start_at=false
 serve.delete("pages")
 
 # %% [markdown]
@@ -617,20 +617,20 @@ class RoomOnBus:
 # %%
 guess = ...
 
-# %%
+# %% start_at=false
 bus = serve.deployment(Bus).options(max_ongoing_requests=1000).bind()
 room_api = serve.deployment(serve.ingress()(RoomOnBus)).options(num_replicas=2, max_ongoing_requests=100)
 serve.run(room_api.bind(bus), name="room on a bus", route_prefix="/")
 heard_on_the_bus = who_hears(ws + "/room")
 compare(guess, sum(counts["hear it"] for counts in heard_on_the_bus.values()))
 
-# %%
+# %% start_at=false
 bars(heard_on_the_bus, y="members", title="one room, two replicas, one bus")
 
 # %% [markdown]
 # Everyone hears it, on both replicas. By now all of them have left. The bus still has this many subscriptions:
 
-# %%
+# %% start_at=false
 await asyncio.sleep(2)
 await serve.get_deployment_handle("Bus", "room on a bus").subscribers.remote()
 

@@ -14,7 +14,7 @@
 #
 # The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 75 minutes, exercises included.
 #
-# Arriving late, or restarted the kernel? `await start_at("14.3")` runs everything before exercise 3.
+# Arriving late, or restarted the kernel? `await start_at("14.3")` runs what exercise 3 builds on.
 
 # %%
 from workshop.lab import bars, check, columns, compare, curve, hint, marks
@@ -189,7 +189,7 @@ columns({name: probabilities(reply) for name, reply in shown.items()}, y="probab
 # One pair proves little. So here is the mean probability of the first token, of the second, and so on, over all drafts
 # that are right and over all that are wrong.
 
-# %%
+# %% start_at=false
 shortest = min(len(probabilities(reply)) for reply in drafts)
 grid = np.array([[value for _, value in probabilities(reply)[:shortest]] for reply in drafts])
 means = {"right": grid[draft_right].mean(axis=0), "wrong": grid[~draft_right].mean(axis=0)}
@@ -534,7 +534,7 @@ http.get("/stats").json()
 # %%
 guess = {"answered": ..., "times faster": ...}
 
-# %%
+# %% start_at=false
 import time
 
 bodies = [{"query": question} for question in questions[:15]]
@@ -543,7 +543,7 @@ started = time.perf_counter()
 one_by_one = [http.post("/query", json=body).status_code for body in bodies]
 one_by_one_s = time.perf_counter() - started
 
-# %%
+# %% start_at=false
 started = time.perf_counter()
 batch = http.post("/batch", json={"queries": [*bodies, too_long]}).json()
 batch_s = time.perf_counter() - started
@@ -586,7 +586,7 @@ except openai.NotFoundError as error:
 # %%
 guess = {"bob": ..., "carol": ...}
 
-# %%
+# %% start_at=false
 strict = serve("lesson 14: budget", daily_budget=4.5 * main_cost.mean())[0]
 
 
@@ -596,7 +596,7 @@ async def ask_as(name, question):
     return await theirs.chat.completions.create(model=MAIN, messages=messages)
 
 
-# %%
+# %% start_at=false
 bob = 0
 try:
     for question in questions:
@@ -610,7 +610,7 @@ except openai.APIStatusError as error:
 # Bob gets a 402, and the seconds until midnight UTC, when a new day begins. His last answer may exceed the budget,
 # since its price is known only once it is finished. Now Carol's sixteen.
 
-# %%
+# %% start_at=false
 results = await asyncio.gather(*(ask_as("carol", question) for question in questions[:16]), return_exceptions=True)
 carol = sum(not isinstance(result, openai.APIStatusError) for result in results)
 compare(guess, {"bob": bob, "carol": carol})
@@ -621,13 +621,13 @@ compare(guess, {"bob": bob, "carol": carol})
 #
 # Without the reservation, all sixteen would have been let in. When the answer ends, she gets back what it did not use.
 
-# %%
+# %% start_at=false
 (await ask_as("carol", questions[0])).choices[0].message.content
 
 # %% [markdown]
 # `max_tokens` lowers the highest possible price. A client that sends it can get more answers at once.
 
-# %%
+# %% start_at=false
 strict.stop()
 
 # %% [markdown]
@@ -773,7 +773,7 @@ Which thread is best for leather?
 How long does a python live?""".splitlines()
 
 
-# %%
+# %% start_at=false
 async def best_scores(texts):
     found = [await retriever.search(text, k=1) for text in texts]
     return [hits[0].score if hits else 0.0 for hits in found]
@@ -783,14 +783,14 @@ threshold = Settings().rag_threshold
 groups = {"held-out questions": await best_scores(questions), "about something else": await best_scores(others)}
 marks(groups | {"the service's threshold": [threshold]}, x="score of the nearest passage")
 
-# %%
+# %% start_at=false
 {name: f"{np.mean(np.array(found) >= threshold):.0%} reach it" for name, found in groups.items()}
 
 # %% [markdown]
 # Again there is a score, a threshold, and mistakes of both kinds. A higher threshold would refuse more good questions,
 # a lower one would let in more of the others. Here is the off-topic question with the highest score.
 
-# %%
+# %% start_at=false
 worst = others[np.argmax(groups["about something else"])]
 print(worst)
 http.post("/rag/query", json={"query": worst, "k": 1}).json()
@@ -828,12 +828,12 @@ async def answered_right(k):
     return np.array([reply.json()["answer"] == truth for reply, (_, truth) in zip(got, some, strict=True)], float)
 
 
-# %%
+# %% start_at=false
 rag_right = {k: await answered_right(k) for k in ks}
 found_right = {k: await found(k) for k in ks}
 compare(guess, max(ks, key=lambda k: rag_right[k].mean()))
 
-# %%
+# %% start_at=false
 by_k = {"the right passage is found": found_right, "the answer is right": rag_right}
 by_k |= {"the model alone is right": dict.fromkeys((1, 5), main_right[::4])}
 curve({name: {k: 100 * rows.mean() for k, rows in line.items()} for name, line in by_k.items()}, x="k", y="%")
@@ -841,7 +841,7 @@ curve({name: {k: 100 * rows.mean() for k, rows in line.items()} for name, line i
 # %% [markdown]
 # These are few questions. Is the difference between one passage and five more than chance? We draw again.
 
-# %%
+# %% start_at=false
 print(f"points that one passage is ahead of five, on {len(some)} questions:", spread(rag_right[1] - rag_right[5]))
 
 # %% [markdown]
@@ -889,7 +889,7 @@ check("14.4", desk)
 # Next month there will be a better model. One setting names the main model: a folder, or a model on the Hugging Face
 # hub. Ours here is a copy of the draft in another folder.
 
-# %%
+# %% start_at=false
 _ = shutil.copytree(WEIGHTS / DRAFT, f"{folder}/house-model", dirs_exist_ok=True)
 with serve("lesson 14: other model", main_model=f"{folder}/house-model")[0] as other:
     print([model["id"] for model in httpx.get(f"{other.url}/v1/models").json()["data"]])
@@ -921,7 +921,7 @@ import logging
 logging.getLogger("workshop.api.errors").setLevel(logging.CRITICAL)
 server.stop()
 
-# %%
+# %% start_at=false
 impatient = client.with_options(base_url=f"{front.url}/v1", max_retries=0)
 try:
     await impatient.chat.completions.create(model=MAIN, messages=[{"role": "user", "content": hard}])

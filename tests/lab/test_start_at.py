@@ -76,10 +76,11 @@ def test_an_unknown_exercise_lists_those_of_the_lesson(solutions):
     assert lesson == "There is no lesson '91'. There are: 90."
 
 
-def replace_the_third_cell(solutions: Path, *lines: str) -> None:
+def replace_the_third_cell(solutions: Path, *lines: str, metadata: dict[str, bool] | None = None) -> None:
     file = solutions / "90_example.ipynb"
     notebook = nbformat.read(file, as_version=4)
     notebook.cells[3].source = "\n".join(lines)
+    notebook.cells[3].metadata |= metadata or {}
     nbformat.write(notebook, file)
 
 
@@ -91,6 +92,12 @@ def test_a_cell_is_compiled_without_the_future_features_of_the_lab(solutions):
 
 def test_checks_do_not_run(solutions):
     replace_the_third_cell(solutions, 'check("90.1", 1 / 0)')
+    (shown,) = outputs(solutions, 'await start_at("90.2")')
+    assert shown.startswith("Ready for exercise 90.2: ran 3 cells of lesson 90 in ")
+
+
+def test_a_cell_that_no_exercise_builds_on_does_not_run(solutions):
+    replace_the_third_cell(solutions, "1 / 0", metadata={"start_at": False})
     (shown,) = outputs(solutions, 'await start_at("90.2")')
     assert shown.startswith("Ready for exercise 90.2: ran 3 cells of lesson 90 in ")
 

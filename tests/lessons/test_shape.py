@@ -4,9 +4,14 @@ import io
 import json
 import re
 import statistics
+import symtable
 import tokenize
+from collections.abc import Iterator
+
+from IPython.core.inputtransformer2 import TransformerManager
 
 from tests.made import made
+from workshop.lab.lessons import Cell, code_cells
 
 LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT, tokenize.ENCODING}
 LAYOUT |= {tokenize.ENDMARKER}
@@ -82,9 +87,40 @@ def test_it_is_no_longer_than_an_hour_allows(lesson):
 
 
 def test_its_first_cell_says_how_to_come_in_late(lesson, exercise_ids):
-    late = re.search(r"`await start_at\(\"(\d\d\.\d)\"\)` runs\s+everything before", prose(lesson)[0])
+    late = re.search(r"`await start_at\(\"(\d\d\.\d)\"\)` runs\s+what exercise \d builds on", prose(lesson)[0])
     assert late is not None
     assert late[1] in exercise_ids
+
+
+def test_nothing_misses_a_cell_that_start_at_leaves_out(lesson):
+    """Who continues after `start_at` runs all cells from that exercise on, but not those before it."""
+    assert list(missed(code_cells(lesson.number))) == []
+
+
+def missed(cells) -> Iterator[str]:
+    """The names that a cell uses although `start_at` may have left out the cell that binds them."""
+    bound_in = {}
+    exercise = 0  # the number of exercises so far
+    for cell in cells:
+        exercise += cell.exercise is not None
+        bound, used = names(cell.source)
+        for name in sorted(used & bound_in.keys()):
+            binder, exercise_of_binder = bound_in[name]
+            if not binder.needed and (cell.needed or exercise != exercise_of_binder):
+                yield f"cell {cell.number} uses {name} of cell {binder.number}"
+        bound_in |= dict.fromkeys(bound, (cell, exercise))
+
+
+def names(source: str) -> tuple[set[str], set[str]]:
+    """The global names that a cell binds, and those that it uses and does not bind."""
+    source = TransformerManager().transform_cell(source)
+    module = symtable.symtable(source, "cell", "exec")
+    bound = {symbol.get_name() for symbol in module.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    tables, used = [module], set()
+    for table in tables:
+        tables += table.get_children()
+        used |= {name.get_name() for name in table.get_symbols() if table is module or name.is_global()}
+    return bound, used - bound
 
 
 def test_prose_is_short(lesson):
@@ -95,6 +131,26 @@ def test_prose_is_short(lesson):
 def test_it_fits_into_the_memory_of_binder(lesson):
     measured = json.loads((lesson.source.parent / "measured.json").read_text())
     assert measured[lesson.number]["peak_memory_mb"] <= MEMORY_LIMIT_MB
+
+
+def test_a_missed_name_is_found():
+    def cell(number, source, *, exercise=None, needed=True):
+        return Cell(number, source, exercise, may_raise=False, needed=needed)
+
+    cells = [
+        cell(1, "records = load()", needed=False),
+        cell(2, "def show():\n    return [records for kept in records]", needed=False),
+        cell(3, "print(records)"),
+        cell(4, "", exercise="90.1"),
+        cell(5, "records", needed=False),
+        cell(6, "kept, records = 1, await show()"),
+        cell(7, "records"),
+    ]
+    assert list(missed(cells)) == [
+        "cell 3 uses records of cell 1",
+        "cell 5 uses records of cell 1",
+        "cell 6 uses show of cell 2",
+    ]
 
 
 def test_lines_of_code():

@@ -38,18 +38,15 @@ class Cell:
     source: str
     exercise: str | None
     may_raise: bool
-
-    @property
-    def is_check(self) -> bool:
-        """Whether the cell does nothing but judge an answer."""
-        return self.source.startswith("check(")
+    needed: bool
+    """Whether later exercises need what the cell does. Most cells that only measure or show are not."""
 
 
 async def start_at(exercise_id: str) -> None:
     """Run the lesson's solution up to the point just before exercise "NN.n", in this notebook's namespace.
 
-    Use it with `await`. What the cells print or draw is not shown, and checks do not run. While the others run, a line
-    says which cell it is.
+    Use it with `await`. Checks do not run, nor do cells that the source marks `start_at=false`. What the others print
+    or draw is not shown. While they run, a line says which cell it is.
     Raises LessonError outside IPython, for an unknown exercise, and when a cell fails.
     """
     shell = _shell()
@@ -59,7 +56,7 @@ async def start_at(exercise_id: str) -> None:
     if exercise_id not in known:
         raise LessonError(f"Lesson {lesson} has no exercise {exercise_id!r}. It has: {', '.join(known)}.")
     before = cells[: [cell.exercise for cell in cells].index(exercise_id)]
-    before = [cell for cell in before if not cell.is_check]
+    before = [cell for cell in before if cell.needed]
     running = ""
     started = time.perf_counter()
     with waiting_for(f"exercise {exercise_id}", lambda: running):
@@ -92,6 +89,7 @@ def code_cells(lesson: str) -> list[Cell]:
             source="".join(cell["source"]),
             exercise=cell["metadata"].get("exercise"),
             may_raise="raises-exception" in cell["metadata"].get("tags", []),
+            needed=cell["metadata"].get("start_at", True) and not "".join(cell["source"]).startswith("check("),
         )
         for number, cell in enumerate(cells, start=1)
     ]

@@ -12,6 +12,9 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 # Several processes: conftest.py says how many, which tests belong together, and which start first.
 PYTEST := $(IN_VENV) pytest --numprocesses=auto --dist=loadgroup --no-loadscope-reorder
 
+# Containers often set it. Hundreds of processes start here, and without it each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help env artifacts lab test check lint notebooks bench lock clean new-venv
 
 help:  ## list these commands
@@ -48,7 +51,8 @@ lock: env  ## requirements.lock from pyproject.toml; newest versions: make lock 
 	  $(ARGS) pyproject.toml -o requirements.lock
 
 clean:  ## remove everything that these commands made
-	rm -rf $(VENV) artifacts build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) artifacts build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache \
+	  .hypothesis .schemathesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # JupyterLab does not start as root, the only user of many containers, unless told to.

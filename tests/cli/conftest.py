@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -18,15 +18,25 @@ MARK = "TEST_RUN_MARK"
 START_S, STOP_S = 300, 120  # generous: the machine may be busy with other tests
 
 
-class Run:
-    """``python -m workshop ...`` in a process group of its own, as in a terminal of its own."""
+WORKSHOP = ("-m", "workshop")
 
-    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+
+class Run:
+    """``python -m workshop ...`` in a process group of its own, as in a terminal of its own.
+
+    Args:
+        folder: for what it prints.
+        arguments: of the command.
+        program: what Python runs; for tests that change a constant first.
+        environment: variables in addition to ours.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, program: Sequence[str] = WORKSHOP, **environment: str) -> None:
         self._mark = uuid4().hex
         self._out, self._err = folder / "out", folder / "err"
         self._family: set[psutil.Process] = set()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "workshop", *arguments],
+            [sys.executable, *program, *arguments],
             env={**os.environ, **environment, MARK: self._mark},
             stdout=self._out.open("wb"),
             stderr=self._err.open("wb"),
@@ -108,8 +118,9 @@ def run(tmp_path, artifact) -> Iterator[Callable[..., Run]]:
     """Starts a command with a model and a database of its own; whatever is left of it is killed after the test."""
     runs = []
 
-    def run(*arguments: str, **environment: str) -> Run:
-        runs.append(Run(tmp_path, *arguments, **environment_of(artifact, tmp_path) | environment))
+    def run(*arguments: str, program: Sequence[str] = WORKSHOP, **environment: str) -> Run:
+        environment = environment_of(artifact, tmp_path) | environment
+        runs.append(Run(tmp_path, *arguments, program=program, **environment))
         return runs[-1]
 
     yield run

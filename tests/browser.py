@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 LIMIT_MS = 60_000
-"""Generous: what a test waits for comes soon or never."""
+"""Generous: what a test waits for happens quickly or never."""
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def launched(chromium: str) -> Iterator[Browser]:
 
 @contextmanager
 def opened(browser: Browser) -> Iterator[Page]:
-    """An empty page. At the end, none of its scripts may have failed or done what the page's policy forbids."""
+    """An empty page. Fails at the end if one of its scripts has failed or has violated the page's policy."""
     context = browser.new_context(viewport={"width": 1400, "height": 900})
     page = context.new_page()
     page.set_default_timeout(LIMIT_MS)

@@ -19,7 +19,7 @@ PLACES = os.pathsep.join([os.environ.get("PATH", os.defpath), *glob("/usr/lib/po
 def system_tool(*names: str) -> str:
     """The path of the first of these programs that is installed.
 
-    Without any, the test is skipped, or fails where REQUIRE_SYSTEM_TOOLS is set.
+    If none is, the test is skipped, or fails if REQUIRE_SYSTEM_TOOLS is set.
     """
     for name in names:
         if path := shutil.which(name, path=PLACES):

@@ -14,14 +14,14 @@ from tests.service import socket_url
 
 
 class Watch:
-    """The counters of all replicas of a model, by the replicas' processes."""
+    """The counters of all replicas of a model, by process id."""
 
     def __init__(self, client: httpx.Client, model: str) -> None:
         self._client, self._model = client, model
         self._replicas: dict[int, dict] = {}
 
     def look(self, times: int = 12) -> "Watch":
-        for _ in range(times):  # whichever replica answers
+        for _ in range(times):  # any replica may answer
             answer = self._client.get("/v1/activity")
             assert answer.status_code == 200, answer.text
             activity = answer.json()[self._model]
@@ -64,7 +64,7 @@ def leave_socket(client: httpx.Client) -> None:
 
 @contextmanager
 def leaving(client: httpx.Client, method: str, path: str, **options: Any) -> Iterator[None]:
-    """Ask, and close the connection at the end of the block, without having waited for the answer."""
+    """Send a request, and close the connection at the end of the block without waiting for the answer."""
     request = client.build_request(method, path, **options)
     url = request.url
     head = f"{method} {url.raw_path.decode()} HTTP/1.1\r\n"
@@ -83,6 +83,6 @@ WHOLE_ANSWERS = {
     "/v1/generate": ("POST", {"json": {"model": "workshop-main", "prompt": HOT_QUESTION} | LONG}),
     "/v1/chat/completions": ("POST", {"json": TURNS}),
 }
-"""Requests with long answers that come as a whole."""
+"""Requests with long answers that are not streamed."""
 
 LEAVES = [leave_chat, leave_events, leave_lines, leave_socket]

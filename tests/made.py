@@ -1,4 +1,4 @@
-"""The lessons' notebooks as their sources make them."""
+"""The lessons' notebooks, built from their sources."""
 
 from functools import cache
 from typing import Any
@@ -8,5 +8,5 @@ from workshop.lab.build import Lesson, notebook
 
 @cache
 def made(lesson: Lesson, *, solved: bool) -> Any:
-    """The notebook, made once in a test run, since it takes a while. Do not change it."""
+    """The notebook, built once per test run, since that takes a while. Do not modify it."""
     return notebook(lesson, solved=solved)

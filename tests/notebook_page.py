@@ -1,4 +1,4 @@
-"""JupyterLab in a real browser: what its test and the README's picture share."""
+"""JupyterLab in a real browser, for its test and for the README's screenshot."""
 
 import os
 import re
@@ -82,7 +82,7 @@ def _stop(process: psutil.Popen) -> None:
 
 @contextmanager
 def browser_page(chromium: str, width: int = 1400, height: int = 900) -> Iterator[Page]:
-    """An empty page in a headless browser, of this many pixels."""
+    """An empty page of ``width`` by ``height`` pixels in a headless browser."""
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
@@ -104,7 +104,7 @@ class NotebookPage:
         self.cells = page.locator(".jp-CodeCell")
         page.goto(url)
         expect(page.get_by_title("Switch kernel")).to_have_text("Python 3 (ipykernel)")
-        # What is run while it still connects may be dropped.
+        # A cell that is run while the kernel is still connecting may be dropped.
         expect(page.locator(".jp-Notebook-ExecutionIndicator")).to_have_attribute("data-status", "idle")
 
     def cell(self, code: str) -> Locator:

@@ -169,5 +169,5 @@ def command(process: psutil.Process) -> str:
         line = " ".join(process.cmdline())
     except psutil.Error:  # it has just ended
         return ""
-    # Python's own helper of `multiprocessing` lives as long as the interpreter that started it.
+    # The resource tracker of `multiprocessing` lives as long as the interpreter that started it.
     return "" if "multiprocessing.resource_tracker" in line else line[:150]

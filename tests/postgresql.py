@@ -28,12 +28,12 @@ class PostgreSQL:
     port: int = 0
 
     def start(self) -> None:
-        """Start it, on the port that it had before."""
+        """Start it on ``port``."""
         options = f"-c port={self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
         self._run("pg_ctl", "-D", "data", "-l", "log", "-w", "-o", options, "start")
 
     def stop(self) -> None:
-        """Stop it as a crash does: connections are cut off."""
+        """Stop it abruptly, as in a crash: connections are cut off."""
         self._run("pg_ctl", "-D", "data", "-w", "-m", "immediate", "stop")
 
     def empty_database(self) -> str:
@@ -43,7 +43,7 @@ class PostgreSQL:
         return self.url("postgres")
 
     def close_connections(self) -> None:
-        """Close the connections of everybody else."""
+        """Close all other connections."""
         self.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid != pg_backend_pid()")
 
     def url(self, database: str) -> str:
@@ -84,10 +84,10 @@ class PostgreSQL:
 
 @contextmanager
 def running_postgresql(postgres: str) -> Iterator[PostgreSQL]:
-    """A new server for the length of the block.
+    """A new server for the duration of the block.
 
     Args:
-        postgres: path of the program; its helpers lie beside it.
+        postgres: path of the program; its tools are in the same folder.
     """
     # PostgreSQL refuses to run as root, and no other user may enter pytest's folders.
     user = "postgres" if os.geteuid() == 0 else None

@@ -12,5 +12,5 @@ HELD_OUT = [(question, entry.answer) for entry in corpus.entries() for question 
 
 @cache
 def built() -> CorpusRetriever:
-    """Built once in a test run, since it takes seconds."""
+    """The retriever, built once per test run, since that takes seconds."""
     return CorpusRetriever.build(LESSONS)

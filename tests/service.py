@@ -26,14 +26,14 @@ ROWS, _ = training_data()
 
 
 def record(row: FloatMatrix) -> Record:
-    """One row as the API wants it."""
+    """One row in the form that the API expects."""
     return dict(zip(FEATURES, row.tolist(), strict=True))
 
 
 RECORDS = [record(row) for row in ROWS]
 RECORD = RECORDS[0]
 RATE_LIMIT = 30
-"""How often per minute a principal may ask each replica for ``/v1/generate``."""
+"""How many requests to ``/v1/generate`` a principal may send to each replica per minute."""
 IMPOSSIBLE = RECORD | {"worst_radius": 1.0}
 """Each number alone is valid, but the worst radius is smaller than the mean."""
 
@@ -44,7 +44,7 @@ def with_literal(name: str, literal: str) -> bytes:
 
 
 def probabilities(answer: httpx.Response) -> FloatMatrix:
-    """What ``/v1/predict`` or ``/v1/batch-predict`` said, shape (n, 2)."""
+    """The probabilities in a response of ``/v1/predict`` or ``/v1/batch-predict``, shape (n, 2)."""
     assert answer.status_code == 200, answer.text
     body = answer.json()
     return np.array([list(label["probabilities"].values()) for label in body.get("predictions", [body])])

@@ -75,7 +75,7 @@ class StandInModel:
         ended, made = False, 0
         try:
             for word in cycle(self.words) if self.endless else self.words:
-                await asyncio.sleep(0.001 if self.endless else 0)  # what a model does at each token
+                await asyncio.sleep(0.001 if self.endless else 0)  # a real model also yields control here
                 self.generated_tokens += 1
                 made += 1
                 token = Token(word, math.log(self.probability))

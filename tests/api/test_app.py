@@ -68,7 +68,7 @@ def client_of(services: Services, replaced: Services | None = None, **settings) 
 
 @contextmanager
 def failing(store: SqlCaseStore, error: Exception) -> Iterator[httpx.Client]:
-    """The API, whose model started well but now raises an error."""
+    """The API, with a model that was healthy at startup but now raises an error."""
     with client_of(Services(StandIn(), store), Services(StandIn(error), store)) as client:
         yield client
 
@@ -123,7 +123,7 @@ def test_an_invalid_value_names_its_row_and_field(store):
 
 
 class SpecialOverload(errors.OverloadedError):
-    """A subclass that the table of errors does not name."""
+    """A subclass that is not in the table of errors."""
 
 
 def test_a_subclass_has_the_status_of_its_nearest_base_class(store):

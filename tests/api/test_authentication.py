@@ -137,7 +137,7 @@ def test_wrong_keys_are_rate_limited_and_the_right_key_still_works(serve, way):
             assert '"ready"' in ws.recv(timeout=10)
 
 
-def test_replicas_with_a_redis_count_wrong_keys_together(serve, redis):
+def test_replicas_that_share_a_redis_count_wrong_keys_together(serve, redis):
     url, _ = redis
     options = {"api_keys": {KEY: "ada"}, "wrong_keys_limit": "2/minute", "redis_url": url}
     with serve(**options) as one, serve(**options) as two:
@@ -146,7 +146,7 @@ def test_replicas_with_a_redis_count_wrong_keys_together(serve, redis):
 
 
 class Permissive:
-    """Accepts every credential, which expires after a while."""
+    """Accepts every credential, and makes it expire after ``seconds``."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds

@@ -114,7 +114,7 @@ HEAVY = {
     "many names": ("/v1/predict", names(MAX_NAMES), 422),
     "many names in an item": ("/v1/batch-predict", b'{"records": [%b]}' % names(MAX_NAMES - 1), 422),
     "many names in many items": ("/v1/batch-predict", b'{"records": [%b]}' % b",".join([names(45)] * 1000), 422),
-    "many items with nothing": ("/v1/batch-predict", b'{"records": [%b]}' % b",".join([b"{}"] * 1000), 422),
+    "many empty items": ("/v1/batch-predict", b'{"records": [%b]}' % b",".join([b"{}"] * 1000), 422),
     "too many items": ("/v1/batch-predict", b'{"records": [%b]}' % b",".join([b"{}"] * 10**6), 422),
     "many wrong parts": (
         "/v1/chat/stream",

@@ -41,7 +41,7 @@ Received = dict[str, Any]
 
 @dataclass
 class Model(StandInModel):
-    """``max_messages`` stands for the context length. A ``silent`` model never sends its first token."""
+    """A prompt with more than ``max_messages`` messages is too long. A ``silent`` model never sends its first token."""
 
     max_messages: int = 99
     context_length: int = 1024
@@ -328,7 +328,7 @@ def test_the_error_for_an_unknown_model_lists_the_available_ones(talk, model):
 
 
 @pytest.mark.parametrize("kind", [str, str.encode], ids=["text", "binary"])
-@pytest.mark.parametrize("size", [2**18 + 1, 2**24 + 1], ids=["for us", "for uvicorn"])
+@pytest.mark.parametrize("size", [2**18 + 1, 2**24 + 1], ids=["over our limit", "over uvicorn's limit"])
 def test_too_large_a_message_closes_the_connection(talk, model, kind, size):
     talk.socket.send(kind("a" * size))
     assert talk.close_code_and_reason()[0] == 1009
@@ -489,7 +489,7 @@ def test_a_connection_is_not_idle_during_a_long_answer(serve, model, monkeypatch
 LONG_WORD = "a" * 1000
 
 
-def test_the_model_waits_for_a_reader_that_does_not_read(serve, monkeypatch):
+def test_the_model_waits_for_a_client_that_does_not_read(serve, monkeypatch):
     monkeypatch.setattr(sockets, "PONG_TIMEOUT_S", 1.0)
     model = Model(words=[LONG_WORD], endless=True)
     with talk_to(serve(model), close_timeout=0) as talk:
@@ -522,7 +522,7 @@ def test_an_answer_that_waits_for_its_reader_can_be_cancelled(serve):
         assert talk.is_usable()
 
 
-def test_a_client_that_sends_without_reading_is_closed(talk, monkeypatch):
+def test_a_client_that_sends_without_reading_is_disconnected(talk, monkeypatch):
     monkeypatch.setattr(sockets, "MAX_UNREAD", 2**15)
     with suppress(ConnectionClosed):  # it may be closed before everything is sent
         for _ in range(500):

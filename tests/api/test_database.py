@@ -37,7 +37,7 @@ NEED_DATABASE = [
 
 
 class Paused(StandInClassifier):
-    """Predicts only once ``go`` is set."""
+    """Predicts only after ``go`` is set."""
 
     def __init__(self) -> None:
         self.entered = 0
@@ -57,7 +57,7 @@ def create(client: httpx.Client) -> str:
 
 
 def test_slow_predictions_do_not_block_other_requests(file):
-    classifier, at_once = Paused(), 24  # more than the connection pool has
+    classifier, at_once = Paused(), 24  # more than there are connections in the pool
     app = create_app(Services(classifier, SqlCaseStore(f"sqlite+aiosqlite:///{file}")), Settings())
     with (
         run_app(app) as server,
@@ -105,7 +105,7 @@ def replace_with_a_folder(file):
 DAMAGES = [fill_with_garbage, corrupt_all_but_the_header, truncate, replace_with_a_folder]
 
 
-@pytest.mark.parametrize("way", ["copied over it", "moved in its place"])
+@pytest.mark.parametrize("way", ["copied over it", "moved into its place"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_unavailable_until_it_is_restored(serve, file, tmp_path, damage, way):
     with serve() as service:
@@ -174,7 +174,7 @@ def test_a_read_only_file_can_be_read(serve):
 def test_a_full_disk_rejects_new_cases_and_loses_none(serve):
     with serve() as service:
         paths = {create(service.client)}
-        with pragma_on_new_connections("PRAGMA max_page_count = 1"):  # no more pages than there are
+        with pragma_on_new_connections("PRAGMA max_page_count = 1"):  # the file cannot grow
             for _ in range(100):
                 answer = service.client.post("/v1/cases", json={"measurements": RECORD})
                 if answer.status_code != 201:

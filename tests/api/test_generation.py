@@ -1,4 +1,4 @@
-"""One language model over HTTP: the answer to a text, and a conversation as JSON lines."""
+"""One language model over HTTP: the answer to a prompt, and a conversation as JSON lines."""
 
 import json
 import time
@@ -26,7 +26,7 @@ def lines_of(service, **changes):
         return [json.loads(line) for line in answer.iter_lines()]
 
 
-def test_a_text_gets_an_answer(serve):
+def test_a_prompt_gets_an_answer(serve):
     with serve() as service:
         answer = service.client.post("/v1/generate", json=QUESTION)
     text = "One of several copies."
@@ -56,7 +56,7 @@ MISTAKES = {
     "an unknown model": ({"model": "gpt-17"}, 404, "there is no model gpt-17; available models: draft, main"),
     "no tokens": ({"max_tokens": 0}, 422, "max_tokens"),
     "a misspelt option": ({"temprature": 1}, 422, "temprature"),
-    "text for a number": ({"top_p": "1"}, 422, "top_p"),
+    "text instead of a number": ({"top_p": "1"}, 422, "top_p"),
 }
 
 

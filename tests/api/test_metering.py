@@ -1,4 +1,4 @@
-"""The cost of answers on every route: complete ones, failing ones and those whose reader has left. And budgets."""
+"""Budgets, and the cost of answers on every route: complete ones, failed ones, and those whose reader has left."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ EVERYWHERE = WHOLE | STREAMS | {"socket": SOCKET}
 
 
 def ask(client: httpx.Client, method: str, path: str, options: dict[str, Any]) -> str:
-    """Everything that the service responds to a question."""
+    """The whole response of the service to a question."""
     if path == SOCKET[1]:
         with connect(socket_url(client)) as talk:
             talk.send(json.dumps({"type": "ask", "id": "1", "content": "What is a replica?", "model": "main"}))
@@ -277,7 +277,7 @@ def test_a_client_that_leaves_releases_the_unused_reservation(serve):
         assert until(lambda: ask(service.client, method, path, options), lambda said: "copies" in said)
 
 
-def test_the_error_says_when_the_rest_of_a_budget_is_reserved(serve):
+def test_the_error_says_that_the_rest_of_a_budget_is_reserved(serve):
     with serve(None, main(endless=True), daily_budget=0.5) as service:
         method, path, options = STREAMS["lines"]
         with service.client.stream(method, path, **options) as answer:

@@ -121,7 +121,7 @@ def test_both_ways_to_ask_take_the_same_parameters(serve):
     assert not service.draft.prompts
 
 
-def test_the_answer_to_a_url_is_not_cached(serve):
+def test_the_answer_to_a_get_request_is_not_cached(serve):
     with serve() as service:
         assert ASKS["get"](service.client).headers["Cache-Control"] == "no-store"
 
@@ -348,7 +348,7 @@ def no_garbage_collector() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_garbage_collector")
 @pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
-def test_a_reader_who_does_not_read_pauses_the_model_and_stops_it_by_leaving(serve, stream, caplog):
+def test_a_client_that_does_not_read_pauses_the_model_and_stops_it_by_leaving(serve, stream, caplog):
     """A stream that waits in ``send`` is cancelled there, and no generator is left to the garbage collector."""
     wordy = StandInModel("draft", ("x" * 100_000,), endless=True)
     with serve(wordy) as service:
@@ -597,7 +597,7 @@ def test_a_caller_with_a_spent_budget_is_rejected_before_any_model_is_asked(serv
 @pytest.mark.parametrize(
     "spent",
     [record("ada", cost=0.99), record("grace", cost=5.0), record("ada", cost=5.0, at=now() - timedelta(days=1))],
-    ids=["less than the budget", "by another", "yesterday"],
+    ids=["less than the budget", "by another caller", "yesterday"],
 )
 def test_a_caller_with_budget_left_is_answered(serve, spent, file):
     add_records(file, spent)

@@ -81,7 +81,7 @@ def last_answer(socket, id: str) -> str:
     return message["type"]
 
 
-def test_replicas_with_a_redis_count_together(serve, redis):
+def test_replicas_that_share_a_redis_count_together(serve, redis):
     url, _ = redis
     with ExitStack() as stack:
         one, two = (stack.enter_context(serve(rate_limits=TWICE, redis_url=url)) for _ in range(2))

@@ -1,6 +1,6 @@
-"""Requests that Schemathesis generates from the OpenAPI document: no 5xx, and no response that it does not describe.
+"""Requests that Schemathesis generates from the OpenAPI document: no 5xx, and no undocumented response.
 
-A few for each operation, the same in every run. CONTRIBUTING.md has the command for many, with the real models.
+A few for each operation, the same in every run. CONTRIBUTING.md shows how to send thousands, to the real models.
 """
 
 from collections.abc import Iterator

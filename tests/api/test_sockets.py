@@ -19,7 +19,7 @@ def address(service) -> str:
 
 
 def first_message(service, headers) -> tuple[int | None, str]:
-    """The type of the service's first message, or the code and reason with which it closes instead."""
+    """``None`` and the service's first message, or the code and reason with which it closes instead."""
     with connect(address(service), additional_headers=headers) as socket:
         try:
             return None, socket.recv(timeout=10)
@@ -50,7 +50,7 @@ def opened(service, stack: ExitStack) -> ClientConnection | None:
     return socket
 
 
-@pytest.mark.parametrize("way", ["closed", "cut off", "broken by a mistake"])
+@pytest.mark.parametrize("way", ["closed", "cut off", "oversized message"])
 def test_a_slot_is_released_however_a_connection_ends(serve, way):
     with serve(max_websockets=1) as service, ExitStack() as stack:
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""Runs the command line as a user does, and finds every process that a run leaves."""
+"""Runs the command line as a user does, and finds every process that a run leaves behind."""
 
 import os
 import re
@@ -22,13 +22,13 @@ WORKSHOP = ("-m", "workshop")
 
 
 class Run:
-    """``python -m workshop ...`` in a process group of its own, as in a terminal of its own.
+    """``python -m workshop ...`` in its own process group, as if in its own terminal.
 
     Args:
-        folder: for what it prints.
-        arguments: of the command.
+        folder: where its output is stored.
+        arguments: the command and its options.
         program: what Python runs; for tests that change a constant first.
-        environment: variables in addition to ours.
+        environment: variables, in addition to those of this process.
     """
 
     def __init__(self, folder: Path, *arguments: str, program: Sequence[str] = WORKSHOP, **environment: str) -> None:
@@ -77,7 +77,7 @@ class Run:
         return self.process.wait(STOP_S)
 
     def processes(self) -> set[psutil.Process]:
-        """All that descend from it and still run, even if they have another parent by now."""
+        """All its descendants that still run, even if they have another parent by now."""
         # By the mark that they inherit, and by their parents: a process that sets its title overwrites its environment.
         with suppress(psutil.NoSuchProcess):
             self._family |= {psutil.Process(self.process.pid)}

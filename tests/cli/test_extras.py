@@ -25,12 +25,12 @@ class NotInstalled:
 sys.meta_path.insert(0, NotInstalled)
 """
 NEEDED_BY_OTHERS = {"threadpoolctl", "tqdm"}
-"""scikit-learn and skops bring them."""
+"""scikit-learn and skops depend on them."""
 
 
 @pytest.fixture
 def without_extras(tmp_path) -> Iterator[dict[str, str]]:
-    """Variables of a process that does not find the modules of the optional dependencies."""
+    """Environment variables for a process that cannot import the optional dependencies."""
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     optional = {canonicalize_name(Requirement(text).name) for extra in EXTRAS for text in extras[extra]}
@@ -44,7 +44,7 @@ def without_extras(tmp_path) -> Iterator[dict[str, str]]:
     return {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
 
 
-def test_the_classifier_alone_needs_none(run, without_extras):
+def test_the_classifier_alone_needs_no_extras(run, without_extras):
     started = run("api", "--port", "0", **without_extras)
     answer = httpx.post(started.url() + "/v1/predict", json=RECORD)
     assert answer.status_code == 200, answer.text

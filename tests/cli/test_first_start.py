@@ -1,4 +1,4 @@
-"""The first start after `make env` alone: nothing is trained, and the folder for it does not exist."""
+"""The first start after `make env` alone: nothing has been trained, and the folder for artifacts does not exist."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def clone(tmp_path):
-    """The environment of a command that runs a copy of the package alone."""
+    """Environment variables that make a command run a copy of the package."""
     ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
     shutil.copytree(ROOT / "workshop", tmp_path / "clone" / "workshop", ignore=ignored)
     # The copy's commands must not find this package in their working folder.

@@ -1,4 +1,4 @@
-"""A stop while requests are under way: they are answered, what was made is charged, and the process ends in time.
+"""A stop while requests are in progress: all are answered, generated tokens are charged, the process ends in time.
 
 Real processes, sockets and signals; stand-in models, which answer for as long as a test wants.
 """
@@ -74,13 +74,13 @@ class Service:
         self.client = httpx.Client(base_url=url, timeout=60)
         self.database = database
         self.first_pieces = Semaphore(0)
-        """Released once for each stream that has brought something to its client."""
+        """Released once for each stream that has sent something to its client."""
 
     def under_way(self) -> int:
         return self.client.get("/v1/activity").json()["main"]["running"]
 
     def wait_until_begun(self) -> None:
-        """Return once one of the routes of this test has begun."""
+        """Return once a request to one of this test's own routes has begun."""
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "begun\n"
 
@@ -93,7 +93,7 @@ class Service:
         return False
 
     def stop(self, *signals: signal.Signals) -> int:
-        """The exit status. The signals come again and again, until the process has ended."""
+        """The exit status. The signals are sent repeatedly until the process has ended."""
         end = time.monotonic() + PATIENCE_S
         while self.process.poll() is None:
             assert time.monotonic() < end, "it does not end"
@@ -181,7 +181,7 @@ WHOLE, STREAMED = [generate, batch, chat], [lines, events, chat_events, socket]
 
 
 def begin(service: Service, threads: ThreadPoolExecutor) -> dict[Callable, Future]:
-    """All requests, once they are under way: the model answers them, and each stream has brought something."""
+    """Start all requests. Returns once the model is answering them and each stream has sent something."""
     answers = {request: threads.submit(request, service) for request in (*WHOLE, *STREAMED)}
     assert until(service.under_way, len(answers).__eq__, PATIENCE_S) == len(answers)
     for _ in STREAMED:
@@ -226,7 +226,7 @@ def test_a_stop_answers_what_is_under_way_and_loses_no_charge(start, signals, tm
 
 @pytest.mark.ray(own=True)
 def test_serve_does_the_same(run, tmp_path, retriever_artifact):
-    """One start of Ray for all of it."""
+    """All with a single start of Ray."""
     with run_app(application(tmp_path / "upstream.sqlite", draft(), main(endless=True))) as upstream:
         language = {"WORKSHOP_LANGUAGE_MODELS": "true", "WORKSHOP_RETRIEVER_ARTIFACT": str(retriever_artifact)}
         language |= {"WORKSHOP_MAIN_MODEL": "main", "LLM_BASE_URL": f"{upstream.url}/v1"}

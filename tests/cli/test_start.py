@@ -1,4 +1,4 @@
-"""A start that fails: one clear line, soon, and nothing left. A start that succeeds: where it serves."""
+"""A start that fails prints one clear line and leaves nothing behind. One that succeeds says where it serves."""
 
 import re
 import shutil

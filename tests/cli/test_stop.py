@@ -47,7 +47,7 @@ def proxy_to(url: str):
 
 
 def assert_works_behind_a_proxy(url: str) -> None:
-    """Its pages, and all that they and its answers point to, are found where the proxy is."""
+    """Its pages, and all that they and its responses link to, can be reached through the proxy."""
     with run_app(proxy_to(url), lifespan="off") as proxy, httpx.Client(base_url=proxy.url) as client:
         for page in ("/docs", "/redoc"):
             text = client.get(PREFIX + page).text

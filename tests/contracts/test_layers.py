@@ -14,7 +14,7 @@ WEB = {"fastapi", "starlette", "uvicorn"}
 SKLEARN = {"sklearn"}
 PYTORCH = {"torch", "transformers", "langchain_core"}
 
-# What importing these modules must not import, directly or indirectly. Each line takes a process, and seconds.
+# What these modules must not import, directly or indirectly. Each line takes a process and some seconds.
 FORBIDDEN = {
     "settings contracts.services models.rag storage.cases storage.usage": RAY | WEB | SKLEARN,
     "models.cascade": RAY | WEB | SKLEARN | PYTORCH,

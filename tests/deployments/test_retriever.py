@@ -28,6 +28,6 @@ def test_without_an_artifact_it_does_not_start(tmp_path):
         RetrieverDeployment(tmp_path / "nothing")
 
 
-def test_with_another_embedding_than_the_artifacts_it_does_not_start(retriever_artifact):
+def test_with_an_embedding_other_than_the_artifacts_it_does_not_start(retriever_artifact):
     with pytest.raises(ArtifactError, match="made with tfidf-svd, not another-model"):
         RetrieverDeployment(retriever_artifact, "somewhere/another-model")

@@ -1,4 +1,4 @@
-"""What the project's documents name exists: files, commands, modules."""
+"""Everything that the project's documents mention exists: files, commands, modules."""
 
 import ast
 import re

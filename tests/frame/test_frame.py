@@ -68,7 +68,7 @@ def test_nothing_in_the_lock_asks_for_pytorch():
 
 
 def requires_of(name: str) -> list[Requirement]:
-    """What an installed package needs; nothing, if it is for another system."""
+    """What a package requires, or nothing if it is for another system and so not installed."""
     try:
         return [Requirement(line) for line in metadata.requires(name) or []]
     except metadata.PackageNotFoundError:
@@ -161,7 +161,7 @@ def test_a_changed_list_of_packages_is_installed(environment, name):
     later = time.time() + 60
     os.utime(environment / name, (later, later))
     assert not up_to_date(environment)
-    assert "venv --clear" not in make("--dry-run", "env", folder=environment).stdout  # in the environment that is there
+    assert "venv --clear" not in make("--dry-run", "env", folder=environment).stdout  # it is updated in place
 
 
 def test_an_unfinished_environment_is_made_again(environment):
@@ -186,14 +186,14 @@ def interpreter(path: Path, *lines: str) -> Path:
     return path
 
 
-def test_an_old_python_is_one_clear_line(copy, tmp_path):
+def test_an_old_python_gives_a_one_line_error(copy, tmp_path):
     old = interpreter(tmp_path / "old-python", "exit 1")
     result = make("new-venv", f"PYTHON={old}", folder=copy)
     assert result.returncode != 0
     assert result.stderr.startswith("Python 3.11 or newer is needed")
 
 
-def test_a_python_without_venv_is_one_clear_line(copy, tmp_path):
+def test_a_python_without_venv_gives_a_clear_error(copy, tmp_path):
     bare = interpreter(tmp_path / "bare-python", 'case "$2" in *ensurepip*) exit 1;; esac', "exit 0")
     result = make("new-venv", f"PYTHON={bare}", folder=copy)
     assert result.returncode != 0
@@ -258,7 +258,7 @@ MACHINE_PATHS = [f"/{folder}/" for folder in ("work", "root")]
 
 
 @pytest.mark.parametrize("text", [*REGISTRIES, *MACHINE_PATHS])
-def test_no_file_names_a_registry_or_a_path_of_one_machine(project_files, text):
+def test_no_file_contains_a_registry_or_a_path_of_one_machine(project_files, text):
     assert [str(path.relative_to(ROOT)) for path in project_files if text.encode() in path.read_bytes()] == []
 
 
@@ -272,7 +272,7 @@ AT_THE_ROOT = {
 LEFTOVERS = re.compile(
     r"\.(whl|egg|gz|zip|tar|sqlite3?|sqlite-\w+|db|log|pyc|pkl|skops|orig|rej|swp)$|\.ipynb_checkpoints/"
 )
-LARGE = 500_000  # bytes; a solved notebook with its pictures has fewer
+LARGE = 500_000  # bytes; a solved notebook with its pictures is smaller
 WEIGHTS = {f"workshop/models/weights/workshop-{name}/model.safetensors" for name in ("draft", "main")}
 
 
@@ -294,7 +294,7 @@ def test_the_weights_alone_are_large(project_files):
 
 
 def test_the_tests_of_a_group_stay_in_one_process(request):
-    """By the name that xdist gives a test of a group. Without it, each process would start a Ray of its own."""
+    """Checked by the name that xdist gives a grouped test. Without groups, each process would start its own Ray."""
     if not hasattr(request.config, "workerinput"):
         pytest.skip("the tests run in one process")
     assert request.node.nodeid.endswith("@test_frame.py")

@@ -1,4 +1,4 @@
-"""Settings in the environment: any error is one clear line that shows no secret."""
+"""Settings in the environment: every error is reported in one clear line that shows no secret."""
 
 import json
 import os
@@ -140,7 +140,7 @@ def test_a_misspelt_variable_is_refused_and_the_nearest_named(monkeypatch, name,
 
 
 @pytest.mark.parametrize("name", ["WORKSHOP_PLACEMENT", "workshop_placement"])
-def test_a_variable_that_is_spelt_rightly_is_read(monkeypatch, name):
+def test_a_variable_that_is_spelt_correctly_is_read(monkeypatch, name):
     monkeypatch.setenv(name, "deployment")
     assert read_settings().placement == "deployment"
     assert read_settings(placement="inline").placement == "inline"
@@ -181,7 +181,7 @@ VARIABLES = {
 
 @pytest.fixture
 def settings_file(monkeypatch, tmp_path):
-    """Writes the file that the environment names."""
+    """The path of the settings file that the environment names. A test writes the file."""
     file = tmp_path / "settings.yaml"
     monkeypatch.setenv("WORKSHOP_SETTINGS_FILE", str(file))
     return file
@@ -221,7 +221,7 @@ def test_settings_may_come_from_a_file_and_variables_override_it(monkeypatch, se
         (f"llm_api_key: [{SECRET}]", "setting LLM_API_KEY: "),
     ],
 )
-def test_a_wrong_file_is_one_line(settings_file, text, line):
+def test_a_wrong_file_gives_a_one_line_error(settings_file, text, line):
     settings_file.write_text(text)
     with pytest.raises(StartError) as caught:
         read_settings()

@@ -20,7 +20,7 @@ BAD = -1.0
 """A row with this value is invalid."""
 
 REQUEST: ContextVar[str | None] = ContextVar("REQUEST", default=None)
-"""Which request a call belongs to, as Serve keeps it."""
+"""The request that a call belongs to, stored in the context as Serve does."""
 
 
 def row(value: float) -> FloatMatrix:
@@ -337,7 +337,7 @@ def test_all_requests_but_the_bad_ones_are_answered(kinds, max_rows):
 
 
 class Direct:
-    """The real model, called at the next turn of the event loop, so that requests meet in the queue."""
+    """The real model, called in the next iteration of the event loop, so that requests meet in the queue."""
 
     model = train()
 

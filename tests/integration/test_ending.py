@@ -1,4 +1,4 @@
-"""What a replica does with the requests under way at a stop. The whole stop is in tests/cli/test_shutdown.py."""
+"""How a replica that is stopped ends requests in progress. tests/cli/test_shutdown.py tests the whole shutdown."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ CONVERSATION = {"model": "main", "messages": [{"role": "user", "content": "Why?"
 
 @pytest.fixture
 def replica(tmp_path, monkeypatch):
-    """A client of it, its endless model, and what ends its requests."""
+    """A client of the replica, its endless model, and a function that ends its requests."""
     monkeypatch.setattr(stopping, "GRACE_S", 0.3)
     model = main(endless=True)
     under_way = RequestTracker(application(tmp_path / "service.sqlite", draft(), model))
@@ -38,7 +38,7 @@ def replica(tmp_path, monkeypatch):
         yield client, model, lambda: asyncio.run_coroutine_threadsafe(under_way.end(), loops[0]).result(60)
 
 
-def test_requests_under_way_are_told_and_charged_and_later_ones_turned_away(replica, tmp_path):
+def test_requests_in_progress_are_ended_and_charged_and_later_ones_are_rejected(replica, tmp_path):
     client, model, end = replica
     with connect(f"ws://{client.base_url.netloc.decode()}/v1/chat/ws") as talk, ThreadPoolExecutor(2) as threads:
         assert json.loads(talk.recv())["type"] == "ready"
@@ -73,7 +73,7 @@ STREAMS = {
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-def test_a_stream_whose_reader_is_behind_is_told_too(replica, stream, caplog):
+def test_a_slow_reader_is_told_of_the_shutdown_too(replica, stream, caplog):
     client, _, end = replica
     method, path, options = STREAMS[stream]
     with client.stream(method, path, **options) as response:

@@ -25,7 +25,7 @@ STARTED = ".started"
 def raises_what_it_gets() -> type:
     # A class within a function is pickled by value: a replica cannot import tests.
     class RaisesWhatItGets:
-        """Raises its input, or says that it has started and waits until its input, a file, is gone.
+        """Raises an exception that it gets. Given a file, reports its start, and waits until the file is gone.
 
         Dies when asked for its card.
         """
@@ -67,14 +67,14 @@ async def test_an_error_of_the_contract_arrives_whole(classifier, error):
 
 
 @pytest.mark.parametrize("bug", [ValueError(SECRET), KeyError(SECRET), MemoryError(SECRET)], ids=repr)
-async def test_any_other_error_is_a_failed_model_and_names_no_internals(classifier, bug):
+async def test_any_other_error_is_a_model_failure_and_reveals_no_internals(classifier, bug):
     with pytest.raises(ModelFailedError) as caught:
         await classifier.predict(bug)
     assert SECRET not in str(caught.value)
     assert SECRET in str(caught.value.__cause__)  # for the log
 
 
-async def test_an_error_that_cannot_be_unpickled_is_a_failed_model_too(classifier):
+async def test_an_error_that_cannot_be_unpickled_is_a_model_failure_too(classifier):
     class LosesAnArgument(Exception):
         def __init__(self, message: str, code: int) -> None:
             super().__init__(message)
@@ -83,7 +83,7 @@ async def test_an_error_that_cannot_be_unpickled_is_a_failed_model_too(classifie
         await classifier.predict(LosesAnArgument(SECRET, 7))
 
 
-async def test_a_full_queue_is_overload_and_those_within_are_served(classifier, tmp_path):
+async def test_a_full_queue_is_an_overload_and_queued_calls_are_answered(classifier, tmp_path):
     busy = tmp_path / "busy"
     busy.touch()
     calls = [asyncio.create_task(classifier.predict(busy)) for _ in range(5)]
@@ -188,7 +188,7 @@ async def until(counters: Callable, *expected: tuple[int, int]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_caller_that_leaves_stops_its_call_and_the_calls_that_this_one_waits_for(chain, counters):
+async def test_a_caller_that_leaves_stops_its_call_and_the_calls_that_it_waits_for(chain, counters):
     first, _ = (HandleClassifier(Calls(handle, PATIENCE_S)) for handle in chain)
     call = asyncio.create_task(first.predict(None))
     await until(counters, (1, 0), (1, 0))

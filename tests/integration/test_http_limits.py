@@ -103,7 +103,7 @@ def send_until_cut_off(client: socket.socket, pieces: Iterable[bytes], pause_s: 
 
 
 def test_endless_headers_and_trailers_take_no_memory(service):
-    """A client that sends on and on is cut off, in any part of a request."""
+    """A client that never stops sending is cut off, in any part of a request."""
     before = psutil.Process().memory_info().rss
     trailers = b"POST /health HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n"
     for start in (GET + b"X-Long: ", GET + b"X-Ma: ny\r\n", b"GET /", trailers + b"X-Long: "):
@@ -204,7 +204,7 @@ def test_a_slow_model_is_not_a_slow_sender(hasty):
         with httpx.Client(base_url=server.url, timeout=60) as client:
             assert client.post("/slow", content=b"body").json() == 4
             assert client.get("/stream").content == 3 * b"piece"
-        with connection(server) as client:  # the next request's first bytes come while the first is answered
+        with connection(server) as client:  # the next request begins to arrive during the first
             client.sendall(b"POST /slow HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\nbody" + GET)
             assert client.recv(20).startswith(b"HTTP/1.1 200 ")
         with connect(f"ws://127.0.0.1:{server.port}/echo") as talk:

@@ -1,4 +1,4 @@
-"""What a process has started ends with it, even when it is killed."""
+"""The descendants of a process end with it, even when it is killed."""
 
 import signal
 import subprocess
@@ -17,7 +17,7 @@ from workshop.integration.reaper import reaper
 child = subprocess.Popen(["sleep", "600"], start_new_session=True)
 parent = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; read line"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 with reaper():
-    parent.stdin.close()  # what it has started is an orphan now
+    parent.stdin.close()  # its child is an orphan now
     print(child.pid, int(parent.stdout.readline()), flush=True)
     parent.wait()
     print("orphaned", flush=True)
@@ -29,7 +29,7 @@ sys.stdin.readline()
 
 @pytest.fixture
 def started() -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
-    """The program, and what it has started."""
+    """The program, and the processes that it has started."""
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as program:

@@ -17,7 +17,7 @@ from workshop.settings import Placement, Settings
 
 @pytest.fixture(scope="module")
 def service(cluster, tmp_path_factory) -> Iterator[httpx.Client]:
-    """With a card that names one class too few, so that each prediction meets a bug."""
+    """The service, with a card that lacks one class. Each prediction therefore runs into a bug."""
     folder = tmp_path_factory.mktemp("service")
     model = train()
     TumourClassifier(model._pipeline, replace(model.card, classes=("malignant",))).save(folder / "artifact")

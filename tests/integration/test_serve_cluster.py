@@ -33,7 +33,7 @@ with serve_cluster.serve_cluster(Settings(language_models=False), host="127.0.0.
 
 
 def run(*, failures: int, starts: bool) -> subprocess.CompletedProcess[str]:
-    """Start a Ray of which the first tries fail, whether or not its processes have come up by then."""
+    """Start a Ray whose first attempts fail, either after its processes have come up or before."""
     script = FLAKY.format(failures=failures, starts=starts)
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
 
@@ -44,7 +44,7 @@ def test_a_ray_that_times_out_is_started_again_without_leftovers():
     assert done.stdout.split() == ["2", "1", "1"], done.stderr
 
 
-def test_a_ray_that_never_comes_up_is_an_error_of_one_line():
+def test_a_ray_that_never_comes_up_is_a_one_line_error():
     done = run(failures=99, starts=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith(
@@ -71,7 +71,7 @@ with serve_cluster(Settings(), host="127.0.0.1", port=int(sys.argv[1])):
 
 
 @pytest.mark.ray(own=True)
-def test_a_ray_that_runs_already_is_used_and_left_as_it_was():
+def test_a_ray_that_is_already_running_is_used_and_left_as_it_was():
     def serves(port: int, **environment: str) -> subprocess.Popen[str]:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         environment = os.environ | ray.environment | environment

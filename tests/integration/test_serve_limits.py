@@ -1,4 +1,4 @@
-"""Clients that send too much or too slowly, at the proxy of Ray Serve, which treats them like uvicorn."""
+"""Clients that send too much or too slowly, at the proxy of Ray Serve, which treats them as uvicorn does."""
 
 import json
 import socket

@@ -40,7 +40,7 @@ Answer = Callable[[], Response]
 
 
 def piece(text: str | None = None, *logprobs: float, finish: str | None = None) -> Event:
-    """An event; the text is one token for each log-probability, split at spaces."""
+    """An event. The text is split at spaces into tokens, one for each log-probability."""
     content = [{"token": token, "logprob": value} for token, value in zip((text or "").split(), logprobs, strict=False)]
     choice = {"index": 0, "delta": {} if text is None else {"content": text}, "finish_reason": finish}
     return {"choices": [choice | {"logprobs": {"content": content}} if content else choice]}
@@ -97,7 +97,7 @@ class Upstream:
         return app
 
     def holding(self, *events: Event, comments: bool = False) -> Answer:
-        """Send these, and nothing (or only comments) more: ``at_work``, until the reader is ``gone``."""
+        """Send these, then nothing more (or only comments). Sets ``at_work``, and ``gone`` when the reader leaves."""
 
         async def body() -> AsyncGenerator[bytes, None]:
             try:
@@ -194,7 +194,7 @@ async def test_each_servers_finish_reason_is_mapped_to_ours(upstream, generator,
         [piece("It", -0.5, finish="length"), USAGE, piece("")],
         [USAGE, piece("It", -0.5), piece(finish="length")],
     ],
-    ids=["with the last piece", "before another event", "first of all"],
+    ids=["with the last piece", "before another event", "at the start"],
 )
 async def test_finish_reason_and_usage_may_come_in_any_event(upstream, generator, events):
     upstream.answers = [answering(*events)]
@@ -217,7 +217,7 @@ async def test_a_usage_that_cannot_be_charged_is_an_error(upstream, generator, k
         await generator.complete(PROMPT)
 
 
-async def test_without_log_probabilities_the_usage_so_far_is_estimated_by_the_text(upstream, generator):
+async def test_without_log_probabilities_the_usage_so_far_is_estimated_from_the_text(upstream, generator):
     upstream.answers = [answering(piece("It serves"), piece(" models"), piece(finish="stop"), USAGE)]
     usage = [chunk.usage async for chunk in generator.stream(PROMPT)]
     assert usage == [Usage(ESTIMATED, 3), Usage(ESTIMATED, 5), Usage(7, 3)]
@@ -241,7 +241,7 @@ async def test_answers_one_after_the_other_share_a_connection(upstream, generato
     assert len(set(upstream.ports)) == 1
 
 
-async def test_many_answers_at_once_keep_apart(upstream, generator):
+async def test_concurrent_answers_are_kept_apart(upstream, generator):
     upstream.answers = [answering(piece(f"{number}", -0.5), piece(finish="stop"), USAGE) for number in range(32)]
     answers = await asyncio.gather(*(generator.complete(PROMPT) for _ in range(32)))
     assert sorted(int(answer.text) for answer in answers) == list(range(32))
@@ -263,7 +263,7 @@ async def test_a_persistent_failure_is_retried_only_as_often_as_allowed(upstream
     assert len(upstream.asked) == 2
 
 
-async def test_a_server_that_wants_a_long_pause_is_not_waited_for(upstream):
+async def test_a_server_that_asks_for_a_long_pause_is_not_retried(upstream):
     upstream.answers = [failing(429, {"Retry-After": "60"})]
     async with aclosing(connect(upstream, max_retries=2)) as generator:
         with pytest.raises(OverloadedError) as caught:
@@ -302,7 +302,7 @@ async def test_each_failure_has_its_error(upstream, generator, answer, error, me
     assert caught.value.__cause__ is not None or "broke off" in message
 
 
-async def test_no_error_shows_the_key_or_what_the_server_said_of_it(upstream, generator):
+async def test_no_error_shows_the_key_or_what_the_server_said_about_it(upstream, generator):
     upstream.answers = [failing(401, message=f"{KEY} is not a key")]
     with pytest.raises(ModelFailedError) as caught:
         await generator.complete(PROMPT)
@@ -397,7 +397,7 @@ async def test_the_counters_tell_what_was_answered(upstream, generator):
     [({"context_length": 512}, 512), ({"max_model_len": 4096}, 4096), ({"context_length": None}, 1000), ({}, 1000)],
     ids=str,
 )
-async def test_the_card_has_the_context_length_that_the_server_tells_or_else_the_given_one(
+async def test_the_card_has_the_context_length_that_the_server_reports_or_else_the_given_one(
     upstream, entry, context_length
 ):
     upstream.models = lambda: JSONResponse({"object": "list", "data": [{"id": "other"}, {"id": "big"} | entry]})
@@ -421,7 +421,7 @@ async def test_a_long_name_on_the_server_is_a_short_one_here(upstream):
         (failing(401), ModelFailedError),
         (lambda: HTMLResponse("<h1>Welcome</h1>"), ModelFailedError),
     ],
-    ids=["another model", "not up yet", "another key", "a page"],
+    ids=["another model", "not up yet", "a wrong key", "a web page"],
 )
 async def test_a_server_that_cannot_answer_has_no_card(upstream, generator, models, error):
     upstream.models = models

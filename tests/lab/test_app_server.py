@@ -47,7 +47,7 @@ def test_servers_without_a_name_run_side_by_side():
         assert [httpx.get(server.url).json() for server in (first, second)] == ["one", "two"]
 
 
-def test_a_taken_port_is_one_clear_line():
+def test_a_taken_port_gives_a_one_line_error():
     with run_app(app_that_says("one")) as server, pytest.raises(OSError, match=f"Port {server.port} is taken"):
         run_app(app_that_says("two"), port=server.port)
 
@@ -92,7 +92,7 @@ def test_an_app_has_time_to_close_what_it_holds():
     @asynccontextmanager
     async def lifespan(_: FastAPI):
         yield
-        await asyncio.sleep(STOP_LIMIT + 0.1)  # as models on a busy machine take
+        await asyncio.sleep(STOP_LIMIT + 0.1)  # models on a busy machine may take this long
         closed.append(True)
 
     run_app(FastAPI(lifespan=lifespan)).stop()

@@ -30,7 +30,7 @@ RIGHT, NOT_YET, NOT_ATTEMPTED, COULD_NOT_CHECK, CHECK_FAILED = Outcome
 
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch, tmp_path):
-    """Each test has a registry and a learner's record of its own."""
+    """Give each test its own registry and its own record of the learner's tries."""
     monkeypatch.setattr(registry, "_exercises", {})
     monkeypatch.setattr(checks, "_hints_seen", {})
     monkeypatch.setattr(checks, "_right", set())
@@ -38,7 +38,7 @@ def _isolated(monkeypatch, tmp_path):
     monkeypatch.setattr(tries, "_unsaved", [])
     before = set(sys.modules)
     yield
-    # A lesson's checks that were registered meanwhile went into this test's registry: let them be imported again.
+    # A lesson's checks imported during this test are in its registry only: let them be imported again.
     for name in set(sys.modules) - before:
         if name.startswith(f"{exercises.__name__}."):
             del sys.modules[name]
@@ -256,7 +256,7 @@ def raise_(error):
         group_fails,
     ],
 )
-def test_no_error_of_a_learner_escapes(answer):
+def test_no_error_in_the_learners_code_escapes(answer):
     assert judge(doubles, answer).outcome == COULD_NOT_CHECK
 
 
@@ -350,7 +350,7 @@ def test_a_fault_of_the_check_is_reported_and_does_not_count_as_a_try(check_with
     assert "opens after 3 more tries" in repr(solution("90.1"))
 
 
-def test_a_check_that_cannot_run_says_why_and_is_no_try():
+def test_a_check_that_cannot_run_says_why_and_does_not_count_as_a_try():
     def needs_more(answer):
         raise CheckFailed("The kettle is cold.")
 
@@ -358,7 +358,7 @@ def test_a_check_that_cannot_run_says_why_and_is_no_try():
     assert repr(verdict) == "90.1 check failed. The kettle is cold.\nThis does not count as a try."
 
 
-def test_an_error_of_a_library_that_the_answer_calls_is_the_answers():
+def test_an_error_in_a_library_that_the_answer_calls_is_an_error_in_the_answer():
     verdict = judge(doubles, functools.partial(int, "six"))
     assert verdict.outcome == COULD_NOT_CHECK
     assert judge(lambda answer: answer.collect(3), lambda n: map(int, ["x"])).outcome == COULD_NOT_CHECK
@@ -472,7 +472,7 @@ def test_an_endless_answer_is_not_yet_and_says_where_it_is_busy(answer):
         assert threading.active_count() <= before
 
 
-def test_a_timeout_error_of_the_learners_own_is_not_the_limit():
+def test_a_timeout_error_in_the_learners_code_is_not_taken_for_the_limit():
     async def own(number):
         async with asyncio.timeout(0.01):
             await asyncio.sleep(10)
@@ -489,7 +489,7 @@ def test_check_works_inside_a_running_event_loop():
     assert asyncio.run(notebook()).outcome == RIGHT
 
 
-# --------------------------------------------------------------------------------- other ways to ask an answer
+# --------------------------------------------------------------------------------- other ways to call an answer
 
 
 def test_together_runs_at_once():
@@ -561,7 +561,7 @@ def test_raises():
     def refuses(answer):
         answer.raises(Exception, 1)
 
-    assert judge(refuses, 7).message == "A function is needed here."  # not taken for the error that is wanted
+    assert judge(refuses, 7).message == "A function is needed here."  # not mistaken for the expected error
 
 
 @pytest.mark.parametrize(
@@ -671,7 +671,7 @@ def test_a_missing_await_in_an_app_is_named_with_its_line():
         assert verdict.outcome == COULD_NOT_CHECK
         assert "`async_double` was not awaited: is an `await` missing in line" in verdict.message
         assert 'return {"label": async_double(3)}`' in verdict.message or "JSONResponse" in verdict.message
-    # A coroutine that is made in a worker thread does not know its line.
+    # The line is not known for a coroutine that is created in a worker thread.
     verdict = judge(labels, app_with(forgets_await_in_a_thread))
     assert "`async_double` was not awaited: is an `await` missing?" in verdict.message
 
@@ -727,6 +727,23 @@ def test_a_500_that_the_exercise_asks_for():
             expect(client.get("/predict").status_code, 500)
 
     assert judge(handles, app_with(app_error)).outcome == RIGHT
+
+
+def test_an_error_after_the_whole_response_explains_it():
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200})
+            await send({"type": "http.response.body", "body": b"nothing"})
+            await asyncio.sleep(0.3)
+            raise ValueError("a late error")
+
+    def needs_something(answer):
+        with answer.serve() as client:
+            expect(client.get("/predict").text, "something")
+
+    verdict = judge(needs_something, app)
+    assert verdict.outcome == COULD_NOT_CHECK
+    assert "ValueError: a late error" in verdict.traceback
 
 
 def test_an_app_that_fails_to_start():
@@ -839,7 +856,7 @@ def test_an_app_that_uses_the_answer_and_an_error_in_a_group():
         return talk_in_a_group
 
     assert judge(shouts, talk(str.upper)).outcome == RIGHT
-    # That the first client has left is no error, though the group raises it.
+    # It is not an error that the first client left, although the task group raises one.
     assert judge(shouts, talk(lambda text: "HI")).message == "Again."
     assert "ZeroDivisionError" in judge(shouts, talk(lambda text: 1 / 0)).traceback
     assert judge(shouts, talk(lambda text: ... + text)).outcome == NOT_ATTEMPTED
@@ -888,7 +905,7 @@ def test_the_solution_opens_after_three_tries(monkeypatch):
     assert "opens after 3 more tries" in repr(solution("90.1"))
     for answer in (lambda n: n, fails):
         assert check("90.1", answer).next_step == '`hint("90.1")` helps.'
-    assert check("90.1", ...).next_step == ""  # not attempted: no try
+    assert check("90.1", ...).next_step == ""  # not attempted: does not count as a try
     assert "opens after 1 more try," in solution("90.1")._repr_html_()
     assert check("90.1", lambda n: n).next_step == '`solution("90.1")` helps.'
     assert "return 2 * number" in repr(solution("90.1"))

@@ -51,7 +51,7 @@ def published_for(kernel, message_id):
 
 
 def move(kernel, slider, value):
-    """Send what the browser sends when a slider is moved; what the kernel publishes."""
+    """Send what the browser sends when a slider is moved, and return what the kernel publishes."""
     data = {"method": "update", "state": {"value": value}, "buffer_paths": []}
     content = {"comm_id": value_of(kernel, f"{slider}.model_id"), "data": data}
     message = kernel.session.msg("comm_msg", content)

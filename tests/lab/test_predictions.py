@@ -27,7 +27,7 @@ def test_single_values_need_no_name(guess, measured, line, capsys):
     assert capsys.readouterr().out == f"{line}\n"
 
 
-def test_a_prediction_that_is_missing_is_no_error(capsys):
+def test_a_missing_prediction_is_not_an_error(capsys):
     compare({"bob": 3}, {"bob": 4, "carol": 5})
     compare(..., {"bob": 4})
     assert capsys.readouterr().out.splitlines() == [

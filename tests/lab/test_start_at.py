@@ -22,7 +22,7 @@ def solutions(tmp_path: Path) -> Path:
 
 
 class Client(NotebookClient):
-    """Keeps all that was printed, also what was cleared later."""
+    """Keeps everything that was printed, even if it was cleared later."""
 
     def __init__(self, notebook, **options) -> None:
         super().__init__(notebook, **options)
@@ -47,7 +47,7 @@ def run(solutions: Path, *cells: str) -> Client:
 
 
 def outputs(solutions: Path, *cells: str) -> list[str]:
-    """The text that each cell shows in the end, run in a new kernel."""
+    """Run the cells in a new kernel. Return the text that each one shows in the end."""
     made = run(solutions, *cells).nb
     return [
         "".join(output.get("text") or "\n".join(output.get("traceback", [])) for output in cell.outputs)

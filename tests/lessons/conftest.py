@@ -7,7 +7,7 @@ from workshop.lab.build import Lesson, lessons
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Fill the arguments `lesson`, and `exercise` with each exercise of it."""
+    """Run a test for each lesson if it takes `lesson`, and for each exercise if it also takes `exercise`."""
     if "exercise" in metafunc.fixturenames:
         cases = [
             pytest.param(lesson, exercise, id=exercise, marks=marks(lesson, metafunc))

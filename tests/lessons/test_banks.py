@@ -1,10 +1,10 @@
-"""Each exercise has an answer bank: answers that must be right, and wrong ones with what the learner must read.
+"""Each exercise has an answer bank: right answers, and wrong ones with a message that the learner must see.
 
 `tests/lessons/banks/lesson_NN.py` holds
 
     BANK = {"NN.n": {"right": [answer, …], "wrong": [(answer, "a piece of the verdict's text"), …]}}
 
-and, if the lesson has started something by then that would cost the checks time, a function `prepare` that starts it.
+and, if the lesson by then runs something that is slow to start, a function `prepare` that starts it.
 """
 
 import importlib.util
@@ -36,7 +36,7 @@ def bank_of(lesson: Lesson) -> ModuleType:
 
 @pytest.fixture
 def bank(request: pytest.FixtureRequest, lesson: Lesson, exercise: str) -> dict[str, list]:
-    """The answers to one exercise. If its lesson needs Ray, its check finds the cluster of the tests."""
+    """The answers to one exercise. If its lesson needs Ray, its check uses the tests' cluster."""
     if request.node.get_closest_marker("ray"):
         request.getfixturevalue("cluster")
     answers = bank_of(lesson)

@@ -1,4 +1,4 @@
-"""The notebooks are what their sources make, and were run."""
+"""The notebooks are up to date with their sources, and have been run."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A cell that shows the package's code shows what the package has."""
+"""A cell that shows code from the package shows the package's current code."""
 
 import ast
 import difflib
@@ -27,7 +27,7 @@ def test_the_cell_shows_the_packages_code(number, mirror, source):
     ours = code_of(Path(spec.origin).read_text(), name)
     shown = code_of(source, name, anywhere=True)
     difference = "\n".join(difflib.unified_diff(ours, shown, module, f"lesson {number}", lineterm=""))
-    assert not difference, f"lesson {number} shows another {name} than {module} has:\n{difference}"
+    assert not difference, f"{name} in lesson {number} differs from {module}:\n{difference}"
 
 
 def code_of(source: str, name: str, *, anywhere: bool = False) -> list[str]:

@@ -42,12 +42,12 @@ LESSONS = [
     ((*SOUND, "first = 1"), ("assert first == 1", *SOLVED)),
     *(((*SOUND, cell), SOLVED) for cell in FAULTS),
 ]
-"""The cells of each: untouched, and solved."""
+"""The cells of each lesson, untouched and solved."""
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory) -> dict[tuple[str, str], str]:
-    """What pytest says of each cell."""
+def reports(tmp_path_factory) -> dict[tuple[str, str], str]:
+    """What pytest reports for each cell."""
     folder = tmp_path_factory.mktemp("lessons")
     (folder / "conftest.py").write_text(CONFTEST)
     for number, lesson in enumerate(LESSONS):
@@ -68,10 +68,10 @@ def told(tmp_path_factory) -> dict[tuple[str, str], str]:
     return {(case.get("classname"), case.get("name")): "".join(case.itertext()) for case in cases}
 
 
-def test_the_solved_lesson_runs_in_the_kernel_of_the_untouched_one(told):
-    assert [told["0.solutions.lesson_0.ipynb", f"Cell {number}"] for number in range(3)] == [""] * 3
+def test_the_solved_lesson_runs_in_the_kernel_of_the_untouched_one(reports):
+    assert [reports["0.solutions.lesson_0.ipynb", f"Cell {number}"] for number in range(3)] == [""] * 3
 
 
 @pytest.mark.parametrize("number", range(1, len(LESSONS)))
-def test_a_fault_of_the_untouched_lesson_is_told(told, number):
-    assert list(FAULTS.values())[number - 1] in told[f"{number}.notebooks.lesson_{number}.ipynb", "Cell 2"]
+def test_a_fault_in_the_untouched_lesson_is_reported(reports, number):
+    assert list(FAULTS.values())[number - 1] in reports[f"{number}.notebooks.lesson_{number}.ipynb", "Cell 2"]

@@ -28,7 +28,7 @@ def code(lesson) -> list[str]:
 
 
 def lines_of_code(source: str) -> int:
-    """Lines with code on them: not blank, no comment, no part of a docstring but its first line."""
+    """The number of lines with code. Blank lines and comments do not count; a docstring counts as one line."""
     if source.startswith("%%"):
         source = source.partition("\n")[2]
     source = re.sub(r"(?m)^([%!].*)$", "pass", source)
@@ -67,7 +67,7 @@ def test_it_has_three_to_five_exercises_each_with_a_check(lesson, exercise_ids):
 
 
 def test_serve_is_imported_where_it_is_started(lesson):
-    """So a cell in the middle, after a restart, is a NameError. Otherwise it would start a Ray with port 8000."""
+    """So a later cell that is run first after a restart raises a NameError, and does not start Ray on port 8000."""
     for source in code(lesson):
         if "from ray import serve" in source and not source.startswith("%%writefile"):
             assert "start_serve()" in source
@@ -92,8 +92,8 @@ def test_its_first_cell_says_how_to_come_in_late(lesson, exercise_ids):
     assert late[1] in exercise_ids
 
 
-def test_nothing_misses_a_cell_that_start_at_leaves_out(lesson):
-    """Who continues after `start_at` runs all cells from that exercise on, but not those before it."""
+def test_no_cell_depends_on_one_that_start_at_leaves_out(lesson):
+    """A learner who continues after `start_at` runs all cells from that exercise on, but not those before it."""
     assert list(missed(code_cells(lesson.number))) == []
 
 

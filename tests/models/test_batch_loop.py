@@ -112,7 +112,7 @@ async def test_a_stream_under_way_continues_where_it_was(breakable):
 
 
 @pytest.mark.slow
-async def test_loops_that_broke_leave_no_memory_and_no_threads(breakable, earlier):
+async def test_broken_loops_leak_no_memory_and_no_threads(breakable, earlier):
     for _ in range(6):
         answers = await asyncio.gather(
             breakable.complete(prompt_for(max_tokens=20, **SAMPLED)),
@@ -120,7 +120,7 @@ async def test_loops_that_broke_leave_no_memory_and_no_threads(breakable, earlie
             return_exceptions=True,
         )
         assert [type(answer).__name__ for answer in answers] == ["Completion", "ModelFailedError"]
-        assert len(caches() - earlier[1]) <= 2, "the cache of a loop stays after its end"
+        assert len(caches() - earlier[1]) <= 2, "a loop has ended, but its cache is still in memory"
     await breakable.complete(prompt_for(max_tokens=2, **SAMPLED))
     assert len(loops() - earlier[0]) <= 2  # one that samples, one that does not
 
@@ -164,7 +164,7 @@ async def test_two_hundred_at_once_of_which_half_are_cancelled(model):
     ]
     for i, call in enumerate(calls[::2]):
         if i % 10 == 0:
-            await asyncio.sleep(0)  # some go in the queue, some in the prefill, some later
+            await asyncio.sleep(0)  # some are cancelled in the queue, some in the prefill, some later
         call.cancel()
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
@@ -222,7 +222,7 @@ async def test_a_prompt_that_cannot_fit_is_refused_without_encoding_it(model, mo
 
 
 @pytest.mark.slow
-async def test_a_model_that_is_dropped_leaves_no_memory(breakable, earlier):
+async def test_a_model_that_is_closed_leaks_no_memory(breakable, earlier):
     with pytest.raises(ModelFailedError):
         await breakable.complete(prompt_for(temperature=BREAKING))
     await breakable.aclose()

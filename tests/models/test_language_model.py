@@ -210,7 +210,7 @@ DAMAGES = [
         *((check_model, damage) for damage in DAMAGES),
     ],
 )
-def test_a_model_that_cannot_be_loaded_is_an_error_of_one_line(load, damage, tmp_path, monkeypatch):
+def test_a_model_that_cannot_be_loaded_gives_a_one_line_error(load, damage, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = tmp_path / "model"
     source = WEIGHTS / "workshop-draft"

@@ -72,7 +72,7 @@ How much does an elephant weigh?
 
 @dataclass
 class FixedRetriever:
-    """Finds the same for every question."""
+    """Finds the same passages for every question."""
 
     hits: list[Hit]
 
@@ -83,7 +83,7 @@ class FixedRetriever:
 class SmallModel(StandInModel):
     """Says how many sources it was given, in a context that ends after ``sources`` of them.
 
-    With ``sources`` and a half, there is room for the prompt and not for the whole answer.
+    If ``sources`` ends in .5, one more source fits into the prompt, but then the answer is cut short.
     """
 
     def __init__(self, sources: float) -> None:
@@ -117,7 +117,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-async def test_the_model_is_asked_from_the_sources():
+async def test_the_model_gets_the_sources_and_the_question():
     model = StandInModel()
     await answer(rag(model), "Is it {so}?", 2)
     system = "Answer from these sources.\n[1] Source 0 says {this}.\n[2] Source 1 says {this}."
@@ -144,7 +144,7 @@ async def test_a_source_at_the_threshold_is_relevant():
 
 
 def test_the_threshold_tells_held_out_questions_from_others():
-    """The others had no part in choosing it."""
+    """The other questions were not used to choose it."""
     best = [built().search(question, 1)[0].score for question, _ in HELD_OUT]
     others = [hits[0].score if (hits := built().search(question, 1)) else 0.0 for question in OFF_TOPIC]
     assert sum(score >= THRESHOLD for score in best) / len(best) > 0.95
@@ -269,13 +269,13 @@ wait_for_all_tracers()
 @pytest.mark.parametrize(("ask", "is_traced"), [("rag", False), ("chat", True)])
 @pytest.mark.slow
 def test_no_question_goes_to_langsmith_whatever_the_environment_says(ask, is_traced):
-    """The bare chat model, which obeys the environment, shows that this test would notice."""
+    """The bare chat model, which obeys the environment, shows that this test would notice such a request."""
     requests = []
 
     class Recorder(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             requests.append(self.path)
-            self.send_error(401)  # which no client tries again
+            self.send_error(401)  # an error that clients do not retry
 
         do_GET = do_POST
 

@@ -218,7 +218,7 @@ def flip_a_byte(folder: Path, at: int) -> None:
 
 
 def write(folder: Path, parts: object) -> None:
-    """An artifact of anything, with the right checksum."""
+    """Write an artifact with any content and the right checksum."""
     content = skops.io.dumps(parts)
     (folder / FILE).write_bytes(hashlib.sha256(content).digest() + content)
 
@@ -239,7 +239,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_bad_artifact_is_an_error_of_one_line_with_the_remedy(artifact, damage):
+def test_a_bad_artifact_gives_a_one_line_error_with_the_remedy(artifact, damage):
     damage(artifact)
     with pytest.raises(ArtifactError) as caught:
         CorpusRetriever.load(artifact)
@@ -296,7 +296,7 @@ BAD_MODELS = {
 
 
 @pytest.mark.parametrize("damage", BAD_MODELS.values(), ids=BAD_MODELS)
-def test_a_bad_embedding_model_is_an_error_of_one_line_that_names_it(sentence_model, tmp_path, damage):
+def test_a_bad_embedding_model_gives_a_one_line_error_that_names_it(sentence_model, tmp_path, damage):
     folder = tmp_path / "bad-model"
     shutil.copytree(sentence_model, folder)
     damage(folder)

@@ -135,7 +135,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_bad_artifact_is_an_error_of_one_line_with_the_remedy(artifact, damage):
+def test_a_bad_artifact_gives_a_one_line_error_with_the_remedy(artifact, damage):
     damage(artifact)
     with pytest.raises(ArtifactError) as caught:
         TumourClassifier.load(artifact)

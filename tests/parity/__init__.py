@@ -1,1 +1,1 @@
-"""One HTTP suite for every runtime. A package, so that fixtures can last as long as it does."""
+"""One HTTP suite for every runtime. It is a package because some of its fixtures have package scope."""

@@ -28,7 +28,7 @@ ON_SERVE = {
         "deployments": {"api": TWO, "classifier": TWO | {"placement": Placement.DEPLOYMENT}},
     },
 }
-"""Settings, by runtime: together they have each model in the API's process, and apart from it."""
+"""Settings, by runtime. Together, they cover each model both inside and outside the API's process."""
 RUNTIMES = ["uvicorn", *(pytest.param(runtime, marks=pytest.mark.ray) for runtime in ON_SERVE)]
 
 
@@ -58,7 +58,7 @@ class Running:
     settings: Settings
 
     def records(self) -> list[dict[str, Any]]:
-        """What is charged by now."""
+        """What has been charged so far."""
         return records_in(Path(make_url(self.settings.database_url).database or ""))
 
 

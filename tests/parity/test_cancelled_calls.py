@@ -31,7 +31,7 @@ def complete() -> Coroutine:
 
 
 def answer_from_sources() -> Coroutine:
-    """Its replica waits for the model's: a chain of two handles."""
+    """Its replica waits for a replica of the language models: a chain of two handles."""
     handle = serve.get_deployment_handle("rag", APP_NAME)
     return last_item(HandleQuestionAnswerer(Calls(handle, PATIENCE_S)).stream(corpus.entries()[0].questions[0], 3))
 
@@ -47,7 +47,7 @@ def test_cancelling_a_call_stops_the_model_at_the_end_of_the_chain(service, call
         task.cancel()
         await asyncio.wait([task])
 
-    def tried() -> Watch:  # when it is cancelled, an answer may have ended, or not begun
+    def tried() -> Watch:  # an answer may end before it is cancelled, or not have begun
         asyncio.run(start_and_cancel())
         return watch.look()
 

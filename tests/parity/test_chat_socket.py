@@ -95,7 +95,7 @@ def test_a_message_that_is_too_large_closes_the_connection_with_1009(socket):
     assert caught.value.rcvd.code == 1009
 
 
-def test_connections_that_are_opened_and_closed_at_once_do_no_harm(service):
+def test_connections_that_are_closed_immediately_do_no_harm(service):
     for _ in range(20):
         with connect(socket_url(service)):
             pass

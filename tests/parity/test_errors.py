@@ -103,7 +103,7 @@ MISTAKES = {
         [RECORD, IMPOSSIBLE], ("row 1: worst_radius", "impossible_value"), status=400
     ),
     "unknown path": Mistake(404, [], "/v1/nothing", "GET"),
-    "unknown path in another script": Mistake(404, [], "/größe", "GET"),
+    "unknown path with non-ASCII letters": Mistake(404, [], "/größe", "GET"),
     "wrong method": Mistake(405, [], "/v1/predict", "GET"),
     "wrong method on a service path": Mistake(405, [], "/health", "DELETE"),
     "case id that is not a UUID": Mistake(422, [("case_id", "uuid_parsing")], "/v1/cases/12", "GET"),
@@ -126,7 +126,7 @@ MISTAKES = {
     "case with an unknown diagnosis": Mistake(
         422, [("diagnosis", "literal_error")], "/v1/cases", json={"measurements": RECORD, "diagnosis": "unsure"}
     ),
-    "limit of nothing": Mistake(422, [("limit", "greater_than_equal")], "/v1/cases?limit=0", "GET"),
+    "limit of zero": Mistake(422, [("limit", "greater_than_equal")], "/v1/cases?limit=0", "GET"),
     "limit above the highest": Mistake(422, [("limit", "less_than_equal")], "/v1/cases?limit=101", "GET"),
     "limit that is not a number": Mistake(422, [("limit", "int_parsing")], "/v1/cases?limit=all", "GET"),
 }

@@ -33,7 +33,7 @@ def test_a_failure_before_the_first_line_is_a_problem_document(service):
 
 
 def test_a_caller_that_asks_too_often_is_told_when_to_come_back(service):
-    """Mistakes count too. Two replicas without a Redis let twice as many through."""
+    """Invalid requests count too. Without Redis, two replicas let twice as many requests through."""
     hasty = {"Authorization": "Bearer hasty"}
     answers = [service.post("/v1/generate", json={}, headers=hasty) for _ in range(2 * RATE_LIMIT + 1)]
     assert [answer.status_code for answer in answers[:RATE_LIMIT]] == [422] * RATE_LIMIT

@@ -133,7 +133,7 @@ MISTAKES = {
     "temperature above 2": ({"temperature": 2.1}, openai.BadRequestError, "temperature"),
     "temperature below 0": ({"temperature": -0.1}, openai.BadRequestError, "temperature"),
     "no tokens": ({"max_tokens": 0}, openai.BadRequestError, "max_tokens"),
-    "top_p of nothing": ({"top_p": 0}, openai.BadRequestError, "top_p"),
+    "top_p of zero": ({"top_p": 0}, openai.BadRequestError, "top_p"),
     "several choices": ({"n": 2}, openai.BadRequestError, "n"),
     "tools": (
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},

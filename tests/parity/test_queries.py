@@ -53,7 +53,7 @@ def test_the_main_model_alone_costs_more_than_an_accepted_draft(service):
 
 
 @pytest.mark.parametrize("question", QUESTIONS[:8])
-def test_a_stream_tells_the_same_in_events(service, question):
+def test_a_stream_gives_the_same_answer_in_events(service, question):
     answer = service.post("/v1/query", json={"query": question}).json()
     kinds, data = zip(*events(service, query=question), strict=True)
     assert kinds[-1] == "complete"
@@ -63,12 +63,12 @@ def test_a_stream_tells_the_same_in_events(service, question):
     assert "".join(piece["text"] for piece in shown) == answer["content"]
 
 
-def test_a_reader_who_comes_back_is_not_answered_twice(service):
+def test_a_client_that_reconnects_is_not_answered_twice(service):
     answer = service.get("/v1/query/stream", params={"query": "What is a replica?"}, headers={"Last-Event-ID": "3"})
     assert answer.status_code == 204
 
 
-def test_a_batch_answers_each_and_keeps_their_order(service):
+def test_a_batch_answers_all_queries_in_their_order(service):
     results = service.post("/v1/batch", json={"queries": [{"query": question} for question in QUESTIONS]}).json()
     alone = [service.post("/v1/query", json={"query": question}).json() for question in QUESTIONS]
     for item, answer in zip(results["results"], alone, strict=True):
@@ -122,12 +122,12 @@ LEAVE_WHOLE = {
     "leave", [*LEAVES, *LEAVE_WHOLE.values()], ids=[*(leave.__name__ for leave in LEAVES), *LEAVE_WHOLE]
 )
 def test_a_client_that_leaves_stops_the_model_and_pays_for_what_was_generated(running, leave):
-    """By the replicas' own counters: a long answer is cancelled, and not finished after the client has left."""
+    """The replicas' counters show it: a long answer is cancelled, and not completed after the client has left."""
     service, caller = running.client, f"caller-{uuid4()}"
     watch = Watch(service, "workshop-main").look()
     cancelled, tokens = watch.total("cancelled"), watch.total("generated_tokens")
     leaves = 0
-    while leaves < TRIES:  # on a busy machine, an answer may be whole before its client has left
+    while leaves < TRIES:  # on a busy machine, an answer may be complete before its client has left
         leaves += 1
         completed = watch.total("completed")
         with httpx.Client(base_url=service.base_url, headers={"Authorization": f"Bearer {caller}"}) as client:

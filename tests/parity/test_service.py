@@ -115,7 +115,7 @@ def test_the_documentation_needs_nothing_from_elsewhere(service, page):
 
 
 def test_the_schema_is_complete(service):
-    """Each operation has a name of its own, says what it answers, and declares its errors."""
+    """Each operation has a unique name, describes what it does, and declares its errors."""
     answer = service.get("/openapi.json")
     document = answer.json()
     operations = [operation for path in document["paths"].values() for operation in path.values()]

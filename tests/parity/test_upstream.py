@@ -24,7 +24,7 @@ def downstream(reference, new_settings) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_its_answers_are_those_of_the_other(downstream, reference):
+def test_its_answers_are_those_of_the_upstream(downstream, reference):
     here, there = (
         each.post("/v1/chat/completions", json=ASKED | {"logprobs": True}).json() for each in (downstream, reference)
     )
@@ -39,14 +39,14 @@ def test_the_cascade_and_answers_from_sources_work_as_well(downstream, reference
         assert here[name] == there[name]
 
 
-def test_errors_of_the_other_are_passed_on(downstream):
+def test_errors_of_the_upstream_are_passed_on(downstream):
     long = ASKED | {"messages": [{"role": "user", "content": "word " * 3000}]}
     answer = downstream.post("/v1/chat/completions", json=long)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 
 @pytest.mark.parametrize("leave", [leave_chat, leave_events])
-def test_a_client_that_leaves_stops_the_model_of_the_other(downstream, reference, leave):
+def test_a_client_that_leaves_stops_the_model_of_the_upstream(downstream, reference, leave):
     watch = Watch(reference, "workshop-main").look()
     cancelled = watch.total("cancelled")
     with httpx.Client(base_url=downstream.base_url) as client:

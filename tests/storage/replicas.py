@@ -1,6 +1,6 @@
 """Several processes that use a database at the same moment: ``python -m tests.storage.replicas URL PROCESSES``.
 
-Prints how often each of them ran the first migration.
+Prints how many times each of them ran the first migration.
 """
 
 import asyncio

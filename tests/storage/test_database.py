@@ -1,4 +1,4 @@
-"""Which databases the service works with, how it is connected to them, and whose fault an error is."""
+"""Which databases the service works with, how it connects to them, and whose fault an error is."""
 
 import asyncio
 import gc
@@ -30,7 +30,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("url", UNUSABLE)
-def test_a_url_that_cannot_be_used_stops_the_start(url):
+def test_a_url_that_cannot_be_used_prevents_the_start(url):
     with pytest.raises(StartError) as raised:
         start(url)
     [line] = str(raised.value).splitlines()
@@ -39,7 +39,7 @@ def test_a_url_that_cannot_be_used_stops_the_start(url):
     assert "secret" not in line
 
 
-def test_an_unknown_database_or_user_stops_the_start(postgresql):
+def test_an_unknown_database_or_user_prevents_the_start(postgresql):
     with pytest.raises(StartError, match='DATABASE_URL names: database "nothing" does not exist'):
         start(postgresql.url("nothing"))
     with pytest.raises(StartError, match='DATABASE_URL names: role "ada" does not exist'):
@@ -73,7 +73,7 @@ async def test_every_connection_to_sqlite_is_set_up(connected):
 
 @pytest.mark.anyio
 async def test_the_first_connection_waits_for_another_one_that_writes(tmp_path):
-    """For instance one of a process that starts at the same time: the file is not in WAL mode yet."""
+    """For instance, for one from a process that starts at the same time: the file is not in WAL mode yet."""
     file = tmp_path / "service.sqlite"
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -165,7 +165,7 @@ async def test_a_transaction_that_waits_too_long_for_a_connection_fails(connecte
 
 @pytest.fixture
 async def cancelled_connecting():
-    """asyncpg reports each cancelled attempt to connect to the event loop. That is not an error."""
+    """For each cancelled attempt to connect, asyncpg reports an exception to the event loop. That is not an error."""
     loop = asyncio.get_running_loop()
     handler = loop.get_exception_handler()
 
@@ -176,14 +176,14 @@ async def cancelled_connecting():
     loop.set_exception_handler(handle)
     yield
     await asyncio.sleep(0)
-    gc.collect()  # a future reports an exception that nobody asked for only when it is collected
+    gc.collect()  # a future reports an unretrieved exception only when it is garbage-collected
     loop.set_exception_handler(handler)
 
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("cancelled_connecting")
 async def test_a_cancelled_transaction_releases_its_connection(connected):
-    for moment in range(12):  # whatever each waits for at that moment
+    for moment in range(12):  # so that they are cancelled at different stages
         tasks = [asyncio.create_task(count(connected)) for _ in range(2 * MAX_CONNECTIONS)]
         await asyncio.sleep(0.001 * moment)
         for task in tasks:

@@ -1,4 +1,4 @@
-"""Tables brought to the newest revision: new databases, old ones, and those that are not ours to change."""
+"""Migrating tables to the newest revision: in new databases, in old ones, and in those that must not be changed."""
 
 import asyncio
 import subprocess
@@ -57,7 +57,7 @@ def _with_engine(url, use):
     return asyncio.run(run())
 
 
-def make_as_before_migrations(url: str) -> None:
+def create_tables_without_migrations(url: str) -> None:
     """Create the tables as the service did when it had no migrations."""
     statements = [CreateTable(table) for table in Base.metadata.sorted_tables if table.name in {"cases", "usage"}]
     statements += [CreateIndex(index) for create in statements for index in create.element.indexes]
@@ -75,7 +75,7 @@ def test_migrations_make_the_tables_that_the_code_knows(url, alembic):
     command.check(alembic)
 
 
-def test_the_revisions_are_one_numbered_line(alembic):
+def test_the_revisions_form_one_numbered_sequence(alembic):
     script = ScriptDirectory.from_config(alembic)
     assert script.get_heads() == [migrations.NEWEST]
     assert [each.revision for each in script.walk_revisions()][::-1] == migrations.REVISIONS
@@ -90,7 +90,7 @@ def test_every_migration_can_be_undone(url, alembic):
 
 
 def test_a_database_from_before_migrations_is_adopted(url, alembic):
-    make_as_before_migrations(url)
+    create_tables_without_migrations(url)
     execute(
         url,
         "INSERT INTO usage (endpoint, principal, model, prompt_tokens, completion_tokens, cost, latency_ms, at)"
@@ -122,8 +122,8 @@ def test_a_migrated_database_is_left_alone(url):
 
 @pytest.mark.parametrize("is_old", [False, True], ids=["migrated", "from before migrations"])
 @pytest.mark.parametrize("column", ["latency_ms", "draft_accepted", "prompt_tokens"])
-def test_a_table_that_lacks_a_column_stops_the_start(url, column, is_old):
-    (make_as_before_migrations if is_old else start)(url)
+def test_a_table_that_lacks_a_column_prevents_the_start(url, column, is_old):
+    (create_tables_without_migrations if is_old else start)(url)
     execute(url, "DROP INDEX usage_totals", f"ALTER TABLE usage DROP COLUMN {column}")
     for _ in range(2):
         with pytest.raises(StartError, match=rf"DATABASE_URL.*\b{column}\b.*restore a backup") as raised:
@@ -131,14 +131,14 @@ def test_a_table_that_lacks_a_column_stops_the_start(url, column, is_old):
         assert "\n" not in str(raised.value)
 
 
-def test_a_table_that_is_missing_stops_the_start(url):
+def test_a_missing_table_prevents_the_start(url):
     start(url)
     execute(url, "DROP TABLE cases")
     with pytest.raises(StartError, match="it lacks the table cases; restore a backup"):
         start(url)
 
 
-def test_a_database_that_a_newer_version_has_migrated_stops_the_start(url):
+def test_a_database_that_a_newer_version_has_migrated_prevents_the_start(url):
     start(url)
     execute(url, "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(StartError, match=f"revision 9999, .* knows {migrations.NEWEST} at most; start a newer version"):

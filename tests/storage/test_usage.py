@@ -98,7 +98,7 @@ async def test_spending_is_counted_per_principal_since_a_given_time(store):
     assert await store.spent("alan", NOON) == 0.0
 
 
-async def test_moments_in_other_time_zones_are_the_same_moments(store):
+async def test_times_are_compared_across_time_zones(store):
     zone = timezone(timedelta(hours=9))
     await store.add(replace(RECORD, at=NOON.astimezone(zone)))
     assert await store.spent("ada", NOON) == 0.25
@@ -174,7 +174,7 @@ async def test_a_cancelled_caller_leaves_at_once_and_its_record_is_kept(store, f
         with pytest.raises(asyncio.CancelledError):
             await adding
         assert await store.spent("ada", NOON) == 0.25
-    await store.aclose()  # waits for what is on its way
+    await store.aclose()  # waits for pending records
     assert await store.spent("ada", NOON) == 0.5
 
 
@@ -192,7 +192,7 @@ async def test_a_database_that_cannot_be_opened_is_unavailable(tmp_path):
 def transactions() -> Iterator[list[object]]:
     """A list that grows with each commit."""
     commits: list[object] = []
-    note = commits.append  # one object, by which the listener is removed again
+    note = commits.append  # the same object is needed to remove the listener
     event.listen(Engine, "commit", note)
     try:
         yield commits
@@ -238,7 +238,7 @@ async def test_records_wait_for_a_database_that_is_locked_for_longer_than_a_driv
         assert (await store.totals()).answers == 41
 
 
-async def test_records_wait_for_a_database_that_is_away(tmp_path, caplog):
+async def test_records_wait_for_a_database_that_is_missing(tmp_path, caplog):
     folder = tmp_path / "mounted later"
     async with replica(f"sqlite+aiosqlite:///{folder}/usage.sqlite") as store:
         written = store.add(RECORD)
@@ -261,7 +261,7 @@ async def test_when_too_many_records_wait_no_more_work_is_accepted(store, file, 
         with pytest.raises(OverloadedError) as refused:
             store.check_capacity()
         assert refused.value.retry_after_s > 0
-        written.append(store.add(RECORD))  # what was under way is kept all the same
+        written.append(store.add(RECORD))  # work that was already in progress is still recorded
     await asyncio.gather(*written)
     store.check_capacity()
     assert (await store.totals()).answers == 12
@@ -346,7 +346,7 @@ async def test_the_reservation_of_a_process_that_died_expires(store, url, monkey
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
-async def test_the_reservation_of_a_process_that_lives_is_renewed(store, url, monkeypatch, file):
+async def test_the_reservation_of_a_live_process_is_renewed(store, url, monkeypatch, file):
     monkeypatch.setattr(usage, "RENEW_EVERY_S", 0.01)
     reservation = await store.reserve("ada", 1.0, 1.0, NOON)
 

@@ -23,6 +23,8 @@ from workshop.lab.tracebacks import codes, stack, trace
 E = TypeVar("E", bound=BaseException)
 
 UNUSED = object()
+LATE_S = 1.0
+"""How long to wait for the error of an app whose response has ended."""
 """The value of ``Answer.last`` while the check has not used the answer."""
 
 
@@ -116,6 +118,7 @@ class Answer:
                 from_client = RUN_THE_ANSWER.isdisjoint(codes(error))  # raised by the check's client, not by the answer
                 if isinstance(error, httpx.TimeoutException) and from_client:
                     raise TooLong(seconds, stack(server.thread)) from error
+                recorder.wait_for_late_errors(LATE_S)
                 if client.errors:  # the app's own error is more helpful than its consequence
                     raise CouldNotCheck(client.errors[-1]) from error
                 if isinstance(error, httpx.TransportError) and from_client:

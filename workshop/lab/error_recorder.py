@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import threading
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +17,13 @@ class ErrorRecorder:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.errors: list[BaseException] = []
+        self._n_ending = 0
+        self._none_is_ending = threading.Condition()
+
+    def wait_for_late_errors(self, seconds: float) -> None:
+        """Wait until no call is about to end. After its whole response, the app may still raise an error."""
+        with self._none_is_ending:
+            self._none_is_ending.wait_for(lambda: not self._n_ending, seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sys.set_coroutine_origin_tracking_depth(ORIGIN_DEPTH)  # of this thread, which serves only this app
@@ -23,11 +31,14 @@ class ErrorRecorder:
             await self.app(scope, receive, send)
             return
         held: list[Message] = []
-        started = False
+        started = ending = False
 
         async def relay(message: Message) -> None:
-            nonlocal started
+            nonlocal started, ending
             started = True
+            if message["type"] == "http.response.body" and not message.get("more_body") and not ending:
+                ending = True
+                self._count_ending(1)
             if held or message.get("status") == 500:
                 held.append(message)
             else:
@@ -44,8 +55,16 @@ class ErrorRecorder:
             if (started and not held) or scope["type"] == "websocket":
                 raise  # the server cuts the connection
             held = held or [{"type": "http.response.start", "status": 500}, {"type": "http.response.body"}]
+        finally:
+            if ending:
+                self._count_ending(-1)
         for message in held:
             await send(message)
+
+    def _count_ending(self, change: int) -> None:
+        with self._none_is_ending:
+            self._n_ending += change
+            self._none_is_ending.notify_all()
 
 
 def _reasons(error: BaseException) -> list[BaseException]:

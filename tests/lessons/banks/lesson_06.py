@@ -44,7 +44,7 @@ async def all_words(socket: WebSocket, model: Any, question: str) -> None:
 
 
 async def group_without_except(socket: WebSocket, model: Any) -> None:
-    """The server logs what is raised when a client leaves; that is no mistake here."""
+    """The server logs the exception that is raised when a client leaves. Here, this is not a mistake."""
     async with asyncio.TaskGroup() as tasks:
         while True:
             said = await socket.receive_text()
@@ -80,7 +80,7 @@ async def with_finally(socket: WebSocket, model: Any) -> None:
 
 
 async def asks_between_words(socket: WebSocket, model: Any) -> None:
-    """One task that receives, and the answer looks whether something came."""
+    """One task receives, and the answer waits for the next word or the next message."""
     inbox: asyncio.Queue[str | None] = asyncio.Queue()
 
     async def listen() -> None:
@@ -140,7 +140,7 @@ async def group_that_waits(socket: WebSocket, model: Any) -> None:
 
 
 async def only_silent(socket: WebSocket, model: Any) -> None:
-    """The words are not sent any more, and the model makes them."""
+    """The words are no longer sent, but the model still generates them."""
     stopped = asyncio.Event()
 
     async def answer(question: str) -> None:
@@ -162,7 +162,7 @@ async def only_silent(socket: WebSocket, model: Any) -> None:
 
 
 async def looks_between_words(socket: WebSocket, model: Any) -> None:
-    """Stops at the next word, which may take long."""
+    """Stops at the next word, which may take a long time to come."""
     stopped = asyncio.Event()
     answering: asyncio.Task[None] | None = None
 
@@ -505,7 +505,7 @@ async def refuses_early(socket: WebSocket) -> None:
 
 
 def greets(find: Callable[[WebSocket], str | None]) -> FastAPI:
-    """The owner that is found is greeted; with None, the connection is closed."""
+    """Greets the owner that `find` returns, or closes the connection if it returns None."""
 
     async def endpoint(socket: WebSocket) -> None:
         await socket.accept(choice(socket))
@@ -662,7 +662,7 @@ async def beats_in_a_task(socket: WebSocket, every: float, patience: float) -> N
 async def beats_in_a_group(
     socket: WebSocket, every: float, patience: float, *, counts: bool = False, waits: bool = False
 ) -> None:
-    """Two mistakes are possible: early pongs count, and the patience is always waited out."""
+    """Two mistakes are possible: early pongs count, or it always waits for the full patience."""
     pongs: asyncio.Queue[None] = asyncio.Queue()
 
     async def heartbeat() -> None:
@@ -725,7 +725,7 @@ async def looks_at_the_clock(socket: WebSocket, every: float, patience: float) -
 
 
 async def pings_by_the_clock(socket: WebSocket, every: float, patience: float) -> None:
-    """Every so often, whether or not the last one is answered."""
+    """Pings at regular intervals, whether or not the last ping was answered."""
     loop = asyncio.get_running_loop()
     waits: list[asyncio.TimerHandle] = []
     late = asyncio.Event()
@@ -827,7 +827,7 @@ async def echoes_only(socket: WebSocket, every: float, patience: float) -> None:
 
 
 async def asks_and_waits(socket: WebSocket, every: float, patience: float) -> None:
-    """In turn: between pings it reads nothing."""
+    """Takes turns: it reads only after a ping, and not while it waits to send the next."""
     while True:
         await asyncio.sleep(every)
         await socket.send_text("ping")
@@ -951,7 +951,7 @@ def reader(
     returns: bool = True,
     whole: bool = False,
 ) -> Any:
-    """The first right answer, with a mistake. `every` are the types whose id is not looked at."""
+    """The first right answer, with a mistake. `every` lists the types whose id is not checked."""
 
     def read(socket: Any, id: str) -> str | None:
         text, id = "", only or id

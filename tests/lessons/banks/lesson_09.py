@@ -10,7 +10,7 @@ from workshop.lab.fixtures.lesson_09 import Expert, diagnose, draft, scanner_app
 
 
 def prepare() -> None:
-    """Start the scanner, unless it runs."""
+    """Start the scanner, unless it is already running."""
     if "scanner" not in serve.status().applications:
         serve.run(scanner_app(), name="scanner", route_prefix=None)
 
@@ -154,7 +154,7 @@ class ForgetsAwait(Cascade):
 
 
 class WardByHand:
-    """Collects by itself: whoever comes first waits for the others, and asks for all."""
+    """Collects calls by itself: the first call waits for others, and runs the model for all of them."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[int, asyncio.Future[Any]]] = []

@@ -173,7 +173,7 @@ def in_base64(key: bytes) -> FastAPI:
 
 
 def with_a_number(key: bytes) -> FastAPI:
-    """No two tickets are the same, and no name can be read in one."""
+    """No two tickets are the same, and a ticket does not show the name in plain text."""
     app = FastAPI()
 
     def seal(content: str) -> str:
@@ -195,7 +195,7 @@ def with_a_number(key: bytes) -> FastAPI:
 
 
 def decoded(encode: Callable[[bytes], str], decode: Callable[[str], bytes]) -> Callable[[bytes], FastAPI]:
-    """Compares what is in the ticket, and not the ticket."""
+    """Compares the decoded content of the ticket, and not its text."""
 
     def make(key: bytes) -> FastAPI:
         app = FastAPI()
@@ -289,7 +289,7 @@ def simple(
     drops: Callable[[str], bool] = lambda said: False,
     cancels: bool = True,
 ) -> Callable[[Any], Callable[..., Any]]:
-    """The usual answer, and what differs from it."""
+    """The usual answer. Each argument changes one part of it."""
 
     def enter_of(bus: Any) -> Callable[..., Any]:
         async def enter(socket: WebSocket, name: str) -> None:
@@ -365,7 +365,7 @@ class Said:
 
 
 def first_to_end(bus: Any) -> Callable[..., Any]:
-    """Two equal tasks, and an item of a class."""
+    """Two tasks side by side. The published items are dataclass objects."""
 
     async def enter(socket: WebSocket, name: str) -> None:
         me = uuid4()

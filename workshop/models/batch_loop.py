@@ -210,7 +210,7 @@ class _Loop:
                     run.logprobs[n_before:] = latest.logprobs
                     run.finished = latest.is_finished()
                 if error is not None:
-                    raise ModelFailedError("the model failed") if self.runs else self._end_error()
+                    raise self._end_error() if self.closed or not self.runs else ModelFailedError("the model failed")
                 yield
         finally:
             if error is None and not run.finished:

@@ -12,6 +12,8 @@ from packaging.utils import canonicalize_name
 
 from tests.service import RECORD
 
+pytestmark = pytest.mark.slow
+
 EXTRAS = ("serve", "language", "redis")
 BLOCK = """
 import sys

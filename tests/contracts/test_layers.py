@@ -36,6 +36,7 @@ def test_the_import_contracts_hold():
     assert ", 0 broken" in run(str(LINTER))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modules", FORBIDDEN)
 def test_importing_a_layer_imports_no_other_teams_framework(modules):
     names = [f"workshop.{name}" for name in modules.split()]

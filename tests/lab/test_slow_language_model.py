@@ -5,8 +5,12 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from workshop.contracts.generator import Message, Prompt
 from workshop.lab import slow_model
+
+pytestmark = pytest.mark.slow
 
 PROMPT = Prompt((Message("user", "What is a replica?"),))
 

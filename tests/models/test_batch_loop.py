@@ -16,7 +16,7 @@ from workshop.models import language_model
 from workshop.models.language_model import LanguageModel
 from workshop.settings import WEIGHTS
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 QUESTIONS = [entry.questions[0] for entry in corpus.entries()]
 BREAKING = 1e-40
@@ -111,7 +111,6 @@ async def test_a_stream_under_way_continues_where_it_was(breakable):
     assert sum(len(piece.tokens) for piece in pieces) == whole.usage.completion_tokens
 
 
-@pytest.mark.slow
 async def test_broken_loops_leak_no_memory_and_no_threads(breakable, earlier):
     for _ in range(6):
         answers = await asyncio.gather(
@@ -141,7 +140,6 @@ async def test_a_request_cancelled_while_it_waits_to_continue_alone_delays_no_ot
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 2.0}, {"temperature": BREAKING}], ids=str)
-@pytest.mark.slow
 async def test_closing_ends_what_is_under_way(breakable, options, earlier):
     await breakable.aclose()
     calls = [asyncio.create_task(breakable.complete(prompt_for(question, **options))) for question in QUESTIONS[:8]]
@@ -221,7 +219,6 @@ async def test_a_prompt_that_cannot_fit_is_refused_without_encoding_it(model, mo
     assert caught.value.prompt_tokens > caught.value.context_length
 
 
-@pytest.mark.slow
 async def test_a_model_that_is_closed_leaks_no_memory(breakable, earlier):
     with pytest.raises(ModelFailedError):
         await breakable.complete(prompt_for(temperature=BREAKING))

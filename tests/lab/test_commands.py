@@ -32,11 +32,11 @@ def test_a_command_runs_until_it_is_stopped(tmp_path):
 
 
 def test_the_same_name_replaces_what_runs(tmp_path):
-    write_app(tmp_path, 1)
+    write_app(tmp_path, "first")
     first = run_command("uvicorn small_app:app --port {port}", name="t", folder=tmp_path)
-    write_app(tmp_path, 2)
+    write_app(tmp_path, "second")  # of another length: bytecode is cached by second and length
     with run_command("uvicorn small_app:app --port {port}", name="t", folder=tmp_path) as second:
-        assert httpx.get(second.url).json() == 2
+        assert httpx.get(second.url).json() == "second"
         with pytest.raises(httpx.ConnectError):
             httpx.get(first.url)
 

@@ -8,9 +8,13 @@ from glob import glob
 from pathlib import Path
 
 import pytest
+from websockets.sync.client import connect
 
 from tests.postgresql import PostgreSQL, running_postgresql
 from workshop.machine import free_port
+
+# The default is ten seconds, in which a busy machine may not complete a handshake.
+connect.__kwdefaults__["open_timeout"] = 60
 
 # Debian keeps PostgreSQL's programs out of the PATH.
 PLACES = os.pathsep.join([os.environ.get("PATH", os.defpath), *glob("/usr/lib/postgresql/*/bin")])

@@ -10,7 +10,7 @@
 # - find the limit of the thread pool by measuring,
 # - tell work that waits from work that computes, and know what helps each.
 #
-# The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 50 minutes, exercises included.
+# The code takes about {{ minutes }} and {{ memory }} of memory. Allow 50 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("01.3")` runs what exercise 3 builds on.
 #
@@ -74,7 +74,7 @@ one_by_one = {path: load(server.url + path, requests=10, concurrency=1) for path
 one_by_one
 
 # %% [markdown]
-# The medians are nearly the same, a little over 100 ms. (The first request after a kernel starts takes longer, because
+# The medians are nearly the same, not far above 100 ms. (The first request after a kernel starts takes longer, because
 # Python still has modules to import.) A test that sends one request at a time, as most tests do, finds nothing wrong with any
 # of the three.
 #
@@ -104,7 +104,7 @@ timeline({"one user": one_by_one["/async"]} | {f"ten users, {path}": records for
 # time. It moves on to the next request only where an `await` really has to wait.
 #
 # `time.sleep` is not awaited. In `/mixed` it blocks the loop, and the other requests queue. All ten were sent at once, yet
-# they take as long as if they had been sent one by one. In the picture that is a staircase.
+# they take about as long as one by one. In the picture that is a staircase.
 #
 # `await asyncio.sleep` frees the loop while it waits. And a plain `def` endpoint never runs on the loop: FastAPI runs
 # it in a thread from a pool.
@@ -251,7 +251,7 @@ check("01.1", clinic)
 #
 # ## How far do threads go?
 #
-# `/def` served ten users nearly as fast as one. Now each request waits for 300 ms. How many milliseconds will it take
+# `/def` served ten users at the same time. Now each request waits for 300 ms. How many milliseconds will it take
 # to serve a hundred users?
 
 # %%
@@ -274,8 +274,8 @@ from workshop.lab import curve
 curve(totals, x="requests at the same time", y="ms until the last response", title="each request waits for 300 ms")
 
 # %% [markdown]
-# The line of `/def` jumps twice, by about 300 ms each time: after forty users and after eighty. The timeline of sixty
-# requests, each of one second, shows where the first jump comes from.
+# With more than forty users, `/def` takes over 600 ms, with more than eighty over 900. The timeline of sixty requests,
+# each of one second, shows why.
 
 # %% start_at=false
 sixty = load(f"{timed.url}/def?seconds=1", requests=60)
@@ -302,7 +302,7 @@ async def thread_limit():
 await thread_limit()
 
 # %% [markdown]
-# `/async` has no such limit, because a waiting coroutine needs no thread, only a little memory. Its line has a slope
+# `/async` has no such limit, because a waiting coroutine needs no thread, only a little memory. Overall, its line rises,
 # because one loop handles all requests, and shares the processor with the program that sends them.
 #
 # ### Exercise 2: a limit of its own
@@ -342,7 +342,7 @@ check("01.2", office)
 # Move the sliders: each move sends the requests again and redraws the picture. Which pattern gets worse with more
 # requests, and from which number on? How short must the delay be for `/mixed` to do no harm?
 #
-# <details><summary>Answer</summary><code>/mixed</code> gets worse with each request, <code>def</code> with each forty. No
+# <details><summary>Answer</summary><code>/mixed</code> adds a delay with each request, <code>def</code> with each forty. No
 # delay is short enough: even 10 ms add up to a second for the last of a hundred users.</details>
 
 # %% start_at=false
@@ -420,14 +420,14 @@ from workshop.machine import usable_cores
 bars(measured, y="ms for four", title=f"cores: {usable_cores():g}")
 
 # %% [markdown]
-# Threads overlap waiting, but not computing in pure Python: only one thread at a time may run Python code. The lock that
+# Threads can wait together, but not compute together: only one thread at a time may run Python code. The lock that
 # ensures this is the global interpreter lock, the GIL. Each process has its own, so two processes can compute at the
 # same time if there are two cores. (Compiled code, as in NumPy, may release the lock.)
 #
-# **With two free cores**, the last `burn` takes about half as long as the first. **With one core**, or while other
-# programs keep the cores busy, processes gain little or nothing.
+# **With two free cores**, the last `burn` takes about half as long as the first. **With one core** there is nothing to
+# gain. While other programs run, these times mean little.
 #
-# A thread makes computing no faster, but it helps the *other* requests: while it computes, the event loop keeps getting
+# A thread adds no computing power, but it helps the *other* requests: while it computes, the event loop keeps getting
 # its turn, so `/ping` or a health check still responds.
 #
 # ## Running it
@@ -473,9 +473,9 @@ workers = {"1 worker": one, "2 workers": two}
 timeline({name: load(server_of.url + "/burn", 24, concurrency=6) for name, server_of in workers.items()})
 
 # %% [markdown]
-# Six requests run at a time. In one process their threads take turns, so each takes several times as long as it would
-# alone. Two processes share the requests. With two free cores that saves up to half of the time, but how evenly they
-# share is a matter of luck: each connection goes to the worker that accepts it first. With one core it saves nothing.
+# Six requests run at a time. In one process their threads take turns, so requests take several times as long as one
+# alone. Two processes share the requests. With two free cores that saves up to half of the time, with a single idle core
+# nothing. How evenly they share is a matter of luck: each connection goes to the worker that accepts it first.
 #
 # A Ray Serve replica is a process as well. But Serve can put it on another machine, give it a GPU, and adapt the number
 # of replicas to the load.

@@ -11,7 +11,7 @@
 # - tell a client that an answer failed although its status said 200,
 # - slow down for a slow client, and stop when the client has left.
 #
-# The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 60 minutes, exercises included.
+# The code takes about {{ minutes }} and {{ memory }} of memory. Allow 60 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("05.3")` runs what exercise 3 builds on.
 
@@ -95,8 +95,8 @@ marks({path: arrivals(record) for path, record in asked.items()})
 # %% [markdown]
 # ## What just happened?
 #
-# The same model took about the same time for the same words. Streaming makes nothing faster. It changes when the user can
-# begin to read: a person who reads along hardly waits at all.
+# The model did the same work for the same words: the times of the last word differ only by chance. Streaming changes when
+# the user can begin to read: a person who reads along hardly waits at all.
 
 # %%
 print(f"The first word came after {asked['/lines'].first_ms / asked['/whole'].ms:.0%} of the whole time.")
@@ -340,8 +340,8 @@ compare(guess, {name: fate(record) for name, record in records.items()})
 marks({name: arrivals(record) for name, record in records.items()})
 
 # %% [markdown]
-# Gzip is innocent. Older texts say that it collects the pieces, but Starlette's version now flushes the compressor after
-# each piece, and so compresses less. Events are not compressed at all: Starlette leaves `text/event-stream` as it is.
+# Gzip is innocent: pieces arrive while the model works. Older texts say that it collects them, but Starlette now flushes
+# the compressor after each, and so compresses less. Events are not compressed at all: Starlette leaves `text/event-stream` as it is.
 #
 # The log is guilty of both. `body_iterator` ends when the response ends, and only then does the first byte move on. A
 # test that compares the body finds nothing wrong.
@@ -412,7 +412,7 @@ records = ask_all({path: timed.url + path for path in guess})
 compare(guess, {path: f"{record.worked_s:.4f}" for path, record in records.items()}, "s")
 
 # %% [markdown]
-# `/lines` seems to take no time at all. The time is reported in a header, headers leave with the status, and the status
+# `/lines` seems to take almost no time. The time is reported in a header, headers leave with the status, and the status
 # of a stream leaves before the model has begun. For a stream, measure the time to the first piece instead.
 #
 # An ASGI app sends messages: one `http.response.start`, then one `http.response.body` for each piece. A middleware may
@@ -458,7 +458,7 @@ check("05.3", FirstPiece)
 # %% [markdown]
 # ## An error in the middle
 #
-# This model fails after ten tokens, once as lines and once as events. The server's log would show a traceback. We want
+# This model fails after ten chunks, once as lines and once as events. The server's log would show a traceback. We want
 # to see what the client sees, so we turn the log off.
 
 # %%
@@ -503,7 +503,7 @@ compare(
 print(failures["/events/failing"].body.decode()[-60:])
 
 # %% [markdown]
-# Half an answer has arrived, and the client cannot tell it from a whole one. FastAPI runs the generator of events in a
+# Part of an answer has arrived, and the client cannot tell it from a whole one. FastAPI runs the generator of events in a
 # task of its own. If that task fails, the stream to the client is closed normally, and only the log knows.
 #
 # This leads to two rules. Always end an event stream with an event that marks the end. (It needs some data, or browsers
@@ -608,8 +608,8 @@ records = [load(f"{careful_server.url}/long?words={words}", requests=1)[0] for w
 [record.status for record in records]
 
 # %% [markdown]
-# The first word comes no later than before. The price: until then nothing is sent, no keep-alive comment either, so a
-# proxy may give up on a slow model. And `X-Process-Time` now reports the time to the first piece. In milliseconds:
+# The first word still leaves when the model has it. The price: until then nothing is sent, no keep-alive comment either, so a
+# proxy may give up on a slow model. And `X-Process-Time` now includes the wait for the first piece. In milliseconds:
 
 # %%
 short = records[0]
@@ -700,8 +700,8 @@ bars({path: {"tokens": count} for path, count in generated.items()}, y="tokens",
 #
 # ## A client that is slow
 #
-# A hospital exports 300 scans as JSON lines. A scan takes about 5 ms to make. A client on a slow line takes 20 ms for
-# each. We note when each scan is made, and when the generator ends.
+# A hospital exports 300 scans as JSON lines. A scan takes at least 5 ms to make. A client on a slow line takes at
+# least 20 ms for each. We note when each scan is made, and when the generator ends.
 
 # %%
 SCAN_BYTES = 100_000
@@ -789,8 +789,8 @@ curve(drawn | {"read": exports["/export"][1]}, x="seconds", y="scans")
 # When the network's buffers are full, uvicorn makes `send` wait. The generator is not asked for its next item until
 # `send` returns, so each `yield` lasts until the client has caught up. This is back-pressure, and it costs nothing.
 #
-# A queue without a limit removes it. `maxsize` restores it, since `put` then waits. The megabytes that remain are in
-# the network's buffers and, at most eight scans, in the queue.
+# A queue without a limit removes it. `maxsize` restores it, since `put` then waits. Most megabytes that remain are
+# in the network's buffers; the queue holds at most eight scans.
 #
 # ## Who cleans up?
 #

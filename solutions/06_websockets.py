@@ -11,7 +11,7 @@
 # - authenticate programs and browsers,
 # - detect a client that has disappeared or stopped reading.
 #
-# The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 75 minutes, exercises included.
+# The code takes about {{ minutes }} and {{ memory }} of memory. Allow 75 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("06.3")` runs what exercise 3 builds on.
 
@@ -27,7 +27,7 @@ service_map("06")
 # In lesson 05 the server streamed, and the client could only listen. If that is all you need, stay with plain HTTP. On
 # a WebSocket both sides send whenever they like, over one connection that stays open.
 #
-# This stand-in for a language model produces 25 words per second. It keeps count of the answers in progress.
+# This stand-in for a language model produces about 25 words per second. It counts the answers in progress.
 
 # %%
 import asyncio

@@ -16,7 +16,7 @@
 # - compose deployments, batch calls, and stream a result item by item,
 # - keep Ray's errors out of the API, and cancel work that nobody is waiting for.
 #
-# The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 60 minutes, exercises included.
+# The code takes about {{ minutes }} and {{ memory }} of memory. Allow 60 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("09.3")` runs what exercise 3 builds on.
 
@@ -63,7 +63,7 @@ processes()
 # | `ServeController` | starts and stops replicas: the processes in which our classes run |
 # | `ProxyActor` | receives HTTP requests and passes them on |
 #
-# The others collect logs and metrics. No model is running yet.
+# The others do smaller jobs, such as collecting logs. No model is running yet.
 #
 # ## Out of the process
 #
@@ -590,8 +590,8 @@ small, large, reporter = serve.run_many(targets)
 # %% [markdown]
 # ## Many callers, few calls to the model
 #
-# As you measured in lesson 01, a thousand rows take the model little longer than one. But each caller brings only one
-# row. This is what `predict_one` is for: with `@serve.batch`, calls that arrive together share one call to the model.
+# As you measured in lesson 01, a thousand rows do not take the model much longer than one. But each caller brings only
+# one row. This is what `predict_one` is for: with `@serve.batch`, calls that arrive together share one call.
 
 
 # %%
@@ -726,8 +726,8 @@ for name, handle in {"room for 5": small, "room for 64": large}.items():
 marks(rounds, title="64 calls at once")
 
 # %% [markdown]
-# Each mark is one round. With room for 64 the rounds lie close together. With room for 5 they take longer, and an
-# occasional round may take many times as long. A handle that finds no room waits before it asks again, and doubles the
+# Each mark is one round. With room for 64 the rounds lie close together. With room for 5 they usually take longer, and
+# any round may take many times as long. A handle that finds no room waits before it asks again, and doubles the
 # wait each time, up to half a second. Meanwhile a fast replica may sit idle. So for fast calls, set
 # `max_ongoing_requests` higher than the number of calls that you expect at once.
 #
@@ -1016,7 +1016,7 @@ async def cancel_in_time():
 await lines_written_by(cancel_in_time)
 
 # %% [markdown]
-# This time the replica stopped half-way. Its `async def` was cancelled at the `await`, like any coroutine. A plain
+# This time the replica stopped early. Its `async def` was cancelled at the `await`, like any coroutine. A plain
 # `def` runs in a thread, and a thread cannot be cancelled: it runs to its end, but the caller no longer waits.
 #
 # With `Calls`, the adapter from a handle to the contract is one line per method. The service also uses the card as a

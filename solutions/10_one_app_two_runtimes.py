@@ -16,7 +16,7 @@
 # - explain how many connections a replica accepts, and what happens to the next one,
 # - keep a slow reader from filling the memory of Serve's proxy.
 #
-# The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 45 minutes, exercises included.
+# The code takes about {{ minutes }} and {{ memory }} of memory. Allow 45 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("10.3")` runs what exercise 3 builds on.
 
@@ -119,8 +119,8 @@ class Room:
 two_replicas = serve.deployment(serve.ingress()(Room)).options(num_replicas=2)
 
 # %% [markdown]
-# The room now has two replicas, so that it can handle twice the load. Serve spreads connections over them, a little
-# differently in each run. About how many of the eight members will hear the hello?
+# The room now has two replicas, so that it can handle twice the load. Serve spreads connections over them, not
+# always evenly. About how many of the eight members will hear the hello?
 
 # %%
 guess = ...
@@ -136,7 +136,7 @@ bars(heard_on_serve, y="members", title="one room, two replicas")
 # %% [markdown]
 # ## What just happened?
 #
-# There was no error and no log line, and with one replica everything works. Serve's proxy assigns each connection to one
+# No error or log line reports it, and with one replica everything works. Serve's proxy assigns each connection to one
 # replica for as long as it is open. The endpoint's variables exist only in that process: two replicas, two sets of members.
 #
 # A client that reconnects may reach a different replica. Here the same client connects ten times:

@@ -12,7 +12,7 @@
 # - answer from sources, and admit it when there are none,
 # - change the model behind the service with one setting.
 #
-# The code runs in {{ minutes }} and needs at most {{ memory }} of memory. Allow 75 minutes, exercises included.
+# The code takes about {{ minutes }} and {{ memory }} of memory. Allow 75 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("14.3")` runs what exercise 3 builds on.
 
@@ -801,8 +801,8 @@ http.post("/rag/query", json={"query": worst, "k": 1}).json()
 #
 # ## How many sources?
 #
-# `k` is the number of passages that the model gets. With more of them, the right one is included more often. For which
-# of these `k` is the answer right most often? We ask every fourth of our questions.
+# `k` is the number of passages that the model gets. With more of them, the right one is more likely to be included. For
+# which of these `k` is the answer right most often? We ask every fourth of our questions.
 
 # %%
 ks = [1, 3, 5]

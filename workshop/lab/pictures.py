@@ -35,7 +35,7 @@ def timeline(loads: Mapping[str, Records]) -> Figure:
         _draw(axis, records)
         axis.set_title(f"{name}: {records.total_ms:,.0f} ms", loc="left", fontsize=11, color=_INK)
     axes[-1, 0].set_xlim(0, 1.02 * longest)
-    axes[-1, 0].set_xlabel("milliseconds since the first request was sent")
+    axes[-1, 0].set_xlabel("milliseconds since the load began")
     if any(record.worked_s is not None for records in loads.values() for record in records):
         _legend(figure)
     plt.close(figure)  # shown once: by the cell that ends with it

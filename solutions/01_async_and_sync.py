@@ -75,8 +75,8 @@ one_by_one
 
 # %% [markdown]
 # The medians are nearly the same, not far above 100 ms. (The first request after a kernel starts takes longer, because
-# Python still has modules to import.) A test that sends one request at a time, as most tests do, finds nothing wrong with any
-# of the three.
+# Python still has modules to import.) A test that sends one request at a time, as most tests do, finds nothing wrong with
+# any of the three.
 #
 # ## Ten users at once
 #
@@ -103,8 +103,8 @@ timeline({"one user": one_by_one["/async"]} | {f"ten users, {path}": records for
 # Everything that is `async def` shares one thread, in which the event loop runs. The loop runs one piece of code at a
 # time. It moves on to the next request only where an `await` really has to wait.
 #
-# `time.sleep` is not awaited. In `/mixed` it blocks the loop, and the other requests queue. All ten were sent at once, yet
-# they take about as long as one by one. In the picture that is a staircase.
+# `time.sleep` is not awaited. In `/mixed` it blocks the loop, and the other requests queue. All ten were sent at once,
+# yet they take about as long as one by one. In the picture that is a staircase.
 #
 # `await asyncio.sleep` frees the loop while it waits. And a plain `def` endpoint never runs on the loop: FastAPI runs
 # it in a thread from a pool.

@@ -152,6 +152,17 @@ async def test_closing_ends_what_is_under_way(breakable, options, earlier):
     assert not loops() - earlier[0]
 
 
+async def test_requests_of_several_event_loops_all_get_their_tokens_at_once(model):
+    async def count_chunks(question: str) -> int:
+        return len([chunk async for chunk in model.stream(prompt_for(question))])
+
+    def count_in_a_new_loop(question: str) -> int:
+        return asyncio.run(count_chunks(question))
+
+    counts = await asyncio.gather(*(asyncio.to_thread(count_in_a_new_loop, QUESTIONS[0]) for _ in range(3)))
+    assert min(counts) > max(counts) / 2, counts
+
+
 async def test_two_hundred_at_once_of_which_half_are_cancelled(model):
     before = await model.activity()
     calls = [

@@ -4,7 +4,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -180,8 +180,10 @@ class _Loop:
         latest: GenerationOutput | None = None
         error: GenerationOutput | None = None
         n_before = len(run.ids)
+        event_loop = asyncio.get_running_loop()
 
         def on_output(output: GenerationOutput) -> None:
+            # Runs in the event loop of any request: transformers delivers the outputs of a step in a single one.
             nonlocal latest, error
             if output.error is None:
                 n_counted = len(latest.generated_tokens) if latest else 0
@@ -189,7 +191,8 @@ class _Loop:
                 latest = output
             else:
                 error = output
-            arrived.set()
+            with suppress(RuntimeError):  # our event loop has been closed
+                event_loop.call_soon_threadsafe(arrived.set)
 
         self._manager.register_result_handler(request_id, on_output)
         try:

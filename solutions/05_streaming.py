@@ -1024,6 +1024,7 @@ def answers_given():
 
 earlier = answers_given()
 statuses = event_source(f"{service.url}/v1/query/stream?query=Can you explain server-sent events?")
+time.sleep(1)  # the record of an answer is written after its response
 statuses, answers_given() - earlier
 
 # %% [markdown]

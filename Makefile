@@ -12,7 +12,7 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 # Several processes: conftest.py says how many, which tests belong together, and which start first.
 PYTEST := $(IN_VENV) pytest --numprocesses=auto --dist=loadgroup --no-loadscope-reorder
 
-# Containers often set it. Hundreds of processes start here, and without it each would compile all that it imports.
+# Where it is set, as in many containers, each of the hundreds of processes that start here compiles all its imports.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help env artifacts lab test check lint notebooks bench lock clean new-venv

@@ -341,7 +341,8 @@ marks({name: arrivals(record) for name, record in records.items()})
 
 # %% [markdown]
 # Gzip is innocent: pieces arrive while the model works. Older texts say that it collects them, but Starlette now flushes
-# the compressor after each, and so compresses less. Events are not compressed at all: Starlette leaves `text/event-stream` as it is.
+# the compressor after each, and so compresses less. Events are not compressed at all: Starlette leaves
+# `text/event-stream` as it is.
 #
 # The log is guilty of both. `body_iterator` ends when the response ends, and only then does the first byte move on. A
 # test that compares the body finds nothing wrong.
@@ -608,8 +609,8 @@ records = [load(f"{careful_server.url}/long?words={words}", requests=1)[0] for w
 [record.status for record in records]
 
 # %% [markdown]
-# The first word still leaves when the model has it. The price: until then nothing is sent, no keep-alive comment either, so a
-# proxy may give up on a slow model. And `X-Process-Time` now includes the wait for the first piece. In milliseconds:
+# The first word still leaves when the model has it. The price: until then nothing is sent, no keep-alive comment either,
+# so a proxy may give up on a slow model. And `X-Process-Time` now includes the wait for the first piece. In milliseconds:
 
 # %%
 short = records[0]

@@ -152,7 +152,7 @@ def _deployment(kind: type, name: str, options: DeploymentOptions) -> serve.Depl
 
 
 def serve_options(options: DeploymentOptions) -> dict[str, Any]:
-    """The same options as keyword arguments of ``serve.deployment``."""
+    """The options as keyword arguments of ``serve.deployment``."""
     if isinstance(options.replicas, Autoscaling):
         scaling: dict[str, Any] = {"autoscaling_config": options.replicas.model_dump()}
     else:

@@ -23,9 +23,9 @@ from workshop.lab.tracebacks import codes, stack, trace
 E = TypeVar("E", bound=BaseException)
 
 UNUSED = object()
+"""The value of ``Answer.last`` while the check has not used the answer."""
 LATE_S = 1.0
 """How long to wait for the error of an app whose response has ended."""
-"""The value of ``Answer.last`` while the check has not used the answer."""
 
 
 class Answer:

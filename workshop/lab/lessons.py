@@ -86,12 +86,13 @@ def code_cells(lesson: str) -> list[Cell]:
     return [
         Cell(
             number=number,
-            source="".join(cell["source"]),
+            source=source,
             exercise=cell["metadata"].get("exercise"),
             may_raise="raises-exception" in cell["metadata"].get("tags", []),
-            needed=cell["metadata"].get("start_at", True) and not "".join(cell["source"]).startswith("check("),
+            needed=cell["metadata"].get("start_at", True) and not source.startswith("check("),
         )
         for number, cell in enumerate(cells, start=1)
+        for source in ["".join(cell["source"])]
     ]
 
 

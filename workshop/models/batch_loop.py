@@ -183,7 +183,7 @@ class _Loop:
         event_loop = asyncio.get_running_loop()
 
         def on_output(output: GenerationOutput) -> None:
-            # Runs in the event loop of any request: transformers delivers the outputs of a step in a single one.
+            # May run in the event loop of another request: transformers delivers all outputs of a step in a single one.
             nonlocal latest, error
             if output.error is None:
                 n_counted = len(latest.generated_tokens) if latest else 0

@@ -1,6 +1,7 @@
 """Clients that leave in the middle of an answer, and the counters that show how the models react."""
 
 import json
+import select
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ def leave_socket(client: httpx.Client) -> None:
 
 
 @contextmanager
-def leaving(client: httpx.Client, method: str, path: str, **options: Any) -> Iterator[None]:
+def leaving(client: httpx.Client, method: str, path: str, **options: Any) -> Iterator[socket.socket]:
     """Send a request, and close the connection at the end of the block without waiting for the answer."""
     request = client.build_request(method, path, **options)
     url = request.url
@@ -71,7 +72,11 @@ def leaving(client: httpx.Client, method: str, path: str, **options: Any) -> Ite
     headers = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
     with socket.create_connection((url.host, url.port)) as connection:
         connection.sendall(f"{head}{headers}\r\n".encode() + request.read())
-        yield
+        yield connection
+
+
+def has_answer(connection: socket.socket) -> bool:
+    return bool(select.select([connection], [], [], 0)[0])
 
 
 QUESTION = {"query": HOT_QUESTION, "force_direct": True} | LONG

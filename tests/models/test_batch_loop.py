@@ -152,15 +152,20 @@ async def test_closing_ends_what_is_under_way(breakable, options, earlier):
     assert not loops() - earlier[0]
 
 
-async def test_requests_of_several_event_loops_all_get_their_tokens_at_once(model):
+async def test_requests_of_several_event_loops_share_a_batch_and_all_get_their_tokens_at_once(model, earlier):
+    all_ready = threading.Barrier(3)
+
     async def count_chunks(question: str) -> int:
         return len([chunk async for chunk in model.stream(prompt_for(question))])
 
     def count_in_a_new_loop(question: str) -> int:
+        all_ready.wait(20)
         return asyncio.run(count_chunks(question))
 
+    await model.aclose()
     counts = await asyncio.gather(*(asyncio.to_thread(count_in_a_new_loop, QUESTIONS[0]) for _ in range(3)))
     assert min(counts) > max(counts) / 2, counts
+    assert len(loops() - earlier[0]) == 1
 
 
 async def test_two_hundred_at_once_of_which_half_are_cancelled(model):

@@ -1,6 +1,7 @@
 """Continuous batching that survives a request that breaks it."""
 
 import asyncio
+import threading
 import time
 import traceback
 from collections.abc import AsyncGenerator
@@ -73,6 +74,7 @@ class BatchLoops:
         # A loop either samples or does not, so there are two shared loops, and two for requests that run alone. Each
         # starts when it is first needed.
         self._loops: dict[_Kind, _Loop] = {}
+        self._starting = threading.Lock()  # requests may come from several event loops
         self._alone = asyncio.Lock()
         self._suspects = 0
         self._closings = 0
@@ -109,9 +111,10 @@ class BatchLoops:
 
     async def _extend(self, run: TokenRun, *, alone: bool) -> AsyncGenerator[None, None]:
         kind = _Kind(run.sampling is not None, alone)
-        loop = self._loops.get(kind)
-        if loop is None or not loop.runs:
-            loop = self._loops[kind] = self._start(kind)
+        with self._starting:
+            loop = self._loops.get(kind)
+            if loop is None or not loop.runs:
+                loop = self._loops[kind] = self._start(kind)
         try:
             async with aclosing(loop.extend(run)) as steps:
                 async for _ in steps:

@@ -158,6 +158,7 @@ def language_services(file: Path, draft: StandInModel, main: StandInModel) -> La
     return LanguageServices(
         generators={draft.name: draft, main.name: main},
         prices={draft.name: DRAFT_COST, main.name: MAIN_COST},
+        default_model=main.name,
         cascade=cascade,
         retriever=StandInRetriever(),
         embedding="stand-in",

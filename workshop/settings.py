@@ -215,6 +215,8 @@ class Settings(BaseSettings):
     llm_base_url: Annotated[str | None, Field(validation_alias="LLM_BASE_URL")] = None
     """An OpenAI-compatible server that runs ``main_model`` for us, such as ``http://127.0.0.1:9000/v1``."""
     llm_api_key: Annotated[SecretStr | None, Field(validation_alias="LLM_API_KEY")] = None
+    default_model: str | None = None
+    """The model that answers a request that names none; by default the main model."""
     generate_timeout_s: Seconds = 60.0
     """How long the next piece of an answer may take, streamed or not."""
 
@@ -244,6 +246,8 @@ class Settings(BaseSettings):
     wrong_keys_limit: RateLimit = "30/minute"
     """How many wrong keys may come from an address before the answer is 429. A right key is always let in."""
 
+    earlier_clients: bool = True
+    """Whether the unversioned routes of the earlier services exist, beside ``/v1``."""
     trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], *FromJson] = ()
     """Addresses and networks of proxies whose ``X-Forwarded-For`` is trusted, as JSON: ``["10.0.0.0/8"]``. From any
     other address it is ignored: otherwise each caller could choose the address that it is counted by."""

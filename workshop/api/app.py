@@ -2,8 +2,9 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import chain
 
-from fastapi import Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from fastapi_offline import FastAPIOffline
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -21,7 +22,7 @@ from workshop.api.middleware.request_id import RequestIdMiddleware
 from workshop.api.middleware.shutdown import ShutdownMiddleware
 from workshop.api.middleware.timing import TimingMiddleware
 from workshop.api.rate_limits import RateLimits, is_at_or_below
-from workshop.api.routers import metrics, playground, service, v1
+from workshop.api.routers import earlier, metrics, playground, service, v1
 from workshop.api.sockets import ConnectionSlots
 from workshop.contracts.errors import StartError
 from workshop.contracts.services import Services
@@ -56,6 +57,7 @@ TAGS = [
     },
     {"name": "openai", "description": "The same models for OpenAI clients: set `base_url` to the URL of `/v1`."},
     {"name": "service", "description": "Whether the service is alive and ready, and what it is doing."},
+    {"name": "earlier", "description": "Routes of earlier services, for their clients. New ones should use `/v1`."},
 ]
 
 PROTECTED = (400, 401, 402, 404, 408, 413, 422, 429, 503, 504)
@@ -113,9 +115,18 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     # Public: these routes and FastAPI's documentation. All others require a key if keys are set.
     app.include_router(service.router)
     app.include_router(playground.router)
-    for router in (v1.router, *([v1.language_router, metrics.router] if services.language is not None else [])):
+    for router in _protected_routers(settings, has_language=services.language is not None):
         app.include_router(router, dependencies=[Depends(get_principal)], responses=error_responses(*PROTECTED))
     return app
+
+
+def _protected_routers(settings: Settings, *, has_language: bool) -> list[APIRouter]:
+    routers = [v1.router]
+    if has_language:
+        routers += [v1.language_router, metrics.router]
+    if settings.earlier_clients:
+        routers += [earlier.router, earlier.language_router] if has_language else [earlier.router]
+    return routers
 
 
 def check_rate_limits(settings: Settings) -> None:
@@ -124,8 +135,11 @@ def check_rate_limits(settings: Settings) -> None:
     Raises:
         StartError: there is no rate-limited route at or below a rule's path.
     """
-    routers = (v1.router, v1.language_router) if settings.language_models else (v1.router,)
-    limited = {str(route.path) for router in routers for route in iter_route_contexts(router.routes)}
+    routers = _protected_routers(settings, has_language=settings.language_models)
+    routes = chain.from_iterable(
+        iter_route_contexts(router.routes) for router in routers if router is not metrics.router
+    )
+    limited = {str(route.path) for route in routes}
     for rule_path in settings.rate_limits:
         if "{" in rule_path or not any(is_at_or_below(path, rule_path) for path in limited):
             names = ", ".join(sorted(path for path in limited if "{" not in path))

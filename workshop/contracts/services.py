@@ -61,11 +61,13 @@ class LanguageServices:
     Attributes:
         generators: by the name of their model.
         prices: dollars for 1000 tokens, of prompt and answer together, by the same names.
+        default_model: the one that answers a request that names none.
         embedding: the name of the retriever's embedding.
     """
 
     generators: Mapping[str, TextGenerator]
     prices: Mapping[str, float]
+    default_model: str
     cascade: Cascade
     retriever: Retriever
     embedding: str

@@ -117,9 +117,13 @@ def _language(settings: Settings, handles: Handles) -> LanguageServices:
         PricedModel(generators[main], main, settings.main_cost),
         settings.cascade_threshold,
     )
+    default = settings.default_model or main
+    if default not in generators:
+        raise StartError(f"setting default_model: there is no model {default}; there are: {', '.join(generators)}")
     return LanguageServices(
         generators=generators,
         prices={draft: settings.draft_cost, main: settings.main_cost},
+        default_model=default,
         cascade=cascade,
         retriever=retriever,
         embedding=Path(settings.embedding_model or DEFAULT_EMBEDDING).name,

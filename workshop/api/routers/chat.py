@@ -90,7 +90,7 @@ async def chat(
 
     async with connection(websocket) as (peer, tasks):
         tasks.create_task(close_at_expiry(principal.expires))
-        await Chat(peer, tasks, account, language.generators, admit).run()
+        await Chat(peer, tasks, account, language.generators, language.default_model, admit).run()
 
 
 @dataclass(slots=True)
@@ -122,6 +122,7 @@ class Chat:
         tasks: a task group that ends with the connection.
         account: provides the answers.
         generators: the models by name.
+        default_model: the name of the one that answers a question that names none.
         admit: called before each answer; raises if the caller may not ask now.
     """
 
@@ -131,12 +132,14 @@ class Chat:
         tasks: asyncio.TaskGroup,
         account: Account,
         generators: Mapping[str, TextGenerator],
+        default_model: str,
         admit: Callable[[], Awaitable[None]],
     ) -> None:
         self._peer = peer
         self._tasks = tasks
         self._account = account
         self._generators = generators
+        self._default_model = default_model
         self._admit = admit
         self._context_lengths: dict[str, int] = {}
         self._turns: list[tuple[Message, Message]] = []
@@ -159,7 +162,8 @@ class Chat:
         if not found:
             raise WebSocketException(status.WS_1013_TRY_AGAIN_LATER, "no model is available")
         self._context_lengths = {name: card.context_length for name, card in found.items()}
-        models = [Model(name=name, context_length=length) for name, length in self._context_lengths.items()]
+        lengths = sorted(self._context_lengths.items(), key=lambda item: item[0] == self._default_model)
+        models = [Model(name=name, context_length=length) for name, length in lengths]
         limits = Limits(max_message_bytes=MAX_MESSAGE_BYTES, max_turns=MAX_TURNS, idle_s=IDLE_LIMIT_S)
         await self._peer.send(Ready(principal=self._account.principal, models=models, limits=limits))
 
@@ -198,7 +202,7 @@ class Chat:
 
     def _start(self, ask: Ask) -> None:
         self._require_idle()
-        model = ask.model or list(self._generators)[-1]
+        model = ask.model or self._default_model
         find_generator(self._generators, model)
         if model not in self._context_lengths:
             raise UnavailableError(f"{model} was not available when the conversation began: send a reset to try again")

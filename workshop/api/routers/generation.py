@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response
 
 from workshop.api.budget import AccountDep
-from workshop.api.dependencies import require_json
+from workshop.api.dependencies import LanguageDep, require_json
 from workshop.api.errors import log_failure, problem_document
 from workshop.api.routes import JsonRoute
 from workshop.api.schemas.generation import AnswerLine, Conversation, Generated, Question
@@ -17,18 +17,19 @@ router = APIRouter(tags=["generation"], route_class=JsonRoute)
 
 
 @router.post("/generate", summary="Answer a text", dependencies=[Depends(require_json)])
-async def generate(question: Question, account: AccountDep) -> Generated:
+async def generate(question: Question, account: AccountDep, language: LanguageDep) -> Generated:
     """One model answers a single text, without a conversation."""
-    completion = await collect(account.chat(question.model, question.to_prompt()))
-    return Generated.of(completion, question.model)
+    model = question.model or language.default_model
+    return Generated.of(await collect(account.chat(model, question.to_prompt())), model)
 
 
 async def open_conversation(
-    conversation: Conversation, account: AccountDep, response: Response
+    conversation: Conversation, account: AccountDep, language: LanguageDep, response: Response
 ) -> AsyncIterator[AsyncIterator[Chunk]]:
     """The answer, once its first piece has arrived. An error before that is an ordinary error response."""
     response.headers["X-Accel-Buffering"] = "no"  # FastAPI sets this header for events only
-    async with open_stream(account.chat(conversation.model, conversation.to_prompt())) as chunks:
+    model = conversation.model or language.default_model
+    async with open_stream(account.chat(model, conversation.to_prompt())) as chunks:
         yield chunks
 
 

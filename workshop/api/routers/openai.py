@@ -82,12 +82,22 @@ router = APIRouter(
 )
 
 
-async def open_chat(body: ChatRequest, account: AccountDep) -> AsyncIterator[AsyncIterator[Chunk] | None]:
+async def choose_model(body: ChatRequest, language: LanguageDep) -> str:
+    """The model that should answer."""
+    return body.model or language.default_model
+
+
+ModelDep = Annotated[str, Depends(choose_model)]
+
+
+async def open_chat(
+    body: ChatRequest, model: ModelDep, account: AccountDep
+) -> AsyncIterator[AsyncIterator[Chunk] | None]:
     """The answer's chunks for a streaming request, else None."""
     if not body.stream:
         yield None
         return
-    async with open_stream(account.chat(body.model, body.to_prompt())) as chunks:
+    async with open_stream(account.chat(model, body.to_prompt())) as chunks:
         yield chunks
 
 
@@ -100,6 +110,7 @@ async def open_chat(body: ChatRequest, account: AccountDep) -> AsyncIterator[Asy
 )
 async def create_chat_completion(
     body: ChatRequest,
+    model: ModelDep,
     chunks: Annotated[AsyncIterator[Chunk] | None, Depends(open_chat)],
     account: AccountDep,
     request: Request,
@@ -107,12 +118,15 @@ async def create_chat_completion(
     """The answer as one JSON object or, with `stream`, as server-sent events that end with `[DONE]`."""
     if chunks is not None:
         request.state.error_chunk = _error_event
-        return EventSourceResponse(_chat_events(chunks, body, request))
-    return ChatCompletion.of(await collect(account.chat(body.model, body.to_prompt())), body)
+        return EventSourceResponse(_chat_events(chunks, model, body, request))
+    completion = await collect(account.chat(model, body.to_prompt()))
+    return ChatCompletion.of(completion, model, logprobs=bool(body.logprobs))
 
 
-async def _chat_events(chunks: AsyncIterator[Chunk], body: ChatRequest, request: Request) -> AsyncIterator[bytes]:
-    answer = ChatChunk(model=body.model)
+async def _chat_events(
+    chunks: AsyncIterator[Chunk], model: str, body: ChatRequest, request: Request
+) -> AsyncIterator[bytes]:
+    answer = ChatChunk(model=model)
     try:
         yield _event(answer.opening())
         async for chunk in chunks:

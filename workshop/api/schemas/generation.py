@@ -38,9 +38,9 @@ class ChatMessage(StrictModel):
 
 
 class _Generation(StrictModel):
-    """How a model should answer."""
+    """Which model should answer, and how. Without ``model``, the service's default model does."""
 
-    model: str
+    model: str | None = None
     max_tokens: Annotated[Integer, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None

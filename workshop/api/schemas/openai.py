@@ -117,14 +117,14 @@ class ChatCompletion(_Answer):
     usage: TokenCounts
 
     @classmethod
-    def of(cls, completion: Completion, request: ChatRequest) -> Self:
+    def of(cls, completion: Completion, model: str, *, logprobs: bool) -> Self:
         """From the contract's type."""
         choice = Choice(
             message=AssistantMessage(content=completion.text),
-            logprobs=Logprobs.of(completion.tokens) if request.logprobs else None,
+            logprobs=Logprobs.of(completion.tokens) if logprobs else None,
             finish_reason=completion.finish_reason,
         )
-        return cls(model=request.model, choices=[choice], usage=TokenCounts.of(completion.usage))
+        return cls(model=model, choices=[choice], usage=TokenCounts.of(completion.usage))
 
 
 class Delta(BaseModel):

@@ -1,5 +1,6 @@
 """Measurements, predictions, cases and the classifier's metadata."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
@@ -71,7 +72,7 @@ class Measurements(StrictModel):
         return tuple(value for _, value in self)
 
 
-def to_rows(records: list[Measurements]) -> FloatMatrix:
+def to_rows(records: Sequence[Measurements]) -> FloatMatrix:
     """Records as a matrix of shape (n, 30)."""
     return np.array([record.values() for record in records], dtype=np.float64)
 

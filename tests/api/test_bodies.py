@@ -29,6 +29,11 @@ VALID = {
     "/v1/query": QUERY,
     "/v1/batch": {"queries": [QUERY]},
     "/v1/rag/query": QUERY,
+    "/predict": RECORD,
+    "/batch-predict": {"records": [RECORD]},
+    "/api/query": QUERY,
+    "/chat": CHAT,
+    "/batch": ["What is a replica?"],
 }
 SURROGATE = b'"\\ud800"'
 

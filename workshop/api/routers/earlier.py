@@ -103,21 +103,21 @@ language_router = APIRouter(
 # ------------------------------------------------------------------------------------------ the tumour classifier
 
 
-@router.post("/predict", summary="Classify one tumour")
+@router.post("/predict", summary="Classify one tumour, for earlier clients")
 async def predict_earlier(measurements: NumberedMeasurements, classifier: ClassifierDep) -> EarlierPrediction:
     """The 30 measurements by name, or as `feature_1` to `feature_30`."""
     [prediction] = EarlierPrediction.all_of(await classifier.predict(to_rows([measurements])))
     return prediction
 
 
-@router.post("/batch-predict", summary="Classify several tumours")
+@router.post("/batch-predict", summary="Classify several tumours, for earlier clients")
 async def batch_predict_earlier(batch: NumberedBatch, classifier: ClassifierDep) -> EarlierBatchPrediction:
     """1 to 1000 tumours."""
     predictions = EarlierPrediction.all_of(await classifier.predict(to_rows(batch.records)))
     return EarlierBatchPrediction(predictions=predictions, total=len(predictions), timestamp=now())
 
 
-@router.get("/model/metadata", summary="Describe the classifier")
+@router.get("/model/metadata", summary="Describe the classifier to earlier clients")
 async def metadata_earlier(card: ModelCardDep) -> EarlierMetadata:
     """Name, version, quality and classes."""
     return EarlierMetadata.of(card)
@@ -132,7 +132,7 @@ async def features_earlier(card: ModelCardDep) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- the cascade
 
 
-@language_router.post("/query", summary="Ask a question in a URL")
+@language_router.post("/query", summary="Ask a question in a URL, with a short answer")
 async def query_earlier(
     text: Annotated[Words, Query()], account: AccountDep, max_tokens: Annotated[MaxTokens, Query()] = 100
 ) -> ShortAnswer:
@@ -141,13 +141,13 @@ async def query_earlier(
     return ShortAnswer(content=answer.content, model=answer.model_used, cost=answer.cost)
 
 
-@language_router.post("/api/query", summary="Ask a question")
+@language_router.post("/api/query", summary="Ask a question, for earlier clients")
 async def api_query(query: EarlierQuery, account: AccountDep) -> QueryAnswer:
     """The cascade's answer."""
     return QueryAnswer.model_validate(await _ask(account, query))
 
 
-@language_router.get("/api/query", summary="Ask a question in a URL")
+@language_router.get("/api/query", summary="Ask a question in a URL, for earlier clients")
 async def api_query_by_get(
     query: Annotated[Words, Query(max_length=500)], account: AccountDep, max_tokens: Annotated[MaxTokens, Query()] = 100
 ) -> QueryAnswer:
@@ -166,7 +166,9 @@ async def open_earlier_stream(
 
 
 @language_router.get(
-    "/api/query/stream", summary="Ask a question and stream the answer", response_class=EventSourceResponse
+    "/api/query/stream",
+    summary="Ask a question and stream the answer as unnamed events",
+    response_class=EventSourceResponse,
 )
 async def api_query_stream(
     request: Request, events: Annotated[AsyncIterator[CascadeEvent], Depends(open_earlier_stream)]
@@ -207,7 +209,7 @@ def _failure(request: Request, error: Exception) -> EarlierEvent:
     return EarlierEvent(type="error", content=problem.detail, data=problem.model_dump(mode="json"))
 
 
-@language_router.get("/api/stats", summary="Show the number of answers and their cost")
+@language_router.get("/api/stats", summary="Show the number of answers and their cost to earlier clients")
 async def api_stats(usage: UsageDep, clock: ClockDep) -> EarlierStats:
     """For the whole service, and across restarts."""
     return EarlierStats.of(await usage.totals(), clock.uptime_s)
@@ -228,7 +230,7 @@ def _check_words(text: str) -> None:
 
 
 language_router.add_api_route(
-    "/prometheus-metrics", metrics, name="prometheus_metrics", summary="Export metrics for Prometheus"
+    "/prometheus-metrics", metrics, name="prometheus_metrics", summary="Export metrics at the earlier path"
 )
 
 # ------------------------------------------------------------------------------------------- a single language model
@@ -273,7 +275,7 @@ async def _generate(account: Account, model: str, text: str) -> str:
     return (await collect(account.chat(model, Prompt((ChatMessage("user", text),))))).text
 
 
-@language_router.post("/rag/query", summary="Ask a question about the sources")
+@language_router.post("/rag/query", summary="Ask a question about the sources in a URL")
 async def rag_query_earlier(
     query: Annotated[Words, Query()], account: AccountDep, k: Annotated[int, Query(ge=1, le=MAX_SOURCES)] = 5
 ) -> EarlierRagReply:

@@ -972,12 +972,13 @@ settings = Settings(database_url=f"sqlite+aiosqlite:///{folder}/service.sqlite")
 service = cleanup.enter_context(run_app(create_app(build_services(settings), settings), name="service"))
 
 # %% [markdown]
-# `POST /v1/chat/stream` sends JSON lines, for programs. Its last line says why the answer ended. A client that gets no
-# such line knows that the rest is missing.
+# `POST /v1/chat/stream` sends JSON lines to a client that accepts them, otherwise events. The last line says why the
+# answer ended. A client that gets no such line knows that the rest is missing.
 
 # %% start_at=false
 body = {"model": "workshop-main", "messages": [{"role": "user", "content": "What is a replica?"}]}
-read = load(f"{service.url}/v1/chat/stream", 1, method="POST", json=body)[0].body.decode().splitlines()
+response = httpx.post(f"{service.url}/v1/chat/stream", json=body, headers={"Accept": "application/jsonl"})
+read = response.text.splitlines()
 read[0], read[-1]
 
 # %% [markdown]

@@ -32,6 +32,7 @@ def record(row: FloatMatrix) -> Record:
 
 RECORDS = [record(row) for row in ROWS]
 RECORD = RECORDS[0]
+JSON_LINES = {"Accept": "application/jsonl"}
 RATE_LIMIT = 30
 """How many requests to ``/v1/generate`` a principal may send to each replica per minute."""
 IMPOSSIBLE = RECORD | {"worst_radius": 1.0}

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from tests.service import JSON_LINES
 from tests.stand_ins import MAIN_COST, PROMPT_TOKENS, StandInModel, main, records_in
 from workshop.contracts.errors import ModelFailedError, PromptTooLongError
 from workshop.contracts.generator import Message
@@ -19,7 +20,7 @@ USAGE = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": 4, "total_tokens":
 
 
 def lines_of(service, **changes):
-    with service.client.stream("POST", "/v1/chat/stream", json=CONVERSATION | changes) as answer:
+    with service.client.stream("POST", "/v1/chat/stream", json=CONVERSATION | changes, headers=JSON_LINES) as answer:
         assert answer.status_code == 200
         assert answer.headers["Content-Type"].startswith("application/jsonl")
         assert answer.headers["X-Accel-Buffering"] == "no"
@@ -38,6 +39,23 @@ def test_a_conversation_is_answered_line_by_line(serve):
         *pieces, last = lines_of(service)
     assert pieces == [{"text": word} for word in ("One", " of", " several", " copies.")]
     assert last == {"text": "", "finish_reason": "stop", "usage": USAGE}
+
+
+@pytest.mark.parametrize("accept", ["*/*", "text/event-stream", "text/html, */*;q=0.5"])
+def test_a_client_that_does_not_ask_for_json_lines_gets_events(serve, accept):
+    with serve() as service:
+        answer = service.client.post("/v1/chat/stream", json={"messages": TURNS}, headers={"Accept": accept})
+        lines = service.client.post("/v1/chat/stream", json={"messages": TURNS}, headers=JSON_LINES)
+    assert answer.headers["Content-Type"].startswith("text/event-stream")
+    assert answer.headers["X-Accel-Buffering"] == "no"
+    assert answer.text == "".join(f"data: {line}\n\n" for line in lines.text.splitlines())
+
+
+def test_the_earlier_name_of_json_lines(serve):
+    with serve() as service:
+        headers = {"Accept": "application/x-ndjson"}
+        answer = service.client.post("/v1/chat/stream", json=CONVERSATION, headers=headers)
+    assert [json.loads(line)["text"] for line in answer.text.splitlines()] == ["One", " of", " several", " copies.", ""]
 
 
 def test_the_model_gets_the_whole_conversation_and_all_options(serve):

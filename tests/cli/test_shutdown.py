@@ -21,7 +21,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.service import until
+from tests.service import JSON_LINES, until
 from tests.stand_ins import application, draft, main, records_in
 from workshop.lab.app_server import run_app
 
@@ -135,7 +135,8 @@ def chat(service: Service) -> httpx.Response:
 
 
 def lines(service: Service) -> str:
-    return read_stream(service, "POST", "/v1/chat/stream", json={"model": "main", "messages": MESSAGES})
+    body = {"model": "main", "messages": MESSAGES}
+    return read_stream(service, "POST", "/v1/chat/stream", json=body, headers=JSON_LINES)
 
 
 def events(service: Service) -> str:

@@ -9,7 +9,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.service import until
+from tests.service import JSON_LINES, until
 from tests.stand_ins import application, draft, main, records_in
 from workshop.integration import stopping
 from workshop.integration.serve_app import RequestTracker
@@ -43,7 +43,7 @@ def test_requests_in_progress_are_ended_and_charged_and_later_ones_are_rejected(
     with connect(f"ws://{client.base_url.netloc.decode()}/v1/chat/ws") as talk, ThreadPoolExecutor(2) as threads:
         assert json.loads(talk.recv())["type"] == "ready"
         whole = threads.submit(client.post, "/v1/generate", json={"prompt": "Why?", "model": "main"})
-        lines = threads.submit(client.post, "/v1/chat/stream", json=CONVERSATION)
+        lines = threads.submit(client.post, "/v1/chat/stream", json=CONVERSATION, headers=JSON_LINES)
         assert until(lambda: model.running, (2).__eq__) == 2
         end()
         with pytest.raises(ConnectionClosed) as closed:

@@ -5,7 +5,7 @@ import json
 import httpx
 import pytest
 
-from tests.service import RATE_LIMIT, concurrently
+from tests.service import JSON_LINES, RATE_LIMIT, concurrently
 from workshop import corpus
 
 ENTRY = corpus.entries()[3]
@@ -18,7 +18,7 @@ def test_a_prompt_gets_a_text(service):
 
 def test_a_conversation_line_by_line(service):
     body = {"model": "workshop-main", "messages": [{"role": "user", "content": ENTRY.questions[0]}]}
-    with service.stream("POST", "/v1/chat/stream", json=body) as answer:
+    with service.stream("POST", "/v1/chat/stream", json=body, headers=JSON_LINES) as answer:
         *pieces, last = [json.loads(line) for line in answer.iter_lines()]
     assert "".join(line["text"] for line in (*pieces, last)) == ENTRY.answer
     assert len(pieces) > 5

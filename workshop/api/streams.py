@@ -6,6 +6,9 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
+UNBUFFERED = {"X-Accel-Buffering": "no"}
+"""Headers that ask a proxy to pass on each piece of a stream at once. FastAPI does so for events of generators."""
+
 
 @asynccontextmanager
 async def open_stream(stream: AsyncGenerator[Item, None]) -> AsyncIterator[AsyncIterator[Item]]:

@@ -1,19 +1,23 @@
-"""A single language model, without OpenAI's protocol: an answer to a text, and a conversation as JSON lines."""
+"""A single language model, without OpenAI's protocol: an answer to a text, and a conversation as a stream."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Header, Request
+from fastapi.responses import StreamingResponse
+from fastapi.sse import EventSourceResponse, format_sse_event
 
 from workshop.api.budget import AccountDep
 from workshop.api.dependencies import LanguageDep, require_json
 from workshop.api.errors import log_failure, problem_document
 from workshop.api.routes import JsonRoute
 from workshop.api.schemas.generation import AnswerLine, Conversation, Generated, Question
-from workshop.api.streams import open_stream
+from workshop.api.streams import UNBUFFERED, open_stream
 from workshop.contracts.generator import Chunk, collect
 
 router = APIRouter(tags=["generation"], route_class=JsonRoute)
+
+JSON_LINES = "application/jsonl"
 
 
 @router.post("/generate", summary="Answer a text", dependencies=[Depends(require_json)])
@@ -24,10 +28,9 @@ async def generate(question: Question, account: AccountDep, language: LanguageDe
 
 
 async def open_conversation(
-    conversation: Conversation, account: AccountDep, language: LanguageDep, response: Response
+    conversation: Conversation, account: AccountDep, language: LanguageDep
 ) -> AsyncIterator[AsyncIterator[Chunk]]:
     """The answer, once its first piece has arrived. An error before that is an ordinary error response."""
-    response.headers["X-Accel-Buffering"] = "no"  # FastAPI sets this header for events only
     model = conversation.model or language.default_model
     async with open_stream(account.chat(model, conversation.to_prompt())) as chunks:
         yield chunks
@@ -35,22 +38,43 @@ async def open_conversation(
 
 @router.post(
     "/chat/stream",
-    summary="Continue a conversation as JSON lines",
+    summary="Continue a conversation as events or JSON lines",
     dependencies=[Depends(require_json)],
-    response_model_exclude_none=True,
+    response_class=StreamingResponse,
+    responses={200: {"content": {kind: {"schema": {"type": "string"}} for kind in ("text/event-stream", JSON_LINES)}}},
 )
 async def stream_conversation(
-    request: Request, chunks: Annotated[AsyncIterator[Chunk], Depends(open_conversation)]
-) -> AsyncIterator[AnswerLine]:
-    """Each line is the next piece of the answer. The answer is complete if the last line has a `finish_reason`."""
-    request.state.error_chunk = lambda error: f"{_error_line(request, error).model_dump_json()}\n".encode()
+    request: Request,
+    chunks: Annotated[AsyncIterator[Chunk], Depends(open_conversation)],
+    accept: Annotated[str, Header()] = "",
+) -> StreamingResponse:
+    """The next piece of the answer in each event, or in each line for a client that accepts JSON lines.
+
+    The answer is complete if the last piece has a `finish_reason`.
+    """
+    if any(kind in accept.lower() for kind in (JSON_LINES, "application/x-ndjson")):
+        return StreamingResponse(_pieces(request, chunks, _line), media_type=JSON_LINES, headers=UNBUFFERED)
+    return EventSourceResponse(_pieces(request, chunks, _event), headers=UNBUFFERED)
+
+
+async def _pieces(
+    request: Request, chunks: AsyncIterator[Chunk], encode: Callable[[AnswerLine], bytes]
+) -> AsyncIterator[bytes]:
+    def failure(error: Exception) -> bytes:
+        return encode(AnswerLine(error=problem_document(request, error)))
+
+    request.state.error_chunk = failure
     try:
         async for chunk in chunks:
-            yield AnswerLine.of(chunk)
+            yield encode(AnswerLine.of(chunk))
     except Exception as error:  # the status has already been sent
         log_failure(request, error)
-        yield _error_line(request, error)
+        yield failure(error)
 
 
-def _error_line(request: Request, error: Exception) -> AnswerLine:
-    return AnswerLine(error=problem_document(request, error))
+def _line(piece: AnswerLine) -> bytes:
+    return f"{piece.model_dump_json(exclude_none=True)}\n".encode()
+
+
+def _event(piece: AnswerLine) -> bytes:
+    return format_sse_event(data_str=piece.model_dump_json(exclude_none=True))

@@ -30,7 +30,7 @@ from workshop.api.schemas.openai import (
     ModelEntry,
     ModelList,
 )
-from workshop.api.streams import open_stream
+from workshop.api.streams import UNBUFFERED, open_stream
 from workshop.contracts.errors import NotFoundError, ServiceError
 from workshop.contracts.generator import Chunk, collect
 from workshop.contracts.services import cards
@@ -118,7 +118,7 @@ async def create_chat_completion(
     """The answer as one JSON object or, with `stream`, as server-sent events that end with `[DONE]`."""
     if chunks is not None:
         request.state.error_chunk = _error_event
-        return EventSourceResponse(_chat_events(chunks, model, body, request))
+        return EventSourceResponse(_chat_events(chunks, model, body, request), headers=UNBUFFERED)
     completion = await collect(account.chat(model, body.to_prompt()))
     return ChatCompletion.of(completion, model, logprobs=bool(body.logprobs))
 

@@ -125,6 +125,7 @@ def serve(tmp_path):
         language = LanguageServices(
             generators={model.name: model for model in models},
             prices={model.name: 0.0 for model in models},
+            default_model=models[-1].name if models else "none",
             cascade=None,
             retriever=StandInRetriever(),
             embedding="stand-in",

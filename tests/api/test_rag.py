@@ -61,6 +61,7 @@ def application(rag: StandInRag, file: Path) -> FastAPI:
     language = LanguageServices(
         generators={},
         prices={"main": 0.001},
+        default_model="main",
         cascade=cast(Cascade, None),
         retriever=StandInRetriever(),
         embedding="stand-in",

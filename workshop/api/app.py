@@ -29,8 +29,8 @@ from workshop.contracts.services import Services
 from workshop.settings import Settings
 
 DESCRIPTION = """
-If the service has API keys, everything under `/v1`, and `/metrics`, requires one as a bearer token. Otherwise any token
-is accepted, and taken as the caller's name.
+If the service has API keys, each request requires one as a bearer token, except those to health checks and to this
+documentation. Otherwise any token is accepted, and taken as the caller's name.
 
 Errors are problem documents (RFC 9457), `application/problem+json`. Only the routes of OpenAI's protocol report errors
 in OpenAI's format. Each response has an `X-Request-ID`, which also appears in the log.

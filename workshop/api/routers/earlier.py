@@ -46,6 +46,7 @@ from workshop.api.schemas.queries import MAX_WORDS, QueryAnswer
 from workshop.api.schemas.rag import MAX_SOURCES
 from workshop.api.schemas.tumours import to_rows
 from workshop.api.streams import last_item, open_stream
+from workshop.contracts import cascade
 from workshop.contracts.cascade import Answer, CascadeEvent, Switch, TextPiece
 from workshop.contracts.generator import Message as ChatMessage
 from workshop.contracts.generator import Prompt, collect
@@ -137,14 +138,14 @@ async def query_earlier(
     text: Annotated[Words, Query()], account: AccountDep, max_tokens: Annotated[MaxTokens, Query()] = 100
 ) -> ShortAnswer:
     """The cascade's answer."""
-    answer = await _ask(account, EarlierQuery(query=text, max_tokens=max_tokens))
+    answer = await _ask(account, cascade.Query(text, max_tokens))
     return ShortAnswer(content=answer.content, model=answer.model_used, cost=answer.cost)
 
 
 @language_router.post("/api/query", summary="Ask a question, for earlier clients")
 async def api_query(query: EarlierQuery, account: AccountDep) -> QueryAnswer:
     """The cascade's answer."""
-    return QueryAnswer.model_validate(await _ask(account, query))
+    return QueryAnswer.model_validate(await _ask(account, query.to_query()))
 
 
 @language_router.get("/api/query", summary="Ask a question in a URL, for earlier clients")
@@ -152,16 +153,15 @@ async def api_query_by_get(
     query: Annotated[Words, Query(max_length=500)], account: AccountDep, max_tokens: Annotated[MaxTokens, Query()] = 100
 ) -> QueryAnswer:
     """The cascade's answer."""
-    return QueryAnswer.model_validate(await _ask(account, EarlierQuery(query=query, max_tokens=max_tokens)))
+    return QueryAnswer.model_validate(await _ask(account, cascade.Query(query, max_tokens)))
 
 
 async def open_earlier_stream(
     query: Annotated[Words, Query()], account: AccountDep, max_tokens: Annotated[MaxTokens, Query()] = 200
 ) -> AsyncIterator[AsyncIterator[CascadeEvent]]:
     """The events of an answer, once the first has arrived."""
-    question = EarlierQuery(query=query, max_tokens=max_tokens)
-    _check_words(question.query)
-    async with open_stream(account.ask(question.to_query())) as events:
+    _check_words(query)
+    async with open_stream(account.ask(cascade.Query(query, max_tokens))) as events:
         yield events
 
 
@@ -215,9 +215,9 @@ async def api_stats(usage: UsageDep, clock: ClockDep) -> EarlierStats:
     return EarlierStats.of(await usage.totals(), clock.uptime_s)
 
 
-async def _ask(account: Account, query: EarlierQuery) -> Answer:
-    _check_words(query.query)
-    answer = await last_item(account.ask(query.to_query()))
+async def _ask(account: Account, query: cascade.Query) -> Answer:
+    _check_words(query.text)
+    answer = await last_item(account.ask(query))
     assert isinstance(answer, Answer)
     return answer
 

@@ -977,8 +977,7 @@ service = cleanup.enter_context(run_app(create_app(build_services(settings), set
 
 # %% start_at=false
 body = {"model": "workshop-main", "messages": [{"role": "user", "content": "What is a replica?"}]}
-response = httpx.post(f"{service.url}/v1/chat/stream", json=body, headers={"Accept": "application/jsonl"})
-read = response.text.splitlines()
+read = httpx.post(f"{service.url}/v1/chat/stream", json=body, headers={"Accept": "application/jsonl"}).text.splitlines()
 read[0], read[-1]
 
 # %% [markdown]

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Body, Depends, HTTPException, Query, Request, status
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent, format_sse_event
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
@@ -21,7 +22,7 @@ from workshop.api.budget import Account, AccountDep
 from workshop.api.clock import now
 from workshop.api.dependencies import ClassifierDep, ClockDep, LanguageDep, ModelCardDep, UsageDep, limit_rate
 from workshop.api.errors import log_failure, problem_document
-from workshop.api.routers.metrics import metrics
+from workshop.api.routers.metrics import FORMATS, metrics
 from workshop.api.routes import JsonRoute
 from workshop.api.schemas.earlier import (
     EarlierBatchPrediction,
@@ -229,9 +230,13 @@ def _check_words(text: str) -> None:
         raise HTTPException(status.HTTP_400_BAD_REQUEST, detail)
 
 
-language_router.add_api_route(
-    "/prometheus-metrics", metrics, name="prometheus_metrics", summary="Export metrics at the earlier path"
-)
+language_router.get(
+    "/prometheus-metrics",
+    name="prometheus_metrics",
+    summary="Export metrics at the earlier path",
+    response_class=PlainTextResponse,
+    responses=FORMATS,
+)(metrics)
 
 # ------------------------------------------------------------------------------------------- a single language model
 

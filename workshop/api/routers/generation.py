@@ -1,7 +1,7 @@
 """A single language model, without OpenAI's protocol: an answer to a text, and a conversation as a stream."""
 
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import StreamingResponse
@@ -18,6 +18,20 @@ from workshop.contracts.generator import Chunk, collect
 router = APIRouter(tags=["generation"], route_class=JsonRoute)
 
 JSON_LINES = "application/jsonl"
+
+_PIECE = AnswerLine.model_json_schema(mode="serialization", ref_template="#/components/schemas/{model}")
+del _PIECE["$defs"]  # components, because other operations use them
+_EVENT_DATA = {"type": "string", "contentMediaType": "application/json", "contentSchema": _PIECE}
+_FORMATS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            "text/event-stream": {
+                "itemSchema": {"type": "object", "required": ["data"], "properties": {"data": _EVENT_DATA}}
+            },
+            JSON_LINES: {"itemSchema": _PIECE},
+        }
+    }
+}
 
 
 @router.post("/generate", summary="Answer a text", dependencies=[Depends(require_json)])
@@ -41,7 +55,7 @@ async def open_conversation(
     summary="Continue a conversation as events or JSON lines",
     dependencies=[Depends(require_json)],
     response_class=StreamingResponse,
-    responses={200: {"content": {kind: {"schema": {"type": "string"}} for kind in ("text/event-stream", JSON_LINES)}}},
+    responses=_FORMATS,
 )
 async def stream_conversation(
     request: Request,

@@ -781,13 +781,16 @@ ends
 # A library, or a proxy on the way, can answer protocol pings although the program behind it has stopped reading. The
 # endpoint never sees them either. This is why the service defines its own `ping` and `pong` messages.
 #
-# Waiting for a pong needs two tools. One task waits for an `asyncio.Event`, which another sets; `wait_for` raises
-# `TimeoutError` if that takes too long.
+# Waiting for a pong needs two tools. One is an `asyncio.Event`: a task waits for it, and another sets it. The other is
+# `async with asyncio.timeout(seconds):`, which raises `TimeoutError` if its block takes longer.
+#
+# The older `asyncio.wait_for(event.wait(), seconds)` does the same. But in Python 3.11, a task that is cancelled just as
+# the event is set goes on as if nothing had happened.
 
 # %%
 event = asyncio.Event()
 asyncio.get_running_loop().call_later(0.1, event.set)
-await asyncio.wait_for(event.wait(), timeout=5)
+await event.wait()
 
 # %% [markdown]
 # ### Exercise 4: a heartbeat
@@ -805,7 +808,7 @@ await asyncio.wait_for(event.wait(), timeout=5)
 
 # %% exercise="06.4"
 async def watch(socket, every, patience):
-    # solution (about 18 lines)
+    # solution (about 19 lines)
     ponged = asyncio.Event()
 
     async def heartbeat():
@@ -814,7 +817,8 @@ async def watch(socket, every, patience):
             ponged.clear()
             await socket.send_text("ping")
             try:
-                await asyncio.wait_for(ponged.wait(), patience)
+                async with asyncio.timeout(patience):
+                    await ponged.wait()
             except TimeoutError:
                 return await socket.close(1011, "no pong received")
 

@@ -240,7 +240,8 @@ def test_with_a_length_limit_more_concurrent_answers_fit_into_a_budget(serve):
         barrier = asyncio.Barrier(8)
 
         async def stream(self, prompt):
-            await asyncio.wait_for(self.barrier.wait(), TIMEOUT_S)
+            async with asyncio.timeout(TIMEOUT_S):
+                await self.barrier.wait()
             async for chunk in super().stream(prompt):
                 yield chunk
 

@@ -387,7 +387,8 @@ def test_the_questions_of_a_batch_are_answered_concurrently(serve):
         barrier = asyncio.Barrier(32)
 
         async def stream(self, prompt):
-            await asyncio.wait_for(self.barrier.wait(), TIMEOUT_S)
+            async with asyncio.timeout(TIMEOUT_S):
+                await self.barrier.wait()
             async for chunk in super().stream(prompt):
                 yield chunk
 

@@ -1,14 +1,17 @@
 """Limits on open WebSockets, allowed origins, and addresses behind proxies."""
 
+import asyncio
 from contextlib import ExitStack
 from socket import SHUT_RDWR
 
 import pytest
+from starlette.websockets import WebSocket, WebSocketState
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from tests.service import until
-from workshop.api.sockets import ConnectionSlots
+from workshop.api.schemas.chat import Text
+from workshop.api.sockets import WINDOW, ConnectionSlots, Peer
 from workshop.contracts.errors import OverloadedError, RateLimitedError
 
 ADA, GRACE = ({"Authorization": f"Bearer {name}"} for name in ("ada", "grace"))
@@ -105,3 +108,19 @@ def test_pages_of_other_origins_are_rejected(serve, origin):
                 pass
         with connect(address(service), origin="HTTPS://friend.Example"):
             pass
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_heartbeat_ends_even_if_the_window_fills_at_the_same_moment():
+    async def discard(message: dict) -> None:
+        pass
+
+    websocket = WebSocket({"type": "websocket"}, discard, discard)
+    websocket.application_state = WebSocketState.CONNECTED
+    peer = Peer(websocket)
+    heartbeat = asyncio.create_task(peer.heartbeat())
+    await asyncio.sleep(0)
+    await peer.send(Text(id="1", text="a" * WINDOW))
+    heartbeat.cancel()
+    await asyncio.wait([heartbeat], timeout=5)
+    assert heartbeat.cancelled()

@@ -195,7 +195,8 @@ class Account:
             written = self._language.usage.add(*records, settles=reservation)
             if reservation:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.shield(written), SETTLE_LIMIT_S)
+                    async with asyncio.timeout(SETTLE_LIMIT_S):
+                        await asyncio.shield(written)
 
     def _record(self, charge: Charge, latency_ms: float) -> UsageRecord:
         return UsageRecord(

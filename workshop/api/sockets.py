@@ -96,7 +96,8 @@ class Peer:
         """
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._is_full.wait(), HEARTBEAT_S)
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._is_full.wait()
             try:
                 async with asyncio.timeout(PONG_TIMEOUT_S):
                     await self._ping_and_wait()

@@ -391,8 +391,8 @@ def _expect_selected(talk: _Talk, options: dict[str, Any]) -> None:
     hints=[
         "Two things at the same time: a task that pings, and the loop that receives. With an `asyncio.Event`, the loop "
         "tells the task that a `pong` has arrived.",
-        "The task: sleep, `clear` the event, send `ping`, then `asyncio.wait_for(event.wait(), patience)`. "
-        "On `TimeoutError`: `socket.close(1011)`.",
+        "The task: sleep, `clear` the event, send `ping`, then wait for the event in `async with "
+        "asyncio.timeout(patience)`. On `TimeoutError`: `socket.close(1011)`.",
     ],
     right="A client that answers stays, and one that does not is disconnected.",
     seconds=LIMIT_S,

@@ -11,7 +11,7 @@
 # - serve a model with FastAPI and call it over HTTP,
 # - say what FastAPI checks for you, and what it cannot know.
 #
-# The code takes about {{ minutes }} and {{ memory }} of memory. Allow 15 minutes, exercises included.
+# On an idle machine, the code takes {{ minutes }} and {{ memory }} of memory. Allow 15 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("00.3")` runs what exercise 3 builds on.
 #

@@ -10,7 +10,7 @@
 # - find the limit of the thread pool by measuring,
 # - tell work that waits from work that computes, and know what helps each.
 #
-# The code takes about {{ minutes }} and {{ memory }} of memory. Allow 50 minutes, exercises included.
+# On an idle machine, the code takes {{ minutes }} and {{ memory }} of memory. Allow 50 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("01.3")` runs what exercise 3 builds on.
 #
@@ -473,9 +473,9 @@ workers = {"1 worker": one, "2 workers": two}
 timeline({name: load(server_of.url + "/burn", 24, concurrency=6) for name, server_of in workers.items()})
 
 # %% [markdown]
-# Six requests run at a time. In one process their threads take turns, so requests take several times as long as one
-# alone. Two processes share the requests. With two free cores that saves up to half of the time, with a single idle core
-# nothing. How evenly they share is a matter of luck: each connection goes to the worker that accepts it first.
+# Six requests run at a time. In one process their threads take turns, so each request waits for the others, too. Two
+# processes share the requests. With two free cores that saves up to half of the time, with a single idle core nothing.
+# How evenly they share is a matter of luck: each connection goes to the worker that accepts it first.
 #
 # A Ray Serve replica is a process as well. But Serve can put it on another machine, give it a GPU, and adapt the number
 # of replicas to the load.

@@ -11,7 +11,7 @@
 # - tell a client that an answer failed although its status said 200,
 # - slow down for a slow client, and stop when the client has left.
 #
-# The code takes about {{ minutes }} and {{ memory }} of memory. Allow 60 minutes, exercises included.
+# On an idle machine, the code takes {{ minutes }} and {{ memory }} of memory. Allow 60 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("05.3")` runs what exercise 3 builds on.
 

@@ -11,7 +11,7 @@
 # - authenticate programs and browsers,
 # - detect a client that has disappeared or stopped reading.
 #
-# The code takes about {{ minutes }} and {{ memory }} of memory. Allow 75 minutes, exercises included.
+# On an idle machine, the code takes {{ minutes }} and {{ memory }} of memory. Allow 75 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("06.3")` runs what exercise 3 builds on.
 

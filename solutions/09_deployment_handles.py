@@ -16,7 +16,7 @@
 # - compose deployments, batch calls, and stream a result item by item,
 # - keep Ray's errors out of the API, and cancel work that nobody is waiting for.
 #
-# The code takes about {{ minutes }} and {{ memory }} of memory. Allow 60 minutes, exercises included.
+# On an idle machine, the code takes {{ minutes }} and {{ memory }} of memory. Allow 60 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("09.3")` runs what exercise 3 builds on.
 
@@ -590,8 +590,8 @@ small, large, reporter = serve.run_many(targets)
 # %% [markdown]
 # ## Many callers, few calls to the model
 #
-# As you measured in lesson 01, a thousand rows do not take the model much longer than one. But each caller brings only
-# one row. This is what `predict_one` is for: with `@serve.batch`, calls that arrive together share one call.
+# As you measured in lesson 01, a thousand rows take the model less than twice as long as one. But each caller brings
+# only one row. This is what `predict_one` is for: with `@serve.batch`, calls that arrive together share one call.
 
 
 # %%

@@ -16,7 +16,7 @@
 # - explain how many connections a replica accepts, and what happens to the next one,
 # - keep a slow reader from filling the memory of Serve's proxy.
 #
-# The code takes about {{ minutes }} and {{ memory }} of memory. Allow 45 minutes, exercises included.
+# On an idle machine, the code takes {{ minutes }} and {{ memory }} of memory. Allow 45 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("10.3")` runs what exercise 3 builds on.
 

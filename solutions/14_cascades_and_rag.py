@@ -12,7 +12,7 @@
 # - answer from sources, and admit it when there are none,
 # - change the model behind the service with one setting.
 #
-# The code takes about {{ minutes }} and {{ memory }} of memory. Allow 75 minutes, exercises included.
+# On an idle machine, the code takes {{ minutes }} and {{ memory }} of memory. Allow 75 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("14.3")` runs what exercise 3 builds on.
 

@@ -28,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # No test uses TLS. Otherwise each HTTP client would load the system's certificates: 30 ms, thousands of times.
     os.environ.pop("SSL_CERT_FILE", None)
     os.environ["SSL_CERT_DIR"] = os.devnull
+    os.environ["PYTHON_DOTENV_DISABLED"] = "true"  # a developer's .env is not for the tests
     os.environ["LAB_TRIES_FILE"] = os.devnull  # answers in tests do not count as the learner's tries
 
 

@@ -14,11 +14,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import Annotated
+from typing import IO, Annotated
 
 import httpx
 import typer
@@ -77,13 +77,26 @@ def requests_per_second(port: int, seconds: float) -> float:
 
 
 @contextmanager
-def running(arguments: list[str], variables: dict[str, str]) -> Iterator[int]:
-    """The service as a process; yields its port once it is ready."""
+def running(
+    arguments: list[str],
+    variables: dict[str, str],
+    *,
+    program: Sequence[str] = ("-m", "workshop"),
+    log: IO[bytes] | None = None,
+) -> Iterator[int]:
+    """The service as a process; yields its port once it is ready.
+
+    Args:
+        arguments: of its command line.
+        variables: of its environment.
+        program: what Python runs.
+        log: where its log goes; by default, warnings go to our own standard error.
+    """
     port = free_port()
-    command = [sys.executable, "-m", "workshop", *arguments, "--port", str(port)]
-    # No access log: it would cost a fifth of the throughput, and Serve writes none either.
-    environment = os.environ | {"UVICORN_LOG_LEVEL": "warning", "WORKSHOP_LANGUAGE_MODELS": "false"} | variables
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as service:
+    command = [sys.executable, *program, *arguments, "--port", str(port)]
+    # Without a line for each request. benchmarks/middleware.py measures what these cost.
+    environment = os.environ | {"WORKSHOP_LOG_LEVEL": "warning", "WORKSHOP_LANGUAGE_MODELS": "false"} | variables
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=log) as service:
         try:
             deadline = time.monotonic() + 180
             while True:

@@ -170,15 +170,15 @@ cloudpickle.dumps(app)
 # `serve.ingress()` without an app works differently. Each replica creates an instance of the class and calls its
 # `__serve_build_asgi_app__` method. Only the class and the arguments of `bind` are pickled.
 #
-# The service does this too, with two wrappers around its app. `WithoutRequestId` removes the header `X-Request-ID`,
-# because Serve's proxy adds it again. `RequestTracker` ends the requests in progress when a replica stops; uvicorn does
-# that by itself.
+# The service does this too, with three wrappers around its app. `WithoutRequestId` removes the header `X-Request-ID`,
+# because Serve's proxy adds it again. `WithinTrace` lets a trace go on that the proxy has begun. `RequestTracker` ends the
+# requests in progress when a replica stops; uvicorn does that by itself.
 
 # %%
 from starlette.types import ASGIApp
 
 from workshop.api.app import create_app
-from workshop.integration.serve_app import RequestTracker, WithoutRequestId
+from workshop.integration.serve_app import RequestTracker, WithinTrace, WithoutRequestId
 from workshop.integration.services import Handles, build_services
 from workshop.settings import Settings
 
@@ -191,7 +191,7 @@ class Api:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         application = create_app(build_services(self._settings, self._handles), self._settings)
-        self._requests = RequestTracker(WithoutRequestId(application))
+        self._requests = RequestTracker(WithinTrace(WithoutRequestId(application)))
         return self._requests
 
     async def end_requests(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 from websockets.sync.client import connect
 
 from tests.postgresql import PostgreSQL, running_postgresql
+from tests.redis_server import running_redis
 from workshop.machine import free_port
 
 # The default is ten seconds, in which a busy machine may not complete a handshake.
@@ -49,14 +50,8 @@ def redis_server() -> str:
 @pytest.fixture
 def redis(redis_server, tmp_path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The URL of an empty Redis, and its process."""
-    port = free_port()
-    command = [redis_server, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout
-        while b"Ready to accept connections" not in process.stdout.readline():
-            assert process.poll() is None
-        yield f"redis://127.0.0.1:{port}", process
-        process.terminate()
+    with running_redis(redis_server, free_port(), tmp_path) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +68,7 @@ def cluster() -> Iterator[str]:
     from workshop.settings import Settings
 
     port = free_port()
-    with serve_cluster(Settings(ray_cpus=8, language_models=False), host="127.0.0.1", port=port):
+    with serve_cluster(Settings(ray_cpus=12, language_models=False), host="127.0.0.1", port=port):
         yield f"http://127.0.0.1:{port}"
 
 

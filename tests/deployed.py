@@ -10,10 +10,10 @@ from workshop.settings import Settings
 
 
 @contextmanager
-def deployed(settings: Settings) -> Iterator[None]:
-    """The service on the cluster, at ``/``."""
-    serve.run(build_application(settings), name=APP_NAME)
+def deployed(settings: Settings, name: str = APP_NAME, prefix: str = "/") -> Iterator[None]:
+    """The service on the cluster, below a prefix."""
+    serve.run(build_application(settings), name=name, route_prefix=prefix)
     try:
         yield
     finally:
-        serve.delete(APP_NAME)
+        serve.delete(name)

@@ -31,11 +31,14 @@ from workshop.contracts.rag import RagAnswer, RagEvent
 from workshop.contracts.retriever import Hit, Passage, RetrieverCard
 from workshop.contracts.services import LanguageServices, Services
 from workshop.contracts.tumours import FEATURES
+from workshop.integration.prediction_jobs import open_prediction_jobs
 from workshop.lab.app_server import Server
 from workshop.models.cascade import PricedModel, TwoModelCascade
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore
+from workshop.storage.metrics import SqlMetricStore
 from workshop.storage.usage import SqlUsageStore
+from workshop.storage.users import SqlUserStore
 
 PROMPT_TOKENS = 10
 SURE, UNSURE = 0.9, 0.7
@@ -168,8 +171,17 @@ def language_services(file: Path, draft: StandInModel, main: StandInModel) -> La
 
 
 def application(file: Path, draft: StandInModel, main: StandInModel, **options: Any) -> FastAPI:
-    services = Services(StandInClassifier(), SqlCaseStore(database_url(file)), language_services(file, draft, main))
-    return create_app(services, Settings(**options))
+    settings = Settings(**{"database_url": database_url(file), "files_url": str(file.with_name("files"))} | options)
+    url, classifier = settings.database_url, StandInClassifier()
+    services = Services(
+        classifier,
+        SqlCaseStore(url),
+        language_services(file, draft, main),
+        users=SqlUserStore(url) if settings.token_keys else None,
+        prediction_jobs=open_prediction_jobs(settings, classifier),
+        metrics=SqlMetricStore(url),
+    )
+    return create_app(services, settings)
 
 
 @dataclass
@@ -194,3 +206,11 @@ def records_in(file: Path) -> list[dict[str, Any]]:
         with suppress(sqlite3.OperationalError):  # nothing was ever charged
             return [dict(row) for row in connection.execute("SELECT * FROM usage ORDER BY id")]
         return []
+
+
+def replace_with_a_folder(file: Path) -> None:
+    """Take a service's database away, whatever the service writes meanwhile."""
+    while not file.is_dir():
+        file.unlink(missing_ok=True)
+        with suppress(FileExistsError):
+            file.mkdir()

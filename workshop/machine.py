@@ -1,9 +1,12 @@
 """Memory, cores and ports of this machine, or of the container that this process runs in."""
 
 import os
+import resource
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 
 import psutil
@@ -44,10 +47,24 @@ def _quotas(cgroup: Path) -> Iterator[float]:
             yield int(quota) / int(period)
 
 
+def open_file_limit() -> int:
+    """How many files and connections a process may have open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
+
+
 def free_port() -> int:
     """A TCP port that nothing on this machine's loopback address listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine can reach an address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def bound_socket(host: str, port: int) -> socket.socket:

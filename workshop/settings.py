@@ -4,11 +4,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Gt, Le
 from limits import parse_many
@@ -37,15 +38,26 @@ from pydantic_settings import (
 from yaml import YAMLError
 
 from workshop.contracts.errors import StartError
+from workshop.contracts.principals import Role
+from workshop.logs import LogFormat
 
 PROJECT = Path(__file__).resolve().parents[1]
 LESSONS = PROJECT / "solutions"
 WEIGHTS = Path(__file__).resolve().parent / "models" / "weights"
 
 PREFIX = "WORKSHOP_"
-SECRETS = ("api_keys", "llm_api_key")
+SECRETS = (
+    "api_keys",
+    "token_keys",
+    "llm_api_key",
+    "draft_api_key",
+    "embedding_api_key",
+    "openai_api_key",
+    "anthropic_api_key",
+)
 MAX_REQUESTS = 1_000_000
 MAX_WINDOW_S = 366 * 86_400
+MIN_TOKEN_KEY = 32
 
 
 def _rate_limit(rule: str) -> str:
@@ -81,12 +93,38 @@ def _api_keys(value: object) -> object:
         return None
     if not isinstance(value, Mapping) or not value:
         raise ValueError('it should be JSON such as {"a key": "a principal"}, with at least one key')
-    for key, principal in value.items():
+    for key, owner in value.items():
         if not re.fullmatch(r"[!-~]{1,256}", key.get_secret_value() if isinstance(key, SecretStr) else str(key)):
             raise ValueError("a key should have 1 to 256 characters of ASCII, and no blank")
+        principal = owner.get("principal") if isinstance(owner, Mapping) else getattr(owner, "principal", owner)
         if not (isinstance(principal, str) and principal.isprintable() and 1 <= len(principal.strip()) <= 256):
             raise ValueError("a principal should be text of 1 to 256 characters")
+    return {key: {"principal": owner} if isinstance(owner, str) else owner for key, owner in value.items()}
+
+
+def _token_keys(value: object) -> object:
+    """The same for the keys that sign tokens."""
+    value = _from_json(value)
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError('it should be JSON such as {"2026-11": "a secret"}, with at least one key')
+    for key_id, key in value.items():
+        if not re.fullmatch(r"[!-~]{1,64}", str(key_id)):
+            raise ValueError("the id of a key should have 1 to 64 characters of ASCII, and no blank")
+        secret = key.get_secret_value() if isinstance(key, SecretStr) else key
+        if not (isinstance(secret, str) and MIN_TOKEN_KEY <= len(secret) <= 1024):
+            raise ValueError(f"a key should be text of {MIN_TOKEN_KEY} to 1024 characters")
+        if len(set(secret)) < MIN_TOKEN_KEY // 4:
+            raise ValueError("a key should be random: python -c 'import secrets; print(secrets.token_urlsafe(32))'")
     return value
+
+
+def _sendable(key: SecretStr) -> SecretStr:
+    """Otherwise it would fail in an HTTP header, with an error that shows it."""
+    if not re.fullmatch(r"[!-~]*", key.get_secret_value()):
+        raise ValueError("it should be ASCII, with no blank and no line break")
+    return key
 
 
 FromJson = (NoDecode, BeforeValidator(_from_json))
@@ -97,6 +135,19 @@ Replicas = Annotated[int, Ge(1), Le(10_000)]
 RateLimit = Annotated[str, AfterValidator(_rate_limit)]
 Origin = Annotated[str, StringConstraints(to_lower=True, pattern=r"^https?://[^/\s]+$")]
 RedisUrl = Annotated[str, Field(pattern="^rediss?://")]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(lambda value: str(value).lower())]
+BaseUrl = Annotated[str, Field(pattern=r"^https?://([\w.-]+|\[[\da-f:]+\])(:\d{1,5})?(/[^\s?#]*)?$")]
+Protocol = Literal["openai", "anthropic"]
+ServerKey = Annotated[SecretStr, AfterValidator(_sendable)]
+
+
+@dataclass(frozen=True)
+class ModelServer:
+    """A server that runs a model for us."""
+
+    protocol: Protocol
+    base_url: str
+    api_key: str | None = field(repr=False)
 
 
 class Placement(StrEnum):
@@ -168,6 +219,13 @@ class ModelDeploymentOptions(DeploymentOptions):
     """By default, as ``WORKSHOP_PLACEMENT`` says."""
 
 
+class KeyOwner(Part):
+    """Who uses an API key."""
+
+    principal: str
+    role: Role = Role.MEMBER
+
+
 class Deployments(Part):
     """How each deployment runs: the API, and the models that do not run in its process."""
 
@@ -195,10 +253,25 @@ class Settings(BaseSettings):
         f"sqlite+aiosqlite:///{PROJECT}/artifacts/service.sqlite"
     )
 
+    log_format: LogFormat | None = None
+    """``text`` or ``json``. By default, text on a terminal and JSON elsewhere."""
+    log_level: LogLevel = "info"
+    """The lowest level of our own lines: ``debug``, ``info``, ``warning`` or ``error``."""
+
     max_body_bytes: Annotated[int, Gt(0), Le(2**31)] = 4 * 2**20
     body_timeout_s: Seconds = 60.0
     """How long a client may take to send a request's body; above it, 408."""
     predict_timeout_s: Seconds = 10.0
+
+    files_url: str = f"file://{PROJECT}/artifacts/files"
+    """Where uploaded files and their results are: a folder that all replicas share, or any URL that fsspec knows."""
+    max_file_bytes: Annotated[int, Gt(0), Le(2**40)] = 128 * 2**20
+    file_timeout_s: Seconds = 600.0
+    """How long a client may take to send a file; above it, 408."""
+    max_stored_bytes: Annotated[int, Gt(0), Le(2**50)] = 4 * 2**30
+    """Space for all files together. While a file is read, it counts fourfold; above it, uploads are turned away."""
+    result_ttl_s: Seconds = 86_400.0
+    """How long the files of a prediction job are kept."""
 
     batching: bool = True
     """Predict waiting requests together, in a single call."""
@@ -209,12 +282,22 @@ class Settings(BaseSettings):
     language_models: bool = True
     """Off: the tumour classifier alone, which needs no PyTorch and a quarter of the memory."""
     draft_model: str = str(WEIGHTS / "workshop-draft")
-    """The cascade's cheap model: a folder, or a name on the Hugging Face hub."""
+    """The cascade's cheap model: a folder, a name on the Hugging Face hub, or on the server of ``draft_base_url``."""
+    draft_base_url: BaseUrl | None = None
+    """An OpenAI-compatible server that runs the draft model for us, such as ``http://127.0.0.1:9000/v1``. It has to
+    return log-probabilities: a draft's quality is computed from them. Anthropic's protocol has none."""
+    draft_api_key: ServerKey | None = None
+    """For that server; without one, ``openai_api_key``."""
     main_model: str = str(WEIGHTS / "workshop-main")
-    """The cascade's better model: a folder, or a name on the hub, or on the server that LLM_BASE_URL names."""
-    llm_base_url: Annotated[str | None, Field(validation_alias="LLM_BASE_URL")] = None
-    """An OpenAI-compatible server that runs ``main_model`` for us, such as ``http://127.0.0.1:9000/v1``."""
-    llm_api_key: Annotated[SecretStr | None, Field(validation_alias="LLM_API_KEY")] = None
+    """The cascade's better model: a folder, a name on the hub, or on the server that LLM_BASE_URL names."""
+    llm_base_url: Annotated[BaseUrl | None, Field(validation_alias="LLM_BASE_URL")] = None
+    """A server that runs the main model for us: ``https://api.openai.com/v1``, or ``https://api.anthropic.com``."""
+    llm_protocol: Annotated[Protocol, Field(validation_alias="LLM_PROTOCOL")] = "openai"
+    """What that server speaks."""
+    llm_api_key: Annotated[ServerKey | None, Field(validation_alias="LLM_API_KEY")] = None
+    """For that server; without one, the key of its protocol."""
+    openai_api_key: Annotated[ServerKey | None, Field(validation_alias="OPENAI_API_KEY")] = None
+    anthropic_api_key: Annotated[ServerKey | None, Field(validation_alias="ANTHROPIC_API_KEY")] = None
     default_model: str | None = None
     """The model that answers a request that names none; by default the main model."""
     generate_timeout_s: Seconds = 60.0
@@ -222,7 +305,12 @@ class Settings(BaseSettings):
 
     retriever_artifact: Path = PROJECT / "artifacts" / "retriever"
     embedding_model: str | None = None
-    """A sentence-transformers model, by folder or hub name; by default TF-IDF with truncated SVD, which needs none."""
+    """A sentence-transformers model, by folder or hub name, or a model on the server of ``embedding_base_url``. By
+    default TF-IDF with truncated SVD, which needs none."""
+    embedding_base_url: BaseUrl | None = None
+    """An OpenAI-compatible server that embeds for us."""
+    embedding_api_key: ServerKey | None = None
+    """For that server; without one, ``openai_api_key``."""
 
     rag_threshold: Annotated[float, Ge(0), Le(1)] = 0.42
     """Lowest score of the best source that gets an answer. With the default embedding, 97 of 100 held-out questions
@@ -239,20 +327,41 @@ class Settings(BaseSettings):
     rate_limits: Annotated[dict[str, RateLimit], *FromJson] = {}
     """How often a principal may ask, as JSON: ``{"/v1": "600/minute", "/v1/query": "10/minute"}``. Above it: 429."""
     redis_url: Annotated[RedisUrl | None, Field(validation_alias="REDIS_URL")] = None
-    """A Redis where all replicas count requests and cache embeddings, such as ``redis://127.0.0.1``. Without one, each
-    has its own."""
-    api_keys: Annotated[dict[SecretStr, str] | None, NoDecode, BeforeValidator(_api_keys)] = None
-    """Bearer keys and the principals they stand for, as JSON. If unset, any key is taken as the principal's name."""
+    """A Redis where all replicas count requests, and cache embeddings and predictions, such as ``redis://127.0.0.1``.
+    Without one, each has its own."""
+    cache_predictions: bool = False
+    """Answer the same rows again without asking the classifier. It pays for a slow model only: see
+    ``benchmarks/caching.py``."""
+    cache_mb: Annotated[int, Ge(1), Le(10**6)] = 32
+    """Memory for cached embeddings and predictions in each process, without a Redis."""
+    api_keys: Annotated[dict[SecretStr, KeyOwner] | None, NoDecode, BeforeValidator(_api_keys)] = None
+    """Bearer keys of machines and whom they stand for, as JSON: ``{"a key": "ada"}``, or ``{"a key": {"principal":
+    "ada", "role": "viewer"}}``. Without these and ``token_keys``, any key is taken as the caller's name."""
+    token_keys: Annotated[dict[str, SecretStr] | None, NoDecode, BeforeValidator(_token_keys)] = None
+    """Secrets that sign the tokens of users who log in, by id, as JSON: ``{"2026-11": "a secret"}``. The first one
+    signs, each may check: to replace a key, put the new one in front. Without this, nobody can log in."""
+    token_issuer: str = "workshop"
+    """The name of the service in its tokens. Two services that share keys need two names."""
+    access_token_s: Seconds = 900.0
+    session_s: Annotated[float, Gt(0), Le(366 * 86_400)] = 7 * 86_400.0
+    """How long a log-in lasts. Refresh tokens and the playground's cookie are valid as long."""
     wrong_keys_limit: RateLimit = "30/minute"
-    """How many wrong keys may come from an address before the answer is 429. A right key is always let in."""
+    """How many wrong keys, tokens and passwords may come from an address before the answer is 429. A right key is
+    always let in."""
+    anonymous_limit: RateLimit | None = None
+    """How often an address may ask without a key, where the service has keys or users. By default not at all."""
+    unverified_names: bool = False
+    """Whether a service without keys may listen to other machines, whose callers choose their own names."""
 
     earlier_clients: bool = True
     """Whether the unversioned routes of the earlier services exist, beside ``/v1``."""
     trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], *FromJson] = ()
-    """Addresses and networks of proxies whose ``X-Forwarded-For`` is trusted, as JSON: ``["10.0.0.0/8"]``. From any
-    other address it is ignored: otherwise each caller could choose the address that it is counted by."""
+    """Addresses and networks of proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are trusted, as JSON:
+    ``["10.0.0.0/8"]``. From any other address they are ignored: otherwise each caller could choose the address that it
+    is counted by."""
     allowed_origins: Annotated[frozenset[Origin], *FromJson] = frozenset()
-    """Origins whose pages may open a WebSocket, besides the service's own, as JSON: ``["https://example.com"]``."""
+    """Origins whose pages may use the service with a key or token, besides its own, as JSON:
+    ``["https://example.com"]``."""
     max_websockets: Annotated[int, Ge(1), Le(100_000)] = 500
     """How many WebSockets one process keeps open."""
     max_websockets_per_principal: Annotated[int, Ge(1), Le(100_000)] = 100
@@ -267,22 +376,81 @@ class Settings(BaseSettings):
     """Ray's shared memory. Requests here are small: Ray's minimum is enough."""
 
     @model_validator(mode="after")
+    def _check_language_models(self) -> Self:
+        if self.main_server is None and "llm_protocol" in self.model_fields_set:
+            raise ValueError("LLM_PROTOCOL is set, but LLM_BASE_URL is not")
+        if (name := Path(self.draft_model).name) == Path(self.main_model).name:
+            raise ValueError(f"draft_model and main_model should have different names; both are called {name}")
+        if self.embedding_base_url is not None and self.embedding_model is None:
+            raise ValueError("embedding_base_url is set, but embedding_model is not")
+        return self
+
+    @model_validator(mode="after")
     def _check_rag(self) -> Self:
         if self.deployments.rag.placement is Placement.DEPLOYMENT and "rag" not in self.deployed:
             raise ValueError("deployments.rag can be a deployment only if the retriever and the main model are")
         return self
 
     @property
+    def draft_server(self) -> ModelServer | None:
+        """Where the draft model runs; None for this service."""
+        return self._server(self.draft_base_url, self.draft_api_key)
+
+    @property
+    def main_server(self) -> ModelServer | None:
+        """Where the main model runs; None for this service."""
+        return self._server(self.llm_base_url, self.llm_api_key, self.llm_protocol)
+
+    @property
+    def embedding_server(self) -> ModelServer | None:
+        """Where the embedding model runs; None for this service."""
+        return self._server(self.embedding_base_url, self.embedding_api_key)
+
+    def _server(self, url: str | None, key: SecretStr | None, protocol: Protocol = "openai") -> ModelServer | None:
+        if url is None:
+            return None
+        if key is None:
+            key = self.anthropic_api_key if protocol == "anthropic" else self.openai_api_key
+        return ModelServer(protocol, url, key.get_secret_value() if key else None)
+
+    @property
+    def local_models(self) -> dict[str, str]:
+        """Folder or hub name of each language model that runs in this service, by the name that callers use."""
+        if not self.language_models:
+            return {}
+        models = {self.draft_model: self.draft_server, self.main_model: self.main_server}
+        return {Path(model).name: model for model, server in models.items() if server is None}
+
+    @property
+    def checks_credentials(self) -> bool:
+        """Whether callers need a key or a token."""
+        return self.api_keys is not None or self.token_keys is not None
+
+    @property
+    def cache_bytes(self) -> int:
+        """``cache_mb`` in bytes."""
+        return self.cache_mb * 2**20
+
+    @property
     def deployed(self) -> dict[str, DeploymentOptions]:
         """The options of each deployment that the service has on Ray Serve, by its name in ``deployments``."""
         models = {"classifier": self.deployments.classifier}
+        if self.local_models:
+            models["language_models"] = self.deployments.language_models
         if self.language_models:
-            models |= {"language_models": self.deployments.language_models, "retriever": self.deployments.retriever}
+            models["retriever"] = self.deployments.retriever
         apart = {name: options for name, options in models.items() if self._has_own_deployment(options)}
-        has_parts = {"language_models", "retriever"} <= apart.keys() and self.llm_base_url is None
+        has_parts = {"language_models", "retriever"} <= apart.keys() and self.main_server is None
         if has_parts and self._has_own_deployment(self.deployments.rag):
             apart["rag"] = self.deployments.rag
         return {"api": self.deployments.api, **apart}
+
+    @property
+    def exports_traces(self) -> bool:
+        """Whether OpenTelemetry's own variables name a collector."""
+        endpoint = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+        disabled = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+        return any(os.environ.get(name) for name in endpoint) and not disabled
 
     def _has_own_deployment(self, options: ModelDeploymentOptions) -> bool:
         return (options.placement or self.placement) is Placement.DEPLOYMENT
@@ -312,8 +480,9 @@ def read_settings(**values: Any) -> Settings:
     variables = _variables()
     for name in map(str.upper, os.environ):
         if name.startswith(PREFIX) and name.partition("__")[0] not in variables:
-            nearest = get_close_matches(name, variables, n=1, cutoff=0)
-            raise StartError(f"there is no setting {name}; did you mean {nearest[0]}?")
+            usual = name.removeprefix(PREFIX)
+            [nearest] = [usual] if usual in variables else get_close_matches(name, variables, n=1, cutoff=0)
+            raise StartError(f"there is no setting {name}; did you mean {nearest}?")
     try:
         return Settings(**values)
     except SettingsError as error:

@@ -1,6 +1,7 @@
 """Bodies that are hard to parse: whatever they contain, the response is a clear error and comes quickly."""
 
 import asyncio
+import gzip
 import json
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from workshop.lab.app_server import run_app
 JSON = {"Content-Type": "application/json"}
 CHAT = {"model": "main", "messages": [{"role": "user", "content": "What is a replica?"}]}
 QUERY = {"query": "What is a replica?"}
+TENSORS = {"inputs": [{"name": "rows", "shape": [1, 30], "datatype": "FP64", "data": list(RECORD.values())}]}
 VALID = {
     "/v1/predict": RECORD,
     "/v1/batch-predict": {"records": [RECORD]},
@@ -29,11 +31,23 @@ VALID = {
     "/v1/query": QUERY,
     "/v1/batch": {"queries": [QUERY]},
     "/v1/rag/query": QUERY,
+    "/invocations": {"dataframe_records": [RECORD]},
+    "/v2/models/{name}/infer": TENSORS,
+    "/v2/models/{name}/versions/{version}/infer": TENSORS,
     "/predict": RECORD,
     "/batch-predict": {"records": [RECORD]},
     "/api/query": QUERY,
     "/chat": CHAT,
     "/batch": ["What is a replica?"],
+}
+LONGEST = "a word of я " * 8333 + "end."
+TEXTS = {
+    "/v1/chat/completions": lambda text: {"messages": [{"role": "user", "content": text}]},
+    "/v1/chat/stream": lambda text: {"messages": [{"role": "user", "content": [{"type": "text", "text": text}]}]},
+    "/v1/generate": lambda text: {"prompt": text},
+    "/v1/embeddings": lambda text: {"model": "stand-in", "input": [text]},
+    "/chat": lambda text: {"messages": [{"role": "user", "content": text}]},
+    "/batch": lambda text: [text],
 }
 SURROGATE = b'"\\ud800"'
 
@@ -66,20 +80,25 @@ def service(tmp_path_factory) -> Iterator[tuple[httpx.Client, Heartbeat]]:
 
 
 def send(client: httpx.Client, path: str, content: bytes) -> httpx.Response:
-    method = "PUT" if "{" in path else "POST"
-    return client.request(method, path.format(case_id="0" * 32), content=content, headers=JSON)
+    method = "PUT" if "{case_id}" in path else "POST"
+    url = path.format(case_id="0" * 32, name="stand-in", version="1")
+    return client.request(method, url, content=content, headers=JSON)
 
 
-def test_every_route_with_a_body_is_tested(service):
+def test_every_route_with_a_json_body_is_tested(service):
     client, _ = service
     paths = client.get("/openapi.json").json()["paths"]
-    assert {path for path, item in paths.items() if any("requestBody" in operation for operation in item.values())} == (
-        set(VALID)
-    )
+    with_body = {
+        path
+        for path, item in paths.items()
+        if any("application/json" in operation.get("requestBody", {}).get("content", {}) for operation in item.values())
+    }
+    assert with_body == set(VALID)
 
 
-def is_openai(path: str) -> bool:
-    return path in ("/v1/chat/completions", "/v1/embeddings")
+def has_422(path: str) -> bool:
+    """Protocols that were defined elsewhere have not."""
+    return not path.startswith(("/v1/chat/completions", "/v1/embeddings", "/invocations", "/v2"))
 
 
 @pytest.mark.parametrize("path", VALID)
@@ -91,7 +110,7 @@ def is_openai(path: str) -> bool:
 def test_text_that_cannot_be_encoded_is_rejected(service, path, content):
     client, _ = service
     answer = send(client, path, content)
-    assert answer.status_code == (400 if is_openai(path) else 422)
+    assert answer.status_code == (422 if has_422(path) else 400)
     assert "JSON decode error" in answer.text
 
 
@@ -104,10 +123,61 @@ def test_a_surrogate_in_any_text_is_rejected(service, path):
             assert send(client, path, valid.replace(text, SURROGATE)).status_code in (400, 422), text
 
 
+@pytest.mark.parametrize("path", VALID)
+@pytest.mark.parametrize("coding", ["gzip", "GZip", "br", "identity, gzip", "nonsense"])
+def test_a_compressed_body_is_rejected_before_it_is_read(service, path, coding):
+    client, _ = service
+    bomb = gzip.compress(json.dumps(VALID[path]).encode())
+    method = "PUT" if "{case_id}" in path else "POST"
+    url = path.format(case_id="0" * 32, name="stand-in", version="1")
+    answer = client.request(method, url, content=bomb, headers=JSON | {"Content-Encoding": coding})
+    assert (answer.status_code, answer.headers["Accept-Encoding"]) == (415, "identity")
+
+
+def test_a_body_that_says_that_it_is_not_compressed_is_read(service):
+    client, _ = service
+    for coding in ("identity", ""):
+        answer = client.post("/v1/query", json=QUERY, headers={"Content-Encoding": coding})
+        assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("path", VALID)
+def test_a_body_in_chunks_is_cut_off_at_the_limit(service, path):
+    client, _ = service
+    method = "PUT" if "{case_id}" in path else "POST"
+    url = path.format(case_id="0" * 32, name="stand-in", version="1")
+    chunks = (b" " * 2**16 for _ in range(65))
+    assert client.request(method, url, content=chunks, headers=JSON).status_code == 413
+
+
+def test_a_message_that_is_too_deep_is_a_mistake_like_any_other(service):
+    client, _ = service
+    with connect(f"ws://{client.base_url.netloc.decode()}/v1/chat/ws") as socket:
+        assert json.loads(socket.recv(timeout=10))["type"] == "ready"
+        for message in ("[" * 10**5, '{"type":' * 10**4, '{"id": "1", "content": ' + "[" * 10**5):
+            socket.send(message)
+            answer = json.loads(socket.recv(timeout=10))
+            assert (answer["type"], answer["error"]) == ("error", "ValidationError")
+        socket.send('{"type": "ping", "id": "still there"}')
+        assert json.loads(socket.recv(timeout=10))["type"] == "pong"
+
+
 def test_a_pair_of_surrogates_is_a_character(service):
     client, _ = service
     answer = send(client, "/v1/query", b'{"query": "\\ud83d\\ude00"}')
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("path", TEXTS)
+def test_a_text_may_have_a_hundred_thousand_characters(service, path):
+    client, _ = service
+    assert len(LONGEST) == 100_000
+    assert client.post(path, json=TEXTS[path](LONGEST)).status_code == 200
+    assert client.post(path, json=TEXTS[path](LONGEST + ".")).status_code == (422 if has_422(path) else 400)
+
+
+def conversation(n_messages: int) -> bytes:
+    return json.dumps({"messages": [{"role": "user", "content": "word " * 20_000}] * n_messages}).encode()
 
 
 def names(n: int) -> bytes:
@@ -126,6 +196,30 @@ HEAVY = {
         b'{"messages": [%b]}' % b",".join([b'{"content": [%b]}' % b",".join([b"{}"] * 64)] * 256),
         422,
     ),
+    "many wrong cells": (
+        "/invocations",
+        b'{"inputs": [%b]}' % b",".join([b"[%b]" % b",".join([b'""'] * 30)] * 9000),
+        400,
+    ),
+    "many wrong rows": ("/invocations", b'{"dataframe_records": [%b]}' % b",".join([b"1"] * 10**6), 400),
+    "many columns": ("/invocations", b'{"inputs": %b}' % names(MAX_NAMES - 1), 400),
+    "many wrong numbers": (
+        "/v2/models/{name}/infer",
+        json.dumps({"inputs": [TENSORS["inputs"][0] | {"data": [""] * 500_000}]}).encode(),
+        400,
+    ),
+    "many wrong parameters": (
+        "/v2/models/{name}/infer",
+        json.dumps(TENSORS | {"parameters": {f"{i:x}": [] for i in range(MAX_NAMES - 10)}}).encode(),
+        400,
+    ),
+    "many tensors": (
+        "/v2/models/{name}/infer",
+        json.dumps({"inputs": TENSORS["inputs"] * 5000}).encode(),
+        400,
+    ),
+    "many long texts": ("/v1/chat/completions", conversation(40), 200),
+    "very many long texts": ("/v1/chat/completions", conversation(256), 413),
     "many names for OpenAI": ("/v1/chat/completions", names(MAX_NAMES), 400),
 }
 

@@ -16,7 +16,15 @@ from sqlalchemy import Engine, event
 
 from tests.postgresql import running_postgresql
 from tests.service import RECORD, until
-from tests.stand_ins import StandInClassifier
+from tests.stand_ins import (
+    Service,
+    StandInClassifier,
+    database_url,
+    draft,
+    language_services,
+    main,
+    replace_with_a_folder,
+)
 from workshop.api.app import create_app
 from workshop.contracts.classifier import FloatMatrix, Scores
 from workshop.contracts.services import Services
@@ -32,7 +40,6 @@ NEED_DATABASE = [
     ("DELETE", "/v1/cases/{id}", None),
     ("GET", "/v1/cases/{id}/prediction", None),
     ("GET", "/v1/stats", None),
-    ("GET", "/metrics", None),
 ]
 
 
@@ -49,6 +56,23 @@ class Paused(StandInClassifier):
         return await super().predict(rows)
 
 
+@pytest.fixture
+def serve(file):
+    """A service that touches the database only when it is asked to: a file is damaged while nobody uses it."""
+
+    @contextmanager
+    def serve() -> Iterator[Service]:
+        url, small, big = database_url(file), draft(), main()
+        services = Services(StandInClassifier(), SqlCaseStore(url), language_services(file, small, big))
+        with (
+            run_app(create_app(services, Settings())) as server,
+            httpx.Client(base_url=server.url, timeout=30) as client,
+        ):
+            yield Service(client, server, small, big, file)
+
+    return serve
+
+
 def create(client: httpx.Client) -> str:
     """The path of a new case."""
     answer = client.post("/v1/cases", json={"measurements": RECORD})
@@ -58,7 +82,7 @@ def create(client: httpx.Client) -> str:
 
 def test_slow_predictions_do_not_block_other_requests(file):
     classifier, at_once = Paused(), 24  # more than there are connections in the pool
-    app = create_app(Services(classifier, SqlCaseStore(f"sqlite+aiosqlite:///{file}")), Settings())
+    app = create_app(Services(classifier, SqlCaseStore(database_url(file))), Settings())
     with (
         run_app(app) as server,
         httpx.Client(base_url=server.url, timeout=20, limits=httpx.Limits(max_connections=100)) as client,
@@ -95,11 +119,6 @@ def corrupt_all_but_the_header(file):
 def truncate(file):
     with file.open("r+b") as opened:
         opened.truncate(5000)
-
-
-def replace_with_a_folder(file):
-    file.unlink()
-    file.mkdir()
 
 
 DAMAGES = [fill_with_garbage, corrupt_all_but_the_header, truncate, replace_with_a_folder]

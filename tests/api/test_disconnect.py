@@ -71,6 +71,47 @@ def test_the_request_of_a_client_that_leaves_is_cancelled_once(method, reads, ca
     assert not caplog.records
 
 
+def test_the_request_of_a_client_that_leaves_in_mid_body_is_cancelled():
+    app = Waiting(reads=True)
+    leaves = threading.Event()
+
+    def body() -> Iterator[bytes]:
+        yield b"x"
+        leaves.wait(TIMEOUT_S)
+        raise ConnectionError
+
+    async def reading(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            assert (await receive())["body"] == b"x"
+            leaves.set()
+            await receive()
+            app.at_work.set()
+        except asyncio.CancelledError:
+            app.cancelled.set()
+            raise
+
+    with served(reading) as client:
+        with pytest.raises(ConnectionError):
+            client.post("/", content=body())
+        client.close()
+        assert app.cancelled.wait(TIMEOUT_S)
+    assert not app.at_work.is_set()
+
+
+def test_an_application_that_listens_after_its_response_learns_that_it_is_over():
+    heard: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send(START)
+        await send(EMPTY)
+        heard.append(await receive())
+
+    with served(app) as client:
+        assert client.get("/").status_code == 200
+    assert [message["type"] for message in heard] == ["http.disconnect"]
+
+
 def test_work_after_the_response_is_not_cancelled():
     """Servers report a disconnect as soon as the response has been sent."""
     over = threading.Event()

@@ -126,6 +126,7 @@ def test_it_is_ready_and_healthy_when_all_parts_answer(serve):
         assert service.get("/readiness").json() == {"status": "ready", "degraded": []}
         body = service.get("/health").json()
     assert (body["status"], body["model_loaded"], body["missing"], body["degraded"]) == ("healthy", True, [], [])
+    assert body["agent_initialized"] is True
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,7 @@ def test_it_is_degraded_without_the_main_models_server(serve, error):
         assert (answer.status_code, answer.json()) == (200, {"status": "degraded", "degraded": ["main"]})
         health = service.get("/health")
         assert (health.status_code, health.json()["status"], health.json()["degraded"]) == (200, "degraded", ["main"])
+        assert health.json()["agent_initialized"] is False
         assert service.get("/ping").status_code == 200
         assert service.client.post("/v1/predict", json=RECORD).status_code == 200
         service.model.error = None

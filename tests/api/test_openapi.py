@@ -6,6 +6,8 @@ from uuid import UUID
 import httpx
 import pytest
 
+from docs.openapi import FILE
+from docs.openapi import document as current_document
 from tests.stand_ins import application, draft, main
 from workshop.api.schemas.openai import ErrorAnswer
 from workshop.lab.app_server import run_app
@@ -31,6 +33,10 @@ def document(client) -> dict:
 @pytest.fixture(scope="module")
 def operations(document) -> list[dict]:
     return [operation for item in document["paths"].values() for operation in item.values()]
+
+
+def test_the_document_is_as_reviewed():
+    assert current_document() == FILE.read_text(), "review the change, then: .venv/bin/python -m docs.openapi"
 
 
 def test_the_document_groups_the_operations(document, operations):

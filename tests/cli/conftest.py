@@ -90,6 +90,13 @@ class Run:
             return process.environ().get(MARK) == self._mark
         return False
 
+    def kill(self) -> None:
+        """Kill whatever is left of it."""
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+
     def leftovers(self) -> set[psutil.Process]:
         """The processes that still run a while after the end."""
         end = time.monotonic() + 15
@@ -105,11 +112,12 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def environment_of(artifact: Path, folder: Path) -> dict[str, str]:
-    """Settings of a service with a database of its own."""
+    """Settings of a service with a database and files of its own."""
     return {
         "WORKSHOP_ARTIFACT": str(artifact),
         "WORKSHOP_LANGUAGE_MODELS": "false",
         "DATABASE_URL": f"sqlite+aiosqlite:///{folder}/service.sqlite",
+        "WORKSHOP_FILES_URL": f"file://{folder}/files",
     }
 
 
@@ -125,7 +133,4 @@ def run(tmp_path, artifact) -> Iterator[Callable[..., Run]]:
 
     yield run
     for each in runs:
-        for process in each.processes():
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        each.process.wait()
+        each.kill()

@@ -15,13 +15,15 @@ from tests.service import RECORD
 pytestmark = pytest.mark.slow
 
 EXTRAS = ("serve", "language", "redis")
+SDK = {"opentelemetry.sdk", "opentelemetry.exporter"}
+"""The extra "telemetry". FastAPI needs other modules of the same package."""
 BLOCK = """
 import sys
 
 class NotInstalled:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] in {modules!r}:
+        if name.partition(".")[0] in {modules!r} or name in {modules!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, NotInstalled)
@@ -42,7 +44,7 @@ def without_extras(tmp_path) -> Iterator[dict[str, str]]:
         if {canonicalize_name(name) for name in distributions} <= optional - NEEDED_BY_OTHERS
     }
     assert {"ray", "torch", "redis", "faiss"} <= modules
-    (tmp_path / "sitecustomize.py").write_text(BLOCK.format(modules=modules))
+    (tmp_path / "sitecustomize.py").write_text(BLOCK.format(modules=modules | SDK))
     return {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
 
 
@@ -59,6 +61,7 @@ def test_the_classifier_alone_needs_no_extras(run, without_extras):
         ("serve", {}, "workshop: this needs ray"),
         ("api", {"WORKSHOP_LANGUAGE_MODELS": "true"}, "workshop: this needs torch"),
         ("api", {"REDIS_URL": "redis://127.0.0.1"}, "workshop: this needs redis"),
+        ("api", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}, "workshop: this needs opentelemetry"),
     ],
 )
 def test_what_is_missing_is_named_in_one_line(run, without_extras, command, settings, line):

@@ -10,9 +10,17 @@ import pytest
 
 from tests.cli.conftest import environment_of
 from tests.service import RECORD
+from workshop import cli
 from workshop.cli import main
 
 COMMANDS = ["api", "serve"]
+
+
+@pytest.fixture(autouse=True)
+def no_log_of_its_own(monkeypatch) -> None:
+    """A start in this process must not set up the log of the test run."""
+    monkeypatch.setattr(cli, "set_up_logs", lambda *_: None)
+    monkeypatch.setattr(cli, "observe", lambda _: None)
 
 
 @pytest.fixture
@@ -60,6 +68,12 @@ def test_an_address_of_another_machine(fails):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_a_service_without_keys_is_for_this_machine(fails, command):
+    words = ("0.0.0.0", "WORKSHOP_API_KEYS", "WORKSHOP_TOKEN_KEYS", "WORKSHOP_UNVERIFIED_NAMES=true")
+    fails(command, "--host", "0.0.0.0", "--port", "0", words=words)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_missing_model(fails, command, tmp_path):
     nothing = str(tmp_path / "nothing")
     fails(command, WORKSHOP_ARTIFACT=nothing, words=(nothing, "run: python -m workshop train"))
@@ -95,6 +109,26 @@ def test_a_rate_limit_for_a_route_that_is_not_there(fails):
     fails("api", WORKSHOP_RATE_LIMITS=limits, words=("rate_limits", "/v1/predikt"))
 
 
+TWICE = {"api": ["--workers", "2"], "serve": []}
+LIMITS = {
+    "WORKSHOP_RATE_LIMITS": '{"/v1/predict": "10/minute"}',
+    "WORKSHOP_ANONYMOUS_LIMIT": "10/minute",
+    "WORKSHOP_WRONG_KEYS_LIMIT": "10/minute",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_that_two_processes_would_double(fails, command, name):
+    environment = {name: LIMITS[name], "WORKSHOP_DEPLOYMENTS__API__REPLICAS": "2"}
+    words = (name.removeprefix("WORKSHOP_").lower(), "2 times", "REDIS_URL")
+    fails(command, *TWICE[command], **environment, words=words)
+
+
+def test_a_missing_model_of_several_workers(fails, tmp_path):
+    fails("api", "--workers", "2", WORKSHOP_ARTIFACT=str(tmp_path / "nothing"), words=("nothing", "train"))
+
+
 DATABASES = {
     "nonsense": "parse",
     "nosuchdatabase+driver://host/name": "nosuchdatabase+driver; the service works with",
@@ -108,6 +142,12 @@ DATABASES = {
 @pytest.mark.parametrize("url", DATABASES)
 def test_a_database_that_cannot_be_used(fails, command, url):
     fails(command, DATABASE_URL=url, words=("DATABASE_URL", DATABASES[url]))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("url", ["nonsense://folder", "s3://bucket"])
+def test_a_storage_for_files_that_is_not_there(fails, command, url):
+    fails(command, "--port", "0", WORKSHOP_FILES_URL=url, words=("files_url", url.partition(":")[0]))
 
 
 def test_too_little_memory_for_ray(fails):

@@ -10,7 +10,7 @@ from ray import serve
 from tests.service import ROWS
 from workshop.contracts.errors import InvalidInputError
 from workshop.deployments.classifier import ClassifierDeployment
-from workshop.models.tumours import ArtifactError, train
+from workshop.models.tumours import ArtifactError, TumourClassifier, train
 
 MODEL = train()
 
@@ -38,7 +38,7 @@ def handle(cluster, artifact):
 def test_the_class_is_plain_python(artifact):
     deployment = ClassifierDeployment(artifact)
     np.testing.assert_array_equal(deployment.predict(ROWS).probabilities, MODEL.predict(ROWS).probabilities)
-    assert deployment.card() == MODEL.card
+    assert deployment.card() == TumourClassifier.load(artifact).card
 
 
 def test_without_a_model_it_does_not_start(tmp_path):
@@ -46,11 +46,11 @@ def test_without_a_model_it_does_not_start(tmp_path):
         ClassifierDeployment(tmp_path / "nothing")
 
 
-def test_a_replica_answers_as_the_class_does(handle):
+def test_a_replica_answers_as_the_class_does(handle, artifact):
     scores = handle.predict.remote(ROWS).result(timeout_s=60)
     np.testing.assert_allclose(scores.probabilities, MODEL.predict(ROWS).probabilities, rtol=0, atol=1e-12)
     assert (scores.classes, scores.model_version) == (MODEL.card.classes, MODEL.card.version)
-    assert handle.card.remote().result(timeout_s=60) == MODEL.card
+    assert handle.card.remote().result(timeout_s=60) == TumourClassifier.load(artifact).card
 
 
 def test_an_impossible_row_is_the_contracts_error(handle):

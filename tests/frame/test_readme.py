@@ -28,7 +28,7 @@ SETTINGS = {
 }
 """The default of each setting, by its environment variable."""
 NOT_OURS = {"RAY_ADDRESS"}
-IN_WORDS = {"WORKSHOP_DRAFT_MODEL", "WORKSHOP_MAIN_MODEL", "DATABASE_URL"}
+IN_WORDS = {"WORKSHOP_DRAFT_MODEL", "WORKSHOP_MAIN_MODEL", "DATABASE_URL", "WORKSHOP_FILES_URL"}
 """Their defaults are paths of this machine."""
 
 
@@ -83,4 +83,6 @@ def test_its_tree_has_every_folder_of_the_project(project_files):
 def test_its_tree_has_every_command():
     shown = re.search(r"python -m workshop (\w+(?: \| \w+)*)", TREE)
     assert shown is not None
-    assert set(shown[1].split(" | ")) == {command.callback.__name__ for command in app.registered_commands}
+    commands = {command.callback.__name__ for command in app.registered_commands}
+    groups = {group.name for group in app.registered_groups}
+    assert set(shown[1].split(" | ")) == commands | groups

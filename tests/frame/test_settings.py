@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from workshop.contracts.errors import StartError
-from workshop.settings import Settings, read_settings
+from workshop.settings import ModelServer, Settings, read_settings
 
 SECRET = "the-secret-key"
 NUMBERS = [
@@ -26,7 +26,7 @@ EXTREMES = ["inf", "-inf", "nan", "1e400", "-1", "-0.001", str(10**30), "9" * 50
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch):
     for name in list(os.environ):
-        if name.upper().startswith("WORKSHOP_"):
+        if name.upper().startswith(("WORKSHOP_", "LLM_", "OPENAI_", "ANTHROPIC_")):
             monkeypatch.delenv(name)
 
 
@@ -100,7 +100,28 @@ def test_pydantics_own_error_shows_no_key_either():
 def test_good_keys_are_read(monkeypatch):
     monkeypatch.setenv("WORKSHOP_API_KEYS", f'{{"{SECRET}": "Ada L.", "other": "Ada L."}}')
     keys = read_settings().api_keys
-    assert {key.get_secret_value(): id for key, id in keys.items()} == {SECRET: "Ada L.", "other": "Ada L."}
+    assert {key.get_secret_value(): owner.principal for key, owner in keys.items()} == {
+        SECRET: "Ada L.",
+        "other": "Ada L.",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        (SECRET, "JSON"),
+        ("{}", "at least one key"),
+        (f'{{"1": "{SECRET[:20]}"}}', "32 to 1024"),
+        (f'{{"1": "{"a" * 64}"}}', "random"),
+        (f'{{"a b": "{SECRET * 4}"}}', "id of a key"),
+        ('{"1": 3}', "32 to 1024"),
+        (f'{{"1": "{SECRET * 4}", "1": "{SECRET * 4}"}}', "twice"),
+    ],
+)
+def test_wrong_token_keys_are_refused_without_being_shown(monkeypatch, value, word):
+    line = refused(monkeypatch, "WORKSHOP_TOKEN_KEYS", value)
+    assert line.startswith("setting token_keys: ")
+    assert word in line
 
 
 def test_a_password_in_a_url_is_not_shown(monkeypatch):
@@ -130,6 +151,7 @@ def test_a_wrong_value_is_named(monkeypatch, name, value, line):
         ("WORKSHOP_API_KEY", "WORKSHOP_API_KEYS"),
         ("workshop_daily_buget", "WORKSHOP_DAILY_BUDGET"),
         ("WORKSHOP_DATABASE_URL", "DATABASE_URL"),
+        ("WORKSHOP_LLM_BASE_URL", "LLM_BASE_URL"),
         ("WORKSHOP_", "WORKSHOP_"),
         ("WORKSHOP_X" + "Y" * 1000, "WORKSHOP_"),
     ],
@@ -219,6 +241,7 @@ def test_settings_may_come_from_a_file_and_variables_override_it(monkeypatch, se
         ("placement: orbit", "setting placement='orbit': "),
         (f"api_keys: {{{SECRET}: 3}}", "setting api_keys: "),
         (f"llm_api_key: [{SECRET}]", "setting LLM_API_KEY: "),
+        (f"draft_api_key: [{SECRET}]", "setting draft_api_key: "),
     ],
 )
 def test_a_wrong_file_gives_a_one_line_error(settings_file, text, line):
@@ -269,6 +292,14 @@ def test_wrong_options_of_a_deployment_are_refused(monkeypatch, path, value):
             {"api", "classifier", "language_models", "retriever"},
         ),
         (
+            {"placement": "deployment", "draft_base_url": "http://x"},
+            {"api", "classifier", "language_models", "retriever", "rag"},
+        ),
+        (
+            {"placement": "deployment", "draft_base_url": "http://x", "llm_base_url": "http://x"},
+            {"api", "classifier", "retriever"},
+        ),
+        (
             {"placement": "deployment", "deployments": {"classifier": {"placement": "inline"}}},
             {"api", "language_models", "retriever", "rag"},
         ),
@@ -282,3 +313,94 @@ def test_wrong_options_of_a_deployment_are_refused(monkeypatch, path, value):
 )
 def test_a_model_is_a_deployment_where_its_placement_says_so(settings, deployed):
     assert set(Settings(**settings).deployed) == deployed
+
+
+URL = "http://127.0.0.1:9000"
+
+
+@pytest.mark.parametrize(
+    ("variables", "draft", "main"),
+    [
+        ({}, None, None),
+        ({"OPENAI_API_KEY": "o", "ANTHROPIC_API_KEY": "a"}, None, None),
+        ({"LLM_BASE_URL": URL}, None, ("openai", URL, None)),
+        ({"LLM_BASE_URL": URL, "LLM_API_KEY": "k", "OPENAI_API_KEY": "o"}, None, ("openai", URL, "k")),
+        ({"LLM_BASE_URL": URL, "OPENAI_API_KEY": "o", "ANTHROPIC_API_KEY": "a"}, None, ("openai", URL, "o")),
+        (
+            {"LLM_BASE_URL": URL, "LLM_PROTOCOL": "anthropic", "OPENAI_API_KEY": "o", "ANTHROPIC_API_KEY": "a"},
+            None,
+            ("anthropic", URL, "a"),
+        ),
+        ({"LLM_BASE_URL": URL, "LLM_PROTOCOL": "anthropic", "OPENAI_API_KEY": "o"}, None, ("anthropic", URL, None)),
+        ({"WORKSHOP_DRAFT_BASE_URL": URL, "OPENAI_API_KEY": "o"}, ("openai", URL, "o"), None),
+        (
+            {"WORKSHOP_DRAFT_BASE_URL": URL, "WORKSHOP_DRAFT_API_KEY": "d", "LLM_API_KEY": "k", "OPENAI_API_KEY": "o"},
+            ("openai", URL, "d"),
+            None,
+        ),
+        ({"LLM_BASE_URL": URL, "LLM_API_KEY": "", "OPENAI_API_KEY": "o"}, None, ("openai", URL, None)),
+    ],
+    ids=str,
+)
+def test_each_model_has_a_server_and_a_key_of_its_own(monkeypatch, variables, draft, main):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    settings = read_settings()
+    assert settings.draft_server == (draft and ModelServer(*draft))
+    assert settings.main_server == (main and ModelServer(*main))
+
+
+@pytest.mark.parametrize("url", ["http://a", "https://a.b-c.de:1/x/y/", "http://[::1]:9000/v1", "http://übel.de/v1"])
+def test_a_url_of_a_server_may_have_a_port_and_a_path(url):
+    assert Settings(llm_base_url=url).main_server == ModelServer("openai", url, None)
+
+
+def test_no_key_is_shown():
+    settings = Settings(llm_base_url=URL, llm_api_key=SECRET, openai_api_key=SECRET)
+    assert SECRET not in f"{settings!r} {settings.main_server!r}"
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"LLM_BASE_URL": "127.0.0.1:9000"}, "setting LLM_BASE_URL='127.0.0.1:9000': "),
+        *(
+            ({"LLM_BASE_URL": url}, f"setting LLM_BASE_URL={url!r}: ")
+            for url in [
+                "",
+                "http://",
+                "http://:9000",
+                "http://a:port/v1",
+                "http://a/v1\n",
+                "http://a/v1?b=c",
+                "http://[",
+            ]
+        ),
+        ({"LLM_BASE_URL": f"http://me:{SECRET}@a/v1"}, "setting LLM_BASE_URL: "),
+        ({"LLM_BASE_URL": URL, "LLM_PROTOCOL": "grpc"}, "'openai' or 'anthropic'"),
+        ({"LLM_PROTOCOL": "anthropic"}, "LLM_BASE_URL is not"),
+        ({"WORKSHOP_EMBEDDING_BASE_URL": URL}, "embedding_model is not"),
+        ({"WORKSHOP_DRAFT_MODEL": "one/model", "WORKSHOP_MAIN_MODEL": "other/model"}, "both are called model"),
+        ({"WORKSHOP_DRAFT_PROTOCOL": "anthropic"}, "there is no setting WORKSHOP_DRAFT_PROTOCOL"),
+        *(
+            ({name: key}, f"setting {shown}: Value error, it should be ASCII")
+            for name, shown in [
+                ("LLM_API_KEY", "LLM_API_KEY"),
+                ("OPENAI_API_KEY", "OPENAI_API_KEY"),
+                ("ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY"),
+                ("WORKSHOP_DRAFT_API_KEY", "draft_api_key"),
+                ("WORKSHOP_EMBEDDING_API_KEY", "embedding_api_key"),
+            ]
+            for key in (f"{SECRET}\n", f"Bearer {SECRET}", f"{SECRET}…")
+        ),
+    ],
+    ids=str,
+)
+def test_a_wrong_server_is_refused(monkeypatch, variables, line):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StartError) as caught:
+        read_settings()
+    assert line in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert SECRET not in str(caught.value)

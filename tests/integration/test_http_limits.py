@@ -5,15 +5,17 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import httpx
 import psutil
 import pytest
 from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import StreamingResponse
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from tests.service import until
 from tests.stand_ins import application, draft, main
 from workshop.api.middleware.header_limit import MAX_HEADER_BYTES
 from workshop.integration import http_limits
@@ -169,6 +171,51 @@ def test_a_body_that_nobody_reads_does_not_hold_the_connection(service, hasty):
         client.sendall(POST.replace(b"/v1/predict", b"/nowhere"))
         assert client.recv(20).startswith(b"HTTP/1.1 404 ")
         assert send_until_cut_off(client, [b" "] * 900, pause_s=0.05)
+
+
+@pytest.mark.parametrize("head", [b"nonsense\r\n\r\n", b"\x16\x03\x01\x02\x00", GET + b"No colon\r\n\r\n"])
+def test_what_is_not_http_is_a_400(service, head):
+    with connection(service) as client:
+        client.sendall(head)
+        received = everything(client)
+    assert problem(received)["status"] == 400
+    assert b"x-content-type-options: nosniff" in received.lower()
+
+
+def test_a_body_in_wrong_chunks_is_a_400_at_once(service):
+    chunked = POST.replace(b"Content-Length: 1000", b"Transfer-Encoding: chunked")
+    with connection(service) as client:
+        client.sendall(chunked + b"1\r\n{\r\nnonsense\r\n")
+        assert problem(everything(client))["status"] == 400
+
+
+def test_one_connection_too_many_is_a_503(service, monkeypatch):
+    monkeypatch.setattr(http_limits, "MAX_CONNECTIONS", 3)
+    with ExitStack() as stack:
+        stack.enter_context(connect(f"ws://127.0.0.1:{service.port}/v1/chat/ws"))
+        first, _, refused = (stack.enter_context(connection(service)) for _ in range(3))
+        received = everything(refused)
+        assert problem(received)["status"] == 503
+        assert b"retry-after: 5" in received.lower()
+        first.sendall(GET + b"\r\n")
+        assert first.recv(20).startswith(b"HTTP/1.1 200 ")
+    assert until(lambda: can_connect(service), bool)
+
+
+def can_connect(server: Server) -> bool:
+    return httpx.get(server.url + "/health").status_code == 200
+
+
+@pytest.mark.parametrize("compression", [None, "deflate"])
+def test_a_large_message_is_refused_before_it_is_in_memory(service, compression):
+    with connect(f"ws://127.0.0.1:{service.port}/v1/chat/ws", compression=compression) as talk:
+        assert '"ready"' in talk.recv(timeout=10)
+        with suppress(ConnectionClosed):  # it may be closed before all is sent
+            talk.send(" " * 2**23)
+        with pytest.raises(ConnectionClosed) as caught:
+            talk.recv(timeout=10)
+    if caught.value.rcvd is not None:  # a client that is still sending may not get to read it
+        assert caught.value.rcvd.code == 1009
 
 
 def slow_app() -> FastAPI:

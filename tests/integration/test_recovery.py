@@ -14,6 +14,8 @@ from tests.service import RECORD
 from workshop.models.tumours import TumourClassifier, train
 from workshop.settings import Placement, Settings
 
+VERSION_REQUESTS = 'http_requests_total{method="GET",route="/version",status="200"}'
+
 
 @pytest.fixture(scope="module")
 def service(cluster, tmp_path_factory) -> Iterator[httpx.Client]:
@@ -31,8 +33,9 @@ def service(cluster, tmp_path_factory) -> Iterator[httpx.Client]:
         yield client
 
 
-def kill_the_classifier() -> None:
-    [name] = [name for name in ray.util.list_named_actors(all_namespaces=True) if "#classifier#" in name["name"]]
+def kill(deployment: str) -> None:
+    """Kill its one replica."""
+    [name] = [name for name in ray.util.list_named_actors(all_namespaces=True) if f"#{deployment}#" in name["name"]]
     ray.kill(ray.get_actor(**name), no_restart=True)
 
 
@@ -46,7 +49,7 @@ def wait_for(service: httpx.Client, status: int) -> httpx.Response:
 
 def test_readiness_is_503_while_the_classifier_is_gone_and_comes_back(service):
     wait_for(service, 200)
-    kill_the_classifier()
+    kill("classifier")
     answer = wait_for(service, 503)
     assert int(answer.headers["Retry-After"]) >= 1
     assert answer.json()["error"] == "UnavailableError"
@@ -63,3 +66,20 @@ def test_a_bug_is_a_500_with_one_request_id_and_no_internals(service):
         assert "ValueError" not in answer.text
         [request_id] = answer.headers.get_list("X-Request-ID")
         assert answer.json()["request_id"] == str(UUID(request_id))
+
+
+def test_totals_go_on_where_a_killed_replica_has_stopped(service):
+    def version_requests() -> float:
+        [line] = [line for line in service.get("/metrics").text.splitlines() if VERSION_REQUESTS in line]
+        return float(line.split()[-1])
+
+    wait_for(service, 200)
+    for _ in range(3):
+        service.get("/version")
+    before = version_requests()  # so they are stored
+    kill("api")
+    end = time.monotonic() + 60
+    while (answer := service.get("/version")).status_code != 200:
+        assert time.monotonic() < end, answer.text
+        time.sleep(0.1)
+    assert version_requests() >= before + 1

@@ -72,6 +72,57 @@ def test_endless_headers_take_no_memory(service):
         assert process.memory_info().rss - before[process] < 100e6
 
 
+def memory(name: str) -> dict[psutil.Process, int]:
+    """Bytes in use by each process of this test run's Ray with this name."""
+    processes = [each for each in psutil.Process().children(recursive=True) if name in each.name()]
+    assert processes
+    return {process: process.memory_info().rss for process in processes}
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/nowhere", "/health"])
+def test_endless_bodies_take_no_memory(service, path):
+    """Also those that no application wants to read, and in many small chunks."""
+    before = {**memory("ProxyActor"), **memory("api")}
+    head = f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n".encode()
+    chunk = b"100000\r\n" + 2**20 * b" " + b"\r\n"
+    with connection(service) as client:
+        try:
+            for piece in [head + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 300]:
+                client.sendall(piece)
+        except OSError:
+            pass
+    after = {**memory("ProxyActor"), **memory("api")}
+    assert all(after[process] - before[process] < 100e6 for process in before)
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 5000000", "Transfer-Encoding: chunked"])
+def test_a_body_that_is_too_long_is_a_413(service, length):
+    body = 5_000_000 * b" " if "5000000" in length else (2**16 * b" " for _ in range(80))
+    answer = httpx.post(service + "/v1/predict", content=body, headers={"Content-Type": "application/json"}, timeout=60)
+    assert answer.status_code == 413
+
+
+def test_a_compressed_body_is_a_415(service):
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    answer = httpx.post(service + "/v1/predict", content=b"nothing", headers=headers)
+    assert (answer.status_code, answer.headers["Accept-Encoding"]) == (415, "identity")
+
+
+def test_what_is_not_http_is_a_400(service):
+    with connection(service) as client:
+        client.sendall(b"nonsense\r\n\r\n")
+        assert problem(everything(client))["status"] == 400
+
+
+@pytest.mark.parametrize("path", ["/health", "/nowhere", "/docs", "/", "/-/healthz"])
+def test_every_response_has_each_security_header_once(service, path):
+    """The last one is an answer of the proxy itself."""
+    answer = httpx.get(service + path)
+    for name in ("Content-Security-Policy", "X-Content-Type-Options", "Referrer-Policy", "Cache-Control"):
+        assert len(answer.headers.get_list(name)) == 1, name
+    assert ("script-src" in answer.headers["Content-Security-Policy"]) == (path in ("/docs", "/"))
+
+
 @pytest.mark.parametrize("start", [b"", GET + b"X-Slow: a"])
 def test_slow_headers_are_cut_off(service, start):
     with connection(service) as client:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from contextlib import aclosing
 
@@ -226,6 +227,19 @@ async def test_a_prompt_is_encoded_without_blocking_the_event_loop(model, monkey
     await asyncio.sleep(0.01)
     go.set()
     assert (await call).usage.completion_tokens == 1
+
+
+async def test_very_long_texts_are_encoded_while_other_code_runs(model):
+    """A thread alone is not enough: one that held the interpreter's lock would block the event loop all the same."""
+    messages = [Message("user", "word " * 20_000)] * 40
+    start = last = time.perf_counter()
+    call = asyncio.create_task(asyncio.to_thread(model._template.encode, messages))
+    longest = 0.0
+    while not call.done():
+        await asyncio.sleep(0.001)
+        last, before = time.perf_counter(), last
+        longest = max(longest, last - before)
+    assert longest < (last - start) / 3
 
 
 async def test_a_prompt_that_cannot_fit_is_refused_without_encoding_it(model, monkeypatch):

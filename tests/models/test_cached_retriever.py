@@ -3,19 +3,21 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 
-from tests.retriever import HELD_OUT, built
+from tests.retriever import HELD_OUT, built, embed, search
 from workshop.contracts.classifier import FloatMatrix
 from workshop.contracts.retriever import Hit, RetrieverCard
-from workshop.models.cached_retriever import MAX_TEXTS, CachedRetriever
+from workshop.models.cached_retriever import CachedRetriever
+from workshop.storage.cache import Cache
 
 pytestmark = pytest.mark.anyio
 
+MAX_BYTES = 2**20
 QUESTION, OTHER, THIRD = (question for question, _ in HELD_OUT[:3])
 
 
@@ -36,37 +38,46 @@ class Watched:
     def __post_init__(self) -> None:
         self.go.set()
 
-    def project(self, texts: Sequence[str]) -> FloatMatrix:
+    async def project(self, texts: Sequence[str]) -> FloatMatrix:
         self.embedded += texts
-        self.go.wait()
+        await asyncio.to_thread(self.go.wait)
         if self.error is not None:
             raise self.error
-        return built().project(texts)
+        return await built().project(texts)
 
     def nearest(self, projection: FloatMatrix, k: int) -> list[Hit]:
         return built().nearest(projection, k)
+
+    async def aclose(self) -> None:
+        pass
 
 
 @pytest.fixture(params=["memory", "redis"])
 async def places(request) -> AsyncIterator[tuple[Watched, CachedRetriever]]:
     url, _ = request.getfixturevalue("redis") if request.param == "redis" else (None, None)
     index = Watched()
-    async with aclosing(CachedRetriever(index, url)) as cached:
+    async with caching(index, url) as cached:
         yield index, cached
+
+
+@asynccontextmanager
+async def caching(index: Watched, url: str | None) -> AsyncIterator[CachedRetriever]:
+    async with aclosing(Cache.at(url, MAX_BYTES)) as cache, aclosing(CachedRetriever(index, cache)) as cached:
+        yield cached
 
 
 async def test_only_new_texts_are_embedded_and_the_order_stays(places):
     index, cached = places
     await cached.embed([QUESTION, OTHER])
     texts = [THIRD, OTHER, THIRD, QUESTION]
-    np.testing.assert_allclose(await cached.embed(texts), built().embed(texts), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(await cached.embed(texts), embed(built(), texts), rtol=0, atol=1e-12)
     assert index.embedded == [QUESTION, OTHER, THIRD]
 
 
 async def test_a_search_uses_the_same_vectors_and_finds_the_same(places):
     index, cached = places
     for _ in range(2):
-        assert await cached.search(QUESTION, 3) == built().search(QUESTION, 3)
+        assert await cached.search(QUESTION, 3) == search(built(), QUESTION, 3)
     await cached.embed([QUESTION])
     assert index.embedded == [QUESTION]
 
@@ -94,7 +105,7 @@ async def test_a_text_that_is_asked_for_many_times_at_once_is_embedded_once(plac
     await asyncio.wait(calls[:1])
     index.go.set()
     answers = await asyncio.gather(*calls[1:])
-    np.testing.assert_allclose(answers[-1], built().embed([QUESTION, OTHER]), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(answers[-1], embed(built(), [QUESTION, OTHER]), rtol=0, atol=1e-12)
     assert sorted(index.embedded) == sorted([QUESTION, OTHER])
 
 
@@ -116,7 +127,7 @@ async def until_embedded(index: Watched, n_texts: int) -> None:
 async def test_another_index_does_not_get_the_vectors_of_this_one(redis):
     url, _ = redis
     one, other = Watched(), Watched(replace(built().card, version="another"))
-    async with aclosing(CachedRetriever(one, url)) as first, aclosing(CachedRetriever(other, url)) as second:
+    async with caching(one, url) as first, caching(other, url) as second:
         await first.embed([QUESTION])
         await second.embed([QUESTION])
     assert (one.embedded, other.embedded) == ([QUESTION], [QUESTION])
@@ -125,7 +136,7 @@ async def test_another_index_does_not_get_the_vectors_of_this_one(redis):
 async def test_replicas_with_a_redis_embed_for_each_other(redis):
     url, _ = redis
     one, two = Watched(), Watched()
-    async with aclosing(CachedRetriever(one, url)) as first, aclosing(CachedRetriever(two, url)) as second:
+    async with caching(one, url) as first, caching(two, url) as second:
         np.testing.assert_array_equal(await first.embed([QUESTION]), await second.embed([QUESTION]))
     assert (one.embedded, two.embedded) == ([QUESTION], [])
 
@@ -133,7 +144,7 @@ async def test_replicas_with_a_redis_embed_for_each_other(redis):
 async def test_when_redis_does_not_answer_every_text_is_embedded(redis):
     url, process = redis
     index = Watched()
-    async with aclosing(CachedRetriever(index, url)) as cached:
+    async with caching(index, url) as cached:
         await cached.embed([QUESTION])
         process.terminate()
         process.wait()
@@ -142,13 +153,5 @@ async def test_when_redis_does_not_answer_every_text_is_embedded(redis):
 
 
 async def test_a_redis_that_was_never_there_does_no_harm():
-    async with aclosing(CachedRetriever(Watched(), "redis://127.0.0.1:9")) as cached:
-        assert await cached.search(QUESTION, 3) == built().search(QUESTION, 3)
-
-
-async def test_the_cache_in_memory_has_a_limit():
-    index = Watched()
-    async with aclosing(CachedRetriever(index)) as cached:
-        await cached.embed([str(number) for number in range(MAX_TEXTS + 1)])
-        await cached.embed([str(MAX_TEXTS), "0"])
-    assert index.embedded[MAX_TEXTS + 1 :] == ["0"]
+    async with caching(Watched(), "redis://127.0.0.1:9") as cached:
+        assert await cached.search(QUESTION, 3) == search(built(), QUESTION, 3)

@@ -13,7 +13,7 @@ from threading import Thread
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
-from tests.retriever import HELD_OUT, built
+from tests.retriever import HELD_OUT, built, search
 from tests.stand_ins import PROMPT_TOKENS, StandInModel
 from workshop.contracts.errors import ModelFailedError, PromptTooLongError
 from workshop.contracts.generator import Chunk, Message, Prompt, Usage
@@ -145,8 +145,8 @@ async def test_a_source_at_the_threshold_is_relevant():
 
 def test_the_threshold_tells_held_out_questions_from_others():
     """The other questions were not used to choose it."""
-    best = [built().search(question, 1)[0].score for question, _ in HELD_OUT]
-    others = [hits[0].score if (hits := built().search(question, 1)) else 0.0 for question in OFF_TOPIC]
+    best = [search(built(), question, 1)[0].score for question, _ in HELD_OUT]
+    others = [hits[0].score if (hits := search(built(), question, 1)) else 0.0 for question in OFF_TOPIC]
     assert sum(score >= THRESHOLD for score in best) / len(best) > 0.95
     assert sum(score < THRESHOLD for score in others) / len(others) > 0.85
 

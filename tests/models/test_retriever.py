@@ -20,10 +20,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from tests.retriever import HELD_OUT, built
+from tests.retriever import HELD_OUT, built, embed, finish, search
 from workshop import corpus
 from workshop.contracts.errors import StartError
-from workshop.models.retriever import PASSAGE_WORDS, CorpusRetriever, TfidfSvd, lesson_passages
+from workshop.models.retriever import PASSAGE_WORDS, CorpusRetriever, SentenceEmbedding, TfidfSvd, lesson_passages
 from workshop.models.tumours import ArtifactError
 
 FILE = "retriever.skops"
@@ -99,7 +99,7 @@ def sentence_model(tmp_path_factory) -> Path:
 
 
 def found(retriever: CorpusRetriever, question: str, k: int) -> list[str]:
-    return [hit.passage.text for hit in retriever.search(question, k)]
+    return [hit.passage.text for hit in search(retriever, question, k)]
 
 
 def test_held_out_questions_find_their_answer(retriever):
@@ -110,14 +110,14 @@ def test_held_out_questions_find_their_answer(retriever):
 
 def test_a_question_of_the_corpus_leads_to_its_answer(retriever):
     entry = corpus.entries()[7]
-    hit, *_ = retriever.search(entry.questions[0], 3)
+    hit, *_ = search(retriever, entry.questions[0], 3)
     assert (hit.passage.text, hit.passage.source) == (entry.answer, entry.topic)
     assert hit.score > 0.9
 
 
 @given(text=st.text() | st.sampled_from(HELD_OUT).map(lambda pair: pair[0]), k=st.integers(1, 10))
 def test_each_passage_is_found_once_and_the_best_first(text, k):
-    hits = built().search(text, k)
+    hits = search(built(), text, k)
     scores = [hit.score for hit in hits]
     assert len(hits) in (0, k)
     assert len({hit.passage.id for hit in hits}) == len(hits)
@@ -127,7 +127,7 @@ def test_each_passage_is_found_once_and_the_best_first(text, k):
 
 @given(texts=st.lists(st.text(), min_size=1, max_size=5))
 def test_vectors_have_length_one_or_zero(texts):
-    vectors = built().embed(texts)
+    vectors = embed(built(), texts)
     assert (vectors.shape, vectors.dtype) == ((len(texts), 384), np.float64)
     lengths = np.linalg.norm(vectors, axis=1)
     assert np.all(np.isclose(lengths, 1) | (lengths == 0))
@@ -135,12 +135,12 @@ def test_vectors_have_length_one_or_zero(texts):
 
 @pytest.mark.parametrize("text", ["", " ", "?!", "the of and", "жжжж"])
 def test_a_text_without_a_known_word_is_all_zeros_and_finds_nothing(retriever, text):
-    assert not retriever.embed([text]).any()
-    assert retriever.search(text, 3) == []
+    assert not embed(retriever, [text]).any()
+    assert search(retriever, text, 3) == []
 
 
 def test_words_that_the_corpus_does_not_have_lower_the_score(retriever):
-    [known], [less_known] = (retriever.search(text, 1) for text in (QUESTION, QUESTION + " жжжж"))
+    [known], [less_known] = (search(retriever, text, 1) for text in (QUESTION, QUESTION + " жжжж"))
     assert less_known.passage == known.passage
     assert less_known.score < 0.9 * known.score
 
@@ -173,38 +173,40 @@ def test_a_passages_id_stays_the_same_when_others_are_added(lessons):
 
 
 def test_all_ids_differ(retriever):
-    hits = retriever.search(QUESTION, retriever.card.passages)
+    hits = search(retriever, QUESTION, retriever.card.passages)
     assert len({hit.passage.id for hit in hits}) == retriever.card.passages
 
 
 @pytest.mark.parametrize("folder", [None, Path("nowhere")])
 def test_without_lessons_only_the_corpus_is_indexed(folder, sentence_model):
-    assert CorpusRetriever.build(folder, str(sentence_model)).card.passages == len(corpus.entries())
+    assert finish(CorpusRetriever.build(folder, SentenceEmbedding(str(sentence_model)))).card.passages == len(
+        corpus.entries()
+    )
 
 
 def test_the_lessons_can_be_found(retriever):
-    hits = retriever.search("Why does no endpoint of the service hold a handle?", 2)
+    hits = search(retriever, "Why does no endpoint of the service hold a handle?", 2)
     assert any(hit.passage.source == "lesson 09: deployment handles" for hit in hits)
 
 
 def test_the_embedding_is_the_same_every_time():
     texts = [text for entry in corpus.entries() for text in (entry.answer, *entry.questions)]
-    first, second = (TfidfSvd.fit(texts).project(texts[:100]) for _ in range(2))
+    first, second = (finish(TfidfSvd.fit(texts).project(texts[:100])) for _ in range(2))
     np.testing.assert_allclose(first, second, atol=1e-4)
 
 
 def test_threads_do_not_disturb_each_other(retriever):
     questions = [question for question, _ in HELD_OUT[:100]]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda question: retriever.search(question, 3), questions))
-    assert together == [retriever.search(question, 3) for question in questions]
+        together = list(pool.map(lambda question: search(retriever, question, 3), questions))
+    assert together == [search(retriever, question, 3) for question in questions]
 
 
 def test_a_saved_retriever_is_the_same_retriever(retriever, artifact):
     loaded = CorpusRetriever.load(artifact)
     assert loaded.card == retriever.card
-    assert loaded.search(QUESTION, 5) == retriever.search(QUESTION, 5)
-    np.testing.assert_array_equal(loaded.embed([QUESTION]), retriever.embed([QUESTION]))
+    assert search(loaded, QUESTION, 5) == search(retriever, QUESTION, 5)
+    np.testing.assert_array_equal(embed(loaded, [QUESTION]), embed(retriever, [QUESTION]))
 
 
 def test_the_artifact_is_one_file_and_nothing_unfinished(artifact):
@@ -268,18 +270,19 @@ def test_loading_while_another_thread_saves_gets_a_whole_artifact(retriever, art
 
 
 def test_a_sentence_transformers_model_can_take_the_place_of_tfidf(sentence_model, tmp_path):
-    CorpusRetriever.build(None, str(sentence_model)).save(tmp_path)
-    loaded = CorpusRetriever.load(tmp_path, str(sentence_model))
+    embedding = SentenceEmbedding(str(sentence_model))
+    finish(CorpusRetriever.build(None, embedding)).save(tmp_path)
+    loaded = CorpusRetriever.load(tmp_path, embedding)
     assert (loaded.card.embedding, loaded.card.dimensions) == ("tiny-sentences", 16)
     for entry in islice(corpus.entries(), 0, None, 50):
-        hit, *_ = loaded.search(entry.answer, 1)
+        hit, *_ = search(loaded, entry.answer, 1)
         assert (hit.passage.text, hit.score) == (entry.answer, pytest.approx(1, abs=1e-5))
-    np.testing.assert_allclose(np.linalg.norm(loaded.embed(["A replica", "a queue"]), axis=1), 1)
+    np.testing.assert_allclose(np.linalg.norm(embed(loaded, ["A replica", "a queue"]), axis=1), 1)
 
 
 def test_an_index_of_another_embedding_is_refused(artifact, sentence_model):
     with pytest.raises(ArtifactError, match="made with tfidf-svd, not tiny-sentences; run: python -m workshop train"):
-        CorpusRetriever.load(artifact, str(sentence_model))
+        CorpusRetriever.load(artifact, SentenceEmbedding(str(sentence_model)))
 
 
 def cut_the_weights_short(folder: Path) -> None:
@@ -301,6 +304,6 @@ def test_a_bad_embedding_model_gives_a_one_line_error_that_names_it(sentence_mod
     shutil.copytree(sentence_model, folder)
     damage(folder)
     with pytest.raises(StartError) as caught:
-        CorpusRetriever.build(None, str(folder))
+        SentenceEmbedding(str(folder))
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)

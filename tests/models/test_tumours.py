@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_the_largest_values_can_be_predicted(trained):
 
 def test_a_saved_model_is_the_same_model(trained, artifact):
     loaded = TumourClassifier.load(artifact)
-    assert loaded.card == trained.card
+    assert loaded.card == replace(trained.card, sha256=hashlib.sha256((artifact / MODEL).read_bytes()).hexdigest())
     np.testing.assert_array_equal(loaded.predict(ROWS).probabilities, trained.predict(ROWS).probabilities)
 
 

@@ -44,6 +44,7 @@ def new_settings(artifact, retriever_artifact, tmp_path_factory):
             rate_limits={"/v1/generate": f"{RATE_LIMIT}/minute"},
             allowed_origins=["https://friend.example"],
             database_url=f"sqlite+aiosqlite:///{database}",
+            files_url=f"file://{database.with_name('files')}",
             **settings,
         )
 

@@ -14,6 +14,8 @@ from workshop import corpus
 
 TEXT = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
 ADDRESS = "http://127.0.0.1:8000"
+OTHERS = {"/invocations": "[0, 0, 0, 0, 0]", "/v2/": str(["malignant"] * 5)}
+"""What the examples print that ask the classifier, by the path that they call."""
 [ANSWER] = [entry.answer for entry in corpus.entries() if "What is Ray Serve?" in entry.questions]
 
 
@@ -45,7 +47,8 @@ def test_curl(service, example):
 
 @pytest.mark.parametrize("example", examples("python"))
 def test_python(service, example):
-    assert ANSWER in answers_in(output_of(sys.executable, "-c", example.replace(ADDRESS, str(service.base_url))))
+    [answer] = [text for path, text in OTHERS.items() if path in example] or [ANSWER]
+    assert answer in answers_in(output_of(sys.executable, "-c", example.replace(ADDRESS, str(service.base_url))))
 
 
 @pytest.mark.parametrize("example", examples("js"))

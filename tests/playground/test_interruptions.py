@@ -180,7 +180,7 @@ def test_a_closed_chat_can_be_reconnected_manually(page, serve):
     expect(page.locator("#chat .state")).to_have_text("Connected")
     enter_key(page, "another")
     expect(page.locator("#chat .state")).to_have_text("Closed")
-    expect(page.locator("#chat").get_by_role("alert")).to_contain_text("this service requires a valid API key")
+    expect(page.locator("#chat").get_by_role("alert")).to_contain_text("this request requires a valid API key or token")
     page.get_by_role("button", name="Connect now").click()
     expect(page.locator("#chat .state")).to_have_text("Closed")
 
@@ -193,7 +193,7 @@ def enter_key(page, key: str) -> None:
 def test_with_a_key_everything_works_on_a_service_that_requires_one(page, serve):
     page.goto(serve(api_keys={KEY: "ada"}).url)
     for place in ("#language-notice", "#predict [role=alert]"):
-        expect(page.locator(place)).to_contain_text("this service requires a valid API key")
+        expect(page.locator(place)).to_contain_text("this request requires a valid API key or token")
     enter_key(page, KEY)
     expect(page.locator("#chat .state")).to_have_text("Connected")
     for panel in (MODEL, CASCADE):

@@ -2,6 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from workshop.storage import database
+
 
 @pytest.fixture
 def anyio_backend() -> str:
@@ -25,3 +27,11 @@ def url(request) -> str:
     if request.param == "sqlite":
         return request.getfixturevalue("sqlite")
     return request.getfixturevalue("postgresql").empty_database()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """SQLite's driver does not wait for another process that writes."""
+    settings = database.SQLITE_SETTINGS.replace("busy_timeout = 5000", "busy_timeout = 10")
+    assert settings != database.SQLITE_SETTINGS
+    monkeypatch.setattr(database, "SQLITE_SETTINGS", settings)

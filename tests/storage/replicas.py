@@ -22,7 +22,7 @@ def add_a_case(url: str, barrier: Any, ran: Any) -> None:
     logging.getLogger("alembic").addHandler(watch)
     logging.getLogger("alembic").setLevel(logging.INFO)
     barrier.wait()
-    asyncio.run(SqlCaseStore(url).add((1.0,), None))
+    asyncio.run(SqlCaseStore(url).add("ada", (1.0,), None))
     ran.put(sum("Running upgrade  -> 0001" in record.getMessage() for record in records))
 
 

@@ -54,7 +54,7 @@ async def connected(url):
 
 
 def case() -> CaseRow:
-    return CaseRow(id=uuid4(), measurements=[1.0])
+    return CaseRow(id=uuid4(), owner="ada", measurements=[1.0])
 
 
 async def count(connected: Database) -> int:
@@ -100,7 +100,7 @@ async def test_a_wrong_statement_is_our_error(connected, url):
     same = uuid4()
     with pytest.raises(IntegrityError):
         async with connected.transaction() as session:
-            session.add_all([CaseRow(id=same, measurements=[]), CaseRow(id=same, measurements=[])])
+            session.add_all([CaseRow(id=same, owner="ada", measurements=[]) for _ in range(2)])
     # In SQLite, a table that was dropped and one that never existed give the same error.
     expected = ProgrammingError if "postgresql" in url else UnavailableError
     with pytest.raises(expected):

@@ -10,7 +10,6 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.schema import CreateIndex, CreateTable
 
 from tests.storage.test_usage import NOON, RECORD
 from workshop.contracts.errors import StartError
@@ -59,15 +58,18 @@ def _with_engine(url, use):
 
 def create_tables_without_migrations(url: str) -> None:
     """Create the tables as the service did when it had no migrations."""
-    statements = [CreateTable(table) for table in Base.metadata.sorted_tables if table.name in {"cases", "usage"}]
-    statements += [CreateIndex(index) for create in statements for index in create.element.indexes]
-    execute(url, *statements)
+    command.upgrade(configuration(url), "0001")
+    execute(url, "DROP TABLE alembic_version")
+
+
+def configuration(url: str) -> Config:
+    """The configuration of Alembic's command line."""
+    return Config(toml_file="pyproject.toml", attributes={"url": url})
 
 
 @pytest.fixture
 def alembic(url) -> Config:
-    """The configuration of Alembic's command line."""
-    return Config(toml_file="pyproject.toml", attributes={"url": url})
+    return configuration(url)
 
 
 def test_migrations_make_the_tables_that_the_code_knows(url, alembic):
@@ -87,6 +89,26 @@ def test_every_migration_can_be_undone(url, alembic):
     assert tables(url) == {"alembic_version"}
     start(url)
     assert tables(url) == {"alembic_version", *Base.metadata.tables}
+
+
+def test_cases_from_before_they_had_owners_survive_the_way_there_and_back(url, alembic):
+    command.upgrade(alembic, "0002")
+    case = "('00000000000000000000000000000001', '[1.0]', '2026-01-01 00:00:00')"
+    execute(url, f"INSERT INTO cases (id, measurements, created) VALUES {case}")
+
+    async def cases(owner: str | None) -> list[tuple[float, ...]]:
+        store = SqlCaseStore(url)
+        try:
+            return [each.measurements for each in await store.newest(9, owner)]
+        finally:
+            await store.aclose()
+
+    start(url)
+    assert asyncio.run(cases(None)) == [(1.0,)]
+    assert asyncio.run(cases("ada")) == []
+    command.downgrade(alembic, "0002")
+    start(url)
+    assert asyncio.run(cases(None)) == [(1.0,)]
 
 
 def test_a_database_from_before_migrations_is_adopted(url, alembic):
@@ -154,7 +176,7 @@ def test_one_of_several_processes_migrates_and_the_others_wait(url):
     async def count() -> int:
         store = SqlCaseStore(url)
         try:
-            return len(await store.newest(100))
+            return len(await store.newest(100, None))
         finally:
             await store.aclose()
 

@@ -2,11 +2,10 @@
 
 import asyncio
 import json
-import math
 import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import aclosing, closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -14,11 +13,12 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
+from tests.sqlite import locked
 from workshop.contracts.errors import OverloadedError, UnavailableError
 from workshop.contracts.usage import UsageRecord, UsageTotals
-from workshop.storage import database, usage, write_behind
+from workshop.storage import usage, write_behind
 from workshop.storage.cases import SqlCaseStore
-from workshop.storage.usage import LATENCY_LIMITS_MS, SqlUsageStore
+from workshop.storage.usage import SqlUsageStore
 from workshop.storage.write_behind import MAX_BATCH
 
 pytestmark = pytest.mark.anyio
@@ -47,17 +47,12 @@ async def store(url):
         yield store
 
 
-@asynccontextmanager
-async def replica(url):
-    store = SqlUsageStore(url)
-    try:
-        yield store
-    finally:
-        await store.aclose()
+def replica(url):
+    return aclosing(SqlUsageStore(url))
 
 
 async def test_a_new_store_is_all_zeros(store):
-    assert await store.totals() == UsageTotals(0, 0.0, {}, 0, 0, dict.fromkeys((*LATENCY_LIMITS_MS, math.inf), 0), 0.0)
+    assert await store.totals() == UsageTotals(0, 0.0, {}, 0, 0)
     assert await store.spent("ada", NOON) == 0.0
 
 
@@ -65,7 +60,7 @@ async def test_records_add_up(store):
     await store.add(RECORD, RECORD, CASCADED)
     await store.add(DIRECT)
     totals = await store.totals()
-    assert (totals.answers, totals.cost, totals.latency_sum_ms) == (4, 1.5, 880.0)
+    assert (totals.answers, totals.cost) == (4, 1.5)
     assert totals.answers_by_model == {"draft": 2, "main": 2}
 
 
@@ -73,20 +68,6 @@ async def test_drafts_and_accepted_drafts_are_counted(store):
     await store.add(RECORD, RECORD, CASCADED, DIRECT, CHAT)
     totals = await store.totals()
     assert (totals.drafts, totals.drafts_accepted) == (3, 2)
-
-
-async def test_latencies_are_counted_up_to_each_limit(store):
-    await store.add(*(replace(RECORD, latency_ms=latency) for latency in (1, 10, 10.5, 10**9)))
-    counts = (await store.totals()).latency_counts
-    assert [counts[limit] for limit in (5, 10, 25, 60_000, math.inf)] == [1, 2, 3, 3, 4]
-    assert list(counts) == sorted(counts)
-
-
-async def test_the_totals_of_cascades_leave_other_answers_out(store):
-    await store.add(RECORD, CASCADED, DIRECT, CHAT)
-    assert (await store.totals()).answers == 4
-    cascades = await store.totals(cascades_only=True)
-    assert (cascades.answers, cascades.cost) == (3, 1.25)
 
 
 async def test_spending_is_counted_per_principal_since_a_given_time(store):
@@ -145,19 +126,10 @@ async def test_many_replicas_at_once_lose_nothing(store, url):
 
 async def test_cases_and_usage_share_a_database(store, url):
     cases = SqlCaseStore(url)
-    await cases.add((1.0,), None)
+    await cases.add("ada", (1.0,), None)
     await cases.aclose()
     await store.add(RECORD)
     assert (await store.totals()).answers == 1
-
-
-@asynccontextmanager
-async def locked(file):
-    """Another process writes to the database: other writers wait."""
-    with closing(sqlite3.connect(file)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-        connection.rollback()
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
@@ -215,14 +187,6 @@ async def test_adding_does_not_wait_for_the_database(store, file):
         assert (await store.totals()).answers == 1
     await asyncio.gather(*written)
     assert (await store.totals()).answers == 4
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    """SQLite's driver does not wait for another process that writes."""
-    settings = database.SQLITE_SETTINGS.replace("busy_timeout = 5000", "busy_timeout = 10")
-    assert settings != database.SQLITE_SETTINGS
-    monkeypatch.setattr(database, "SQLITE_SETTINGS", settings)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -387,10 +351,9 @@ async def test_no_query_reads_the_table_itself(store, file):
     try:
         await store.spent("ada", NOON)
         await store.totals()
-        await store.totals(cascades_only=True)
     finally:
         event.remove(Engine, "before_cursor_execute", note)
     with closing(sqlite3.connect(file)) as connection:
         plans = [connection.execute(f"EXPLAIN QUERY PLAN {query}", values).fetchall() for query, values in queries]
-    assert len(plans) == 3
+    assert len(plans) == 2
     assert all("USING COVERING INDEX" in step[-1] for plan in plans for step in plan)

@@ -14,9 +14,12 @@ from starlette.requests import HTTPConnection
 
 from workshop.api.clock import now
 from workshop.api.dependencies import LanguageDep, PrincipalDep, SettingsDep, find_generator, request_path
+from workshop.api.metrics import count_answer
 from workshop.contracts.cascade import Answer, CascadeEvent, Query
-from workshop.contracts.errors import BudgetExceededError, ModelFailedError
+from workshop.contracts.errors import BudgetExceededError, ModelFailedError, UnauthenticatedError
 from workshop.contracts.generator import Chunk, Prompt, Usage
+from workshop.contracts.metrics import MetricStore
+from workshop.contracts.principals import Principal
 from workshop.contracts.rag import RagAnswer, RagEvent
 from workshop.contracts.services import LanguageServices
 from workshop.contracts.usage import Reservation, UsageRecord
@@ -63,25 +66,29 @@ class Account:
 
     Args:
         endpoint: path of the route.
-        principal: the caller's id.
+        principal: the caller. Its answers end when its credential expires, and cost what was generated until then.
         language: the models, their prices, and the store of usage records.
         daily_budget: dollars that the principal may spend per day (UTC), or None for no limit.
         context_lengths: the known context lengths by model. The account adds those that it looks up.
+        metrics: where answers of the cascade are counted.
     """
 
     def __init__(
         self,
         endpoint: str,
-        principal: str,
+        principal: Principal,
         language: LanguageServices,
         daily_budget: float | None,
         context_lengths: dict[str, int],
+        metrics: MetricStore,
     ) -> None:
-        self.principal = principal
+        self.principal = principal.id
+        self._expires = principal.expires
         self._endpoint = endpoint
         self._language = language
         self._daily_budget = daily_budget
         self._context_lengths = context_lengths
+        self._metrics = metrics
 
     async def admit(self) -> None:
         """Reject a request that cannot be charged.
@@ -105,7 +112,8 @@ class Account:
             return Charge(model, chunk.usage, chunk.usage.total_tokens * price, chunk.finish_reason is not None)
 
         texts = [message.content for message in prompt.messages]
-        return self._metered(generator.stream(prompt), charge, [model], _token_bound(texts, prompt.max_tokens))
+        bound = _token_bound(texts, prompt.max_tokens)
+        return self._until_expiry(self._metered(generator.stream(prompt), charge, [model], bound))
 
     def ask(self, query: Query) -> AsyncGenerator[CascadeEvent, None]:
         """Stream the cascade's answer. Raises what ``Cascade.stream`` raises."""
@@ -118,9 +126,8 @@ class Account:
             )
 
         models = self._language.prices.keys()  # the draft may be discarded
-        return self._metered(
-            self._language.cascade.stream(query), charge, models, _token_bound([query.text], query.max_tokens)
-        )
+        bound = _token_bound([query.text], query.max_tokens)
+        return self._until_expiry(self._metered(self._language.cascade.stream(query), charge, models, bound))
 
     def ask_sources(self, question: str, k: int) -> AsyncGenerator[RagEvent, None]:
         """Stream an answer from sources. Raises what ``QuestionAnswerer.stream`` raises."""
@@ -132,7 +139,16 @@ class Account:
 
         model = max(self._language.prices, key=lambda name: self._language.prices[name])
         # The length of the sources is not known yet.
-        return self._metered(self._language.rag.stream(question, k), charge, [model], math.inf)
+        answer = self._language.rag.stream(question, k)
+        return self._until_expiry(self._metered(answer, charge, [model], math.inf))
+
+    async def _until_expiry(self, answer: AsyncGenerator[Item, None]) -> AsyncGenerator[Item, None]:
+        """The items of an answer. Raises UnauthenticatedError once the caller's credential has expired."""
+        async with aclosing(answer):
+            async for item in answer:
+                if self._expires is not None and now() >= self._expires:
+                    raise UnauthenticatedError("the credential has expired")
+                yield item
 
     async def _metered(
         self,
@@ -191,6 +207,8 @@ class Account:
         records = []
         if charge is not None and charge.usage.total_tokens:
             records.append(self._record(charge, 1000 * seconds))
+            if charge.cascaded is not None:
+                count_answer(self._metrics, charge.model, charge.cost, seconds)
         if records or reservation:
             written = self._language.usage.add(*records, settles=reservation)
             if reservation:
@@ -232,18 +250,19 @@ def _token_bound(texts: Collection[str], max_tokens: int | None) -> float:
 
 
 def create_account(
-    connection: HTTPConnection, principal: str, language: LanguageServices, settings: Settings
+    connection: HTTPConnection, principal: Principal, language: LanguageServices, settings: Settings
 ) -> Account:
     """An account for a principal's requests to this route."""
-    lengths = connection.app.state.context_lengths
-    return Account(request_path(connection), principal, language, settings.daily_budget, lengths)
+    state = connection.app.state
+    endpoint, metrics = request_path(connection), state.services.metrics
+    return Account(endpoint, principal, language, settings.daily_budget, state.context_lengths, metrics)
 
 
 async def open_account(
     connection: HTTPConnection, principal: PrincipalDep, language: LanguageDep, settings: SettingsDep
 ) -> Account:
     """The caller's account. Raises what ``Account.admit`` raises."""
-    account = create_account(connection, principal.id, language, settings)
+    account = create_account(connection, principal, language, settings)
     await account.admit()
     return account
 

@@ -5,25 +5,31 @@ more than the rest of the request.
 """
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Annotated, cast
+from ipaddress import IPv6Address, IPv6Network, ip_address
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request, Security, WebSocket, WebSocketException, status
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import SecurityScopes
 from starlette.requests import HTTPConnection
 
-from workshop.api.authentication import BearerToken, accept
+from workshop.api.authentication import LogIn, ReadCredential, accept
 from workshop.api.clock import Clock
 from workshop.api.errors import explain
 from workshop.api.health import HealthCheck
-from workshop.api.rate_limits import RateLimits
+from workshop.api.middleware import rate_limit_headers
+from workshop.api.rate_limits import Quota, RateLimits
+from workshop.api.sessions import Sessions
 from workshop.api.sockets import ConnectionSlots, is_cross_origin
 from workshop.contracts.cases import CaseStore
 from workshop.contracts.classifier import Classifier, ModelCard
-from workshop.contracts.errors import NotFoundError, UnauthenticatedError, UnavailableError
+from workshop.contracts.errors import ForbiddenError, NotFoundError, UnauthenticatedError, UnavailableError
 from workshop.contracts.generator import TextGenerator
-from workshop.contracts.principals import ANONYMOUS, Authenticator, Principal
+from workshop.contracts.prediction_jobs import PredictionJobs
+from workshop.contracts.principals import ANONYMOUS, Authenticator, Credential, Principal, Scope
 from workshop.contracts.services import Health, LanguageServices, Services
 from workshop.contracts.usage import UsageStore
+from workshop.logs import add_log_fields
 from workshop.settings import Settings
 
 
@@ -71,6 +77,10 @@ async def get_cases(services: Annotated[Services, Depends(get_services)]) -> Cas
     return services.cases
 
 
+async def get_prediction_jobs(services: Annotated[Services, Depends(get_services)]) -> PredictionJobs:
+    return cast(PredictionJobs, services.prediction_jobs)  # without it, these routes do not exist
+
+
 async def get_authenticator(connection: HTTPConnection) -> Authenticator:
     """The authenticator. Tests override this dependency."""
     return cast(Authenticator, connection.app.state.authenticator)
@@ -83,35 +93,79 @@ async def get_rate_limits(connection: HTTPConnection) -> RateLimits:
 RateLimitsDep = Annotated[RateLimits, Depends(get_rate_limits)]
 
 
+def spend(connection: HTTPConnection, quota: Quota | None) -> None:
+    """Note a quota for the headers of the response. Raises RateLimitedError if it is exceeded."""
+    if quota is not None:
+        connection.scope.setdefault("state", {}).setdefault(rate_limit_headers.STATE, {})[quota.policy] = quota
+        quota.require()
+
+
 async def get_principal(
     connection: HTTPConnection,
-    token: Annotated[str, Security(BearerToken())],
+    credential: Annotated[Credential, Security(ReadCredential())],
+    _log_in: Annotated[None, Security(LogIn())],
     authenticator: Annotated[Authenticator, Depends(get_authenticator)],
     rate_limits: RateLimitsDep,
 ) -> Principal:
-    """The principal of the request's bearer token. All protected routes depend on it; it runs once per request.
+    """The principal of the request's credential. All protected routes depend on it.
 
-    Wrong keys are counted by address. A valid key is accepted however many wrong ones came from its address, so callers
-    who share an address cannot lock each other out.
+    Wrong credentials are counted by address. A valid one is accepted however many wrong ones came from its address, so
+    callers who share an address cannot lock each other out.
 
     Raises:
-        UnauthenticatedError: the token is missing or not valid.
-        RateLimitedError: this address has sent too many wrong keys.
+        UnauthenticatedError: the credential is missing or not valid.
+        RateLimitedError: this address has sent too many wrong ones, or an anonymous caller too many requests.
     """
-    try:
-        return await authenticator.authenticate(token)
-    except UnauthenticatedError:
-        if token:
-            await rate_limits.count_wrong_key(client_address(connection))
-        raise
+    # FastAPI caches a dependency below ``Security`` by scopes too, and would call this again for each set of them.
+    if not hasattr(connection.state, "principal"):
+        try:
+            principal = await authenticator.authenticate(credential)
+        except UnauthenticatedError:
+            if credential.value:
+                spend(connection, await rate_limits.count_wrong_key(client_address(connection)))
+            raise
+        if principal.id == ANONYMOUS:
+            spend(connection, await rate_limits.count_anonymous(client_address(connection)))
+        if principal.id != credential.value:  # without keys, a name may be a real key, sent to the wrong service
+            add_log_fields(principal=principal.id)
+        connection.state.principal = principal
+    return cast(Principal, connection.state.principal)
 
 
 PrincipalDep = Annotated[Principal, Depends(get_principal)]
 
 
+async def require_session(connection: HTTPConnection, principal: Principal) -> None:
+    """Raise UnauthenticatedError for a user who has logged out since the connection was opened."""
+    if principal.session is not None:
+        await cast(Sessions, connection.app.state.sessions).find(principal.session)
+
+
+async def require_scopes(needed: SecurityScopes, principal: PrincipalDep) -> None:
+    """Raise ForbiddenError unless the caller has all the scopes that a route requires."""
+    if missing := set(needed.scopes) - principal.scopes:
+        scopes = " ".join(sorted(missing))
+        raise ForbiddenError(f"this request requires the scope {scopes}", scopes)
+
+
+def requires(scope: Scope) -> Any:
+    """A dependency of routes that require a scope."""
+    return Security(require_scopes, scopes=[scope.value])
+
+
 def client_address(connection: HTTPConnection) -> str:
-    """The caller's address, or "" if the server does not know it."""
-    return connection.client.host if connection.client else ""
+    """What callers are counted by who may choose their names: their address, or "" if the server does not know it.
+
+    Of an IPv6 address it is the network, since one subscriber has all addresses of a /64.
+    """
+    host = connection.client.host if connection.client else ""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, IPv6Address):
+        return str(address.ipv4_mapped or IPv6Network((int(address), 64), strict=False))
+    return host
 
 
 def rate_limit_key(connection: HTTPConnection, principal: Principal) -> str:
@@ -121,7 +175,17 @@ def rate_limit_key(connection: HTTPConnection, principal: Principal) -> str:
 
 async def limit_rate(connection: HTTPConnection, principal: PrincipalDep, rate_limits: RateLimitsDep) -> None:
     """Raise RateLimitedError for a caller who sends too many requests to a route."""
-    await rate_limits.check(request_path(connection), rate_limit_key(connection, principal))
+    spend(connection, await rate_limits.count(request_path(connection), rate_limit_key(connection, principal)))
+
+
+async def count_question(websocket: WebSocket, principal: Principal, rate_limits: RateLimits) -> None:
+    """Count a question on a WebSocket as if it were a request of its own. Raises RateLimitedError."""
+    quotas = [await rate_limits.count(request_path(websocket), rate_limit_key(websocket, principal))]
+    if principal.id == ANONYMOUS:
+        quotas.append(await rate_limits.count_anonymous(client_address(websocket)))
+    for quota in quotas:
+        if quota is not None:
+            quota.require()
 
 
 async def accept_socket(
@@ -180,3 +244,4 @@ ClockDep = Annotated[Clock, Depends(get_clock)]
 ClassifierDep = Annotated[Classifier, Depends(get_classifier)]
 ModelCardDep = Annotated[ModelCard, Depends(get_model_card)]
 CasesDep = Annotated[CaseStore, Depends(get_cases)]
+PredictionJobsDep = Annotated[PredictionJobs, Depends(get_prediction_jobs)]

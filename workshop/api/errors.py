@@ -20,9 +20,12 @@ from starlette.websockets import WebSocketState
 from workshop.api.authentication import accept
 from workshop.api.clock import now
 from workshop.api.middleware import request_id
+from workshop.api.middleware.security_headers import security_headers
 from workshop.contracts.errors import (
     BudgetExceededError,
     DeadlineExceededError,
+    ForbiddenError,
+    InvalidFileError,
     InvalidInputError,
     ModelFailedError,
     NotFoundError,
@@ -45,10 +48,12 @@ MAX_INSTANCE = 1000
 # The most specific class of an error determines its status.
 _STATUS: dict[type[ServiceError], HTTPStatus] = {
     InvalidInputError: HTTPStatus.BAD_REQUEST,
+    InvalidFileError: HTTPStatus.UNPROCESSABLE_ENTITY,
     PromptTooLongError: HTTPStatus.BAD_REQUEST,
     BudgetExceededError: HTTPStatus.PAYMENT_REQUIRED,
     RateLimitedError: HTTPStatus.TOO_MANY_REQUESTS,
     UnauthenticatedError: HTTPStatus.UNAUTHORIZED,
+    ForbiddenError: HTTPStatus.FORBIDDEN,
     NotFoundError: HTTPStatus.NOT_FOUND,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -91,8 +96,14 @@ PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/compon
 
 _HEADERS = {
     HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": {"schema": {"const": "Bearer"}}},
+    HTTPStatus.FORBIDDEN: {"WWW-Authenticate": {"schema": {"type": "string"}}},
     HTTPStatus.PAYMENT_REQUIRED: {"Retry-After": {"schema": {"type": "integer"}}},
-    HTTPStatus.TOO_MANY_REQUESTS: {"Retry-After": {"schema": {"type": "integer"}}},
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: {"Accept-Encoding": {"schema": {"const": "identity"}}},
+    HTTPStatus.TOO_MANY_REQUESTS: {
+        "Retry-After": {"schema": {"type": "integer"}},
+        "RateLimit": {"schema": {"type": "string"}},
+        "RateLimit-Policy": {"schema": {"type": "string"}},
+    },
     HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": {"schema": {"type": "integer"}}},
 }
 
@@ -130,6 +141,16 @@ class Explanation:
     details: Sequence[ProblemDetail] = ()
     headers: Mapping[str, str] | None = None
 
+    @property
+    def text(self) -> str:
+        """The details in one line, or the message if there are none, for formats without details."""
+        return "; ".join(f"{detail.field}: {detail.message}" for detail in self.details) or self.message
+
+
+def mistakes(*found: tuple[str, str, str]) -> RequestValidationError:
+    """An error for mistakes that no schema can describe: field, rule and message of each."""
+    return RequestValidationError([{"loc": ("body", field), "type": rule, "msg": text} for field, rule, text in found])
+
 
 def explain(error: Exception) -> Explanation:
     """Explain an error to a caller. Reveals no internals of the service."""
@@ -153,6 +174,8 @@ def _explain_service_error(error: ServiceError) -> Explanation:
     details = []
     if isinstance(error, UnauthenticatedError):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, ForbiddenError):
+        headers["WWW-Authenticate"] = f'Bearer error="insufficient_scope", scope="{error.scope}"'
     if isinstance(error, UnavailableError | RateLimitedError):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if isinstance(error, BudgetExceededError):
@@ -172,7 +195,10 @@ def log_failure(request: Request, error: Exception) -> None:
 
 def problem_document(request: Request, error: Exception) -> Problem:
     """An error as a problem document: the body of a response, or a part of one."""
-    explanation = explain(error)
+    return _problem_document(request, explain(error))
+
+
+def _problem_document(request: Request, explanation: Explanation) -> Problem:
     return Problem(
         title=explanation.status.phrase,
         status=explanation.status,
@@ -187,12 +213,17 @@ def problem_document(request: Request, error: Exception) -> Problem:
 
 def problem_response(request: Request, error: Exception) -> JSONResponse:
     """An error as a response with a problem document."""
-    explanation = explain(error)
+    return explained_response(request, explain(error))
+
+
+def explained_response(request: Request, explanation: Explanation) -> JSONResponse:
+    """The same for an error that has been explained already."""
     if explanation.status == HTTPStatus.METHOD_NOT_ALLOWED:
         explanation = replace(explanation, headers={"Allow": ", ".join(_allowed_methods(request))})
-    # The handler for unexpected errors runs outside the middleware that adds this header to every other response.
-    headers = {request_id.HEADER: request.state.request_id, **(explanation.headers or {})}
-    content = problem_document(request, error).model_dump(mode="json")
+    # The handler for unexpected errors runs outside the middleware that adds these headers to every other response.
+    headers = {request_id.HEADER: request.state.request_id, **security_headers(request.scope)}
+    headers |= explanation.headers or {}
+    content = _problem_document(request, explanation).model_dump(mode="json")
     return JSONResponse(content, explanation.status, headers, media_type="application/problem+json")
 
 

@@ -1,14 +1,22 @@
-"""Routes that read JSON bodies with Pydantic."""
+"""Routes that read JSON bodies with Pydantic, and routes that report errors in another protocol's format."""
 
 import json
 import re
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from http import HTTPStatus
 from itertools import islice
 from typing import Any
 
-from fastapi import HTTPException, Request, Response, status
+from fastapi import Request, Response, status
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
+from starlette.exceptions import HTTPException
+
+from workshop.api.errors import Explanation, explain, explained_response, log_failure
+from workshop.api.revalidation import NOT_MODIFIED, revalidated
+from workshop.contracts.errors import ServiceError
 
 MAX_NAMES = 50_000
 """The most member names in a body. The largest batch has 31 000. Python needs a second for 4 MB of names."""
@@ -22,6 +30,10 @@ class JsonRequest(Request):
     A lone surrogate cannot be encoded, so it could be neither stored nor sent back.
     """
 
+    async def json_text(self) -> bytes:
+        """The part of the body that is JSON: all of it."""
+        return await self.body()
+
     async def json(self) -> Any:
         """The parsed body.
 
@@ -30,7 +42,7 @@ class JsonRequest(Request):
             JSONDecodeError: the body is not JSON.
         """
         if not hasattr(self, "_json"):
-            body = await self.body()
+            body = await self.json_text()
             if next(islice(_NAME.finditer(body), MAX_NAMES, None), None):
                 detail = f"the body may contain at most {MAX_NAMES} names"
                 raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, detail)
@@ -42,13 +54,40 @@ class JsonRequest(Request):
 
 
 class JsonRoute(APIRoute):
-    """A route that gets a ``JsonRequest``."""
+    """A route that gets a ``JsonRequest``, and answers conditional requests if ``NOT_MODIFIED`` is in its responses."""
+
+    request_class: type[JsonRequest] = JsonRequest
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, called with a ``JsonRequest``."""
+        """FastAPI's handler, called with a request of that class."""
         handler = super().get_route_handler()
 
         async def handle_request(request: Request) -> Response:
-            return await handler(JsonRequest(request.scope, request.receive))
+            response = await handler(self.request_class(request.scope, request.receive))
+            return revalidated(request, response) if NOT_MODIFIED.keys() <= self.responses.keys() else response
+
+        return handle_request
+
+
+class ProtocolRoute(JsonRoute):
+    """A route of a protocol that was defined elsewhere. None of these protocols has the status 422: it becomes 400."""
+
+    def error_response(self, request: Request, explanation: Explanation) -> Response:
+        """The response to an error, in the protocol's format: here a problem document."""
+        return explained_response(request, explanation)
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, with errors turned into responses."""
+        handler = super().get_route_handler()
+
+        async def handle_request(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except (ServiceError, RequestValidationError, HTTPException) as error:
+                log_failure(request, error)
+                explanation = explain(error)
+                if explanation.status == HTTPStatus.UNPROCESSABLE_ENTITY:
+                    explanation = replace(explanation, status=HTTPStatus.BAD_REQUEST)
+                return self.error_response(request, explanation)
 
         return handle_request

@@ -23,7 +23,8 @@ from workshop.contracts.errors import OverloadedError, RateLimitedError
 logger = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 2**18
-"""Fits the longest text, even with every character escaped. Above 16 MiB, the server itself closes with 1009."""
+"""Fits the longest text, in an alphabet of at most two bytes per character. Above 16 MiB, the server itself closes with
+1009."""
 HEARTBEAT_S = 20.0
 """Interval between pings. Many proxies drop a connection that is silent for a minute."""
 PONG_TIMEOUT_S = 20.0
@@ -179,7 +180,7 @@ async def close_at_expiry(expires: datetime | None) -> None:
     """
     if expires is not None:
         await asyncio.sleep((expires - now()).total_seconds())
-        raise WebSocketException(status.WS_1008_POLICY_VIOLATION, "the key has expired")
+        raise WebSocketException(status.WS_1008_POLICY_VIOLATION, "the credential has expired")
 
 
 @asynccontextmanager

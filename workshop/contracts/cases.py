@@ -11,11 +11,13 @@ class Case:
 
     Attributes:
         id: chosen by the store.
+        owner: the principal who stored it.
         measurements: the 30 values, in the order of ``FEATURES``.
         diagnosis: the confirmed class, or None while it is open.
     """
 
     id: UUID
+    owner: str
     measurements: tuple[float, ...]
     diagnosis: str | None = None
 
@@ -24,22 +26,25 @@ class CaseStore(Protocol):
     """Stores cases. All replicas of a service share one store.
 
     Each method is a transaction, finished when it returns, so that none stays open while a model predicts. Changes that
-    must succeed or fail together are one method. All methods raise UnavailableError.
+    must succeed or fail together are one method. Where ``owner`` is not None, only the cases of this principal exist
+    for the caller. All methods raise UnavailableError.
     """
 
-    async def add(self, measurements: tuple[float, ...], diagnosis: str | None) -> Case: ...
+    async def add(self, owner: str, measurements: tuple[float, ...], diagnosis: str | None) -> Case: ...
 
-    async def get(self, case_id: UUID) -> Case:
+    async def get(self, case_id: UUID, owner: str | None) -> Case:
         """Raises NotFoundError."""
         ...
 
-    async def newest(self, limit: int) -> list[Case]: ...
+    async def newest(self, limit: int, owner: str | None) -> list[Case]: ...
 
-    async def replace(self, case: Case) -> None:
+    async def replace(
+        self, case_id: UUID, owner: str | None, measurements: tuple[float, ...], diagnosis: str | None
+    ) -> Case:
         """Raises NotFoundError."""
         ...
 
-    async def delete(self, case_id: UUID) -> None:
+    async def delete(self, case_id: UUID, owner: str | None) -> None:
         """Raises NotFoundError."""
         ...
 

@@ -21,7 +21,10 @@ class FeatureRange:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """A classifier's description. Accuracy and F1 (of the positive class) are measured on held-out rows."""
+    """A classifier's description. Accuracy and F1 (of the positive class) are measured on held-out rows.
+
+    ``sha256`` is the checksum of the saved model: it tells apart two models of the same version.
+    """
 
     name: str
     version: str
@@ -30,6 +33,7 @@ class ModelCard:
     classes: tuple[str, ...]
     positive_class: str
     features: tuple[FeatureRange, ...]
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +44,13 @@ class Scores:
         probabilities: shape (n, n_classes), columns in the order of ``classes``; each row sums to 1.
         classes: their names.
         model_version: the version that answered.
+        model_sha256: see ``ModelCard``.
     """
 
     probabilities: FloatMatrix
     classes: tuple[str, ...]
     model_version: str
+    model_sha256: str = ""
 
 
 class Classifier(Protocol):

@@ -4,8 +4,10 @@ Adapters raise only these errors, and callers handle only these.
 
     ServiceError
     ├── InvalidInputError        the input has the right form but makes no sense
+    ├── InvalidFileError         the file cannot be read at all
     ├── PromptTooLongError       the prompt does not fit into the model's context
     ├── UnauthenticatedError     the credential is missing, wrong or expired
+    ├── ForbiddenError           the caller may not do this
     ├── NotFoundError            the resource does not exist
     ├── BudgetExceededError      the caller has spent its budget
     ├── RateLimitedError         the caller sends too many requests
@@ -61,6 +63,10 @@ class InvalidInputError(ServiceError):
         self.field = field
 
 
+class InvalidFileError(ServiceError):
+    """The file cannot be read at all: it is of another format, or lacks something that each row needs."""
+
+
 class PromptTooLongError(ServiceError):
     """The prompt leaves no room for an answer.
 
@@ -104,6 +110,19 @@ class RateLimitedError(ServiceError):
 
 class UnauthenticatedError(ServiceError):
     """The caller's credential is missing, wrong or expired."""
+
+
+class ForbiddenError(ServiceError):
+    """The caller may not do this.
+
+    Args:
+        message: what is missing.
+        scope: what the caller would need.
+    """
+
+    def __init__(self, message: str, scope: str) -> None:
+        super().__init__(message, scope)
+        self.scope = scope
 
 
 class NotFoundError(ServiceError):

@@ -3,16 +3,20 @@
 import asyncio
 from asyncio import gather
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from workshop.contracts.cascade import Cascade
 from workshop.contracts.cases import CaseStore
 from workshop.contracts.classifier import Classifier
 from workshop.contracts.errors import DeadlineExceededError
 from workshop.contracts.generator import GeneratorCard, TextGenerator
+from workshop.contracts.metrics import MetricStore, ProcessMetrics
+from workshop.contracts.prediction_jobs import PredictionJobs
 from workshop.contracts.rag import QuestionAnswerer
 from workshop.contracts.retriever import Retriever
 from workshop.contracts.usage import UsageStore
+from workshop.contracts.users import UserStore
 
 PROBE_TIMEOUT_S = 3.0
 """Time limit for calls that a healthy part answers at once: its card, its counters."""
@@ -85,13 +89,29 @@ class LanguageServices:
         await gather(self.usage.aclose(), self.retriever.aclose(), *generators)
 
 
+class Resource(Protocol):
+    """Something that must be released."""
+
+    async def aclose(self) -> None:
+        """Release it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything that endpoints may call, whatever runs behind it. Without ``language``, its routes do not exist."""
+    """Everything that endpoints may call, whatever runs behind it.
+
+    Without ``language`` or ``prediction_jobs``, their routes do not exist. Without ``users``, nobody can log in.
+    ``cache`` is what some of them use; endpoints do not.
+    """
 
     classifier: Classifier
     cases: CaseStore
     language: LanguageServices | None = None
+    users: UserStore | None = None
+    prediction_jobs: PredictionJobs | None = None
+    metrics: MetricStore = field(default_factory=ProcessMetrics)
+    cache: Resource | None = None
 
     async def health(self) -> Health:
         """Ask every part. Classifier and database are required; ``language`` is not, whoever runs its models."""
@@ -102,6 +122,5 @@ class Services:
 
     async def aclose(self) -> None:
         """Release all resources."""
-        await self.cases.aclose()
-        if self.language is not None:
-            await self.language.aclose()
+        parts = self.prediction_jobs, self.cases, self.users, self.language, self.metrics, self.cache
+        await gather(*(part.aclose() for part in parts if part is not None))

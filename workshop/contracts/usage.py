@@ -44,8 +44,6 @@ class UsageTotals:
         answers_by_model: number of answers by model.
         drafts: answers for which a draft was made.
         drafts_accepted: how many of these drafts became the answer.
-        latency_counts: for each limit in milliseconds, the number of answers within it; the last limit is infinity.
-        latency_sum_ms: total latency of all answers in milliseconds.
     """
 
     answers: int
@@ -53,8 +51,6 @@ class UsageTotals:
     answers_by_model: Mapping[str, int]
     drafts: int
     drafts_accepted: int
-    latency_counts: Mapping[float, int]
-    latency_sum_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +79,8 @@ class UsageStore(Protocol):
         """
         ...
 
-    async def totals(self, *, cascades_only: bool = False) -> UsageTotals:
-        """The totals of all records, or only of answers from the cascade. Raises UnavailableError."""
+    async def totals(self) -> UsageTotals:
+        """The totals of all records. Raises UnavailableError."""
         ...
 
     async def spent(self, principal: str, since: datetime) -> float:

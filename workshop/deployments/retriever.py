@@ -1,10 +1,15 @@
 """The retriever as a deployment."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workshop.contracts.classifier import FloatMatrix
 from workshop.contracts.retriever import Hit, RetrieverCard
+from workshop.storage.cache import DEFAULT_BYTES, Cache
+
+if TYPE_CHECKING:
+    from workshop.models.retriever import Embedding
 
 
 class RetrieverDeployment:
@@ -12,18 +17,26 @@ class RetrieverDeployment:
 
     Args:
         artifact: folder that ``CorpusRetriever.save`` wrote, readable on every node.
-        embedding_model: the sentence-transformers model that it was built with, if any.
-        redis_url: see ``CachedRetriever``.
+        make_embedding: returns the embedding that it was built with, or None for the one that it contains.
+        redis_url: see ``Cache.at``, as for the next.
+        cache_bytes: of memory for vectors.
 
     Raises:
         StartError: the artifact or the model is missing or damaged; the replica does not start.
     """
 
-    def __init__(self, artifact: Path, embedding_model: str | None = None, redis_url: str | None = None) -> None:
+    def __init__(
+        self,
+        artifact: Path,
+        make_embedding: Callable[[], "Embedding | None"] = lambda: None,
+        redis_url: str | None = None,
+        cache_bytes: int = DEFAULT_BYTES,
+    ) -> None:
         from workshop.models.cached_retriever import CachedRetriever
         from workshop.models.retriever import CorpusRetriever
 
-        self._retriever = CachedRetriever(CorpusRetriever.load(artifact, embedding_model), redis_url)
+        cache = Cache.at(redis_url, cache_bytes)
+        self._retriever = CachedRetriever(CorpusRetriever.load(artifact, make_embedding()), cache)
 
     async def embed(self, texts: Sequence[str]) -> FloatMatrix:
         """See ``Retriever.embed``."""

@@ -2,13 +2,22 @@
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass, replace
 
 import numpy as np
+from opentelemetry import trace
 
 from workshop.contracts.classifier import Classifier, FloatMatrix, ModelCard, Scores
 from workshop.contracts.errors import DeadlineExceededError, InvalidInputError, OverloadedError, UnavailableError
+from workshop.logs import log_fields, set_log_fields
+
+tracer = trace.get_tracer(__name__)
+
+MAX_LOGGED_IDS = 16
+"""The most request ids in a log line about a batch."""
 
 _NOT_CAUSED_BY_INPUT = UnavailableError, DeadlineExceededError, TimeoutError
 
@@ -17,6 +26,8 @@ _NOT_CAUSED_BY_INPUT = UnavailableError, DeadlineExceededError, TimeoutError
 class _Request:
     rows: FloatMatrix
     answer: asyncio.Future[Scores]
+    id: str
+    span: trace.Span
 
 
 class MicroBatched:
@@ -60,7 +71,8 @@ class MicroBatched:
         """
         if self._waiting and self._waiting_rows + len(rows) > self._max_waiting_rows:
             raise OverloadedError(f"{self._waiting_rows} rows are waiting already")
-        request = _Request(rows, asyncio.get_running_loop().create_future())
+        answer = asyncio.get_running_loop().create_future()
+        request = _Request(rows, answer, log_fields().get("request_id", ""), trace.get_current_span())
         self._waiting[request] = None
         self._waiting_rows += len(rows)
         self._start_calls()
@@ -115,8 +127,10 @@ class MicroBatched:
             if not part:
                 continue
             try:
-                async with asyncio.timeout(self._timeout_s):  # a call that hangs must not block the next one forever
-                    scores = await self._inner.predict(np.concatenate([request.rows for request in part]))
+                # A call that hangs must not block the next one forever.
+                async with asyncio.timeout(self._timeout_s):
+                    with _observed(part):
+                        scores = await self._inner.predict(np.concatenate([request.rows for request in part]))
             except Exception as error:
                 if len(part) == 1 or isinstance(error, _NOT_CAUSED_BY_INPUT):
                     _fail(part, error)
@@ -131,6 +145,22 @@ class MicroBatched:
                 raise
             else:
                 _answer(part, scores)
+
+
+@contextmanager
+def _observed(batch: Sequence[_Request]) -> Iterator[None]:
+    """The log lines of a call have the ids of all its requests. Its span is in the trace of the first one."""
+    ids = [request.id for request in batch if request.id]
+    more = [f"{len(ids) - MAX_LOGGED_IDS} more"] if len(ids) > MAX_LOGGED_IDS else []
+    set_log_fields(**({"request_id": ",".join(ids[:MAX_LOGGED_IDS] + more)} if ids else {}))
+    first, *others = (request.span for request in batch)
+    with tracer.start_as_current_span(
+        "predict",
+        context=trace.set_span_in_context(first),
+        attributes={"requests": len(batch), "rows": sum(len(request.rows) for request in batch)},
+        links=[trace.Link(span.get_span_context()) for span in others if span.get_span_context().is_valid],
+    ):
+        yield
 
 
 def _find_culprit(batch: list[_Request], error: Exception) -> tuple[_Request, InvalidInputError] | None:

@@ -3,15 +3,18 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ray.exceptions import RayError, RayTaskError, UnserializableException
+from ray.serve import context as serve_context
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from workshop.contracts.errors import ModelFailedError, OverloadedError, ServiceError, UnavailableError
 from workshop.contracts.services import PROBE_TIMEOUT_S
 from workshop.integration.deadline import deadline, each_in_time
+from workshop.logs import log_fields
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -86,6 +89,7 @@ class Calls:
     ) -> Result:
         async with deadline(timeout_s):
             with contract_errors():
+                _pass_request_id_on()
                 response = getattr(self._handle, method.__name__).remote(*args, **kwargs)
                 try:
                     result: Result = await response
@@ -104,6 +108,7 @@ class Calls:
 
         async def pieces() -> AsyncGenerator[Result, None]:
             with contract_errors():
+                _pass_request_id_on()
                 response = getattr(self._handle.options(stream=True), method.__name__).remote(*args, **kwargs)
                 try:
                     async for piece in response:
@@ -112,3 +117,14 @@ class Calls:
                     response.cancel()  # does nothing once the stream has ended
 
         return each_in_time(pieces(), self._timeout_s)
+
+
+def _pass_request_id_on() -> None:
+    """Make Serve send our request id with the calls of this task, for the replica's log: see ``call_fields``.
+
+    Serve itself would send whatever id the client has sent, and a new one for a batch of requests.
+    """
+    if request_id := log_fields().get("request_id"):
+        context = serve_context._get_serve_request_context()
+        if context.request_id != request_id:
+            serve_context._serve_request_context.set(replace(context, request_id=request_id))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Language models: with a deadline, and behind a deployment's handle. ``upstream`` has those of another server."""
+"""Language models: with a deadline, and behind a deployment's handle. ``upstream/`` has those of other servers."""
 
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING

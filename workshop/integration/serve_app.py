@@ -1,10 +1,13 @@
 """The service on Ray Serve."""
 
 import asyncio
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
 
+from opentelemetry import propagate
+from opentelemetry.trace import get_current_span
 from ray import serve
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,9 +20,11 @@ from workshop.deployments.rag import RagDeployment
 from workshop.deployments.retriever import RetrieverDeployment
 from workshop.integration.calls import Calls
 from workshop.integration.generator import HandleGenerator
-from workshop.integration.retriever import HandleRetriever
-from workshop.integration.services import Handles, build_services, model_sources
+from workshop.integration.replica import logged
+from workshop.integration.retriever import HandleRetriever, make_embedding
+from workshop.integration.services import Handles, build_services
 from workshop.integration.stopping import end_tasks
+from workshop.logs import LogFormat, default_format
 from workshop.settings import Autoscaling, DeploymentOptions, Settings
 
 APP_NAME = "workshop"
@@ -42,6 +47,24 @@ class WithoutRequestId:
             await send(message)
 
         await self.app(scope, receive, send_without_id)
+
+
+class WithinTrace:
+    """Makes FastAPI continue the trace of Serve's own spans. It would begin another, or continue that of the caller.
+
+    A caller who does not record its trace is left alone: there, Serve would begin a trace that nobody wants.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            headers = MutableHeaders(scope=scope)
+            caller = get_current_span(propagate.extract(headers)).get_span_context()
+            if caller.trace_flags.sampled or not caller.is_valid:
+                propagate.inject(headers)  # does nothing without traces
+        await self.app(scope, receive, send)
 
 
 class RequestTracker:
@@ -92,7 +115,7 @@ class Api:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         application = create_app(build_services(self._settings, self._handles), self._settings)
-        self._requests = RequestTracker(WithoutRequestId(application))
+        self._requests = RequestTracker(WithinTrace(WithoutRequestId(application)))
         return self._requests
 
     async def end_requests(self) -> None:
@@ -110,30 +133,31 @@ def build_application(settings: Settings) -> serve.Application:
         graceful_shutdown_timeout_s=5,  # a WebSocket may stay open for hours
         graceful_shutdown_wait_loop_s=FLUSH_S,
         **serve_options(settings.deployments.api),
-    )(serve.ingress()(Api))
-    return api.bind(settings, _bind_models(settings))
+    )(serve.ingress()(logged(Api)))
+    return api.bind(*_log_options(settings), settings, _bind_models(settings))
 
 
 def _bind_models(settings: Settings) -> Handles:
     """The deployments of the models that have one."""
-    sources, main = model_sources(settings), Path(settings.main_model).name
-    index = settings.retriever_artifact, settings.embedding_model, settings.redis_url
+    main = Path(settings.main_model).name
+    index = settings.retriever_artifact, partial(make_embedding, settings), settings.redis_url, settings.cache_bytes
     timeout_s = settings.generate_timeout_s
+    logs = _log_options(settings)
     bound: dict[str, Any] = {}
     for name, options in settings.deployed.items():
         match name:
             case "classifier":
-                bound[name] = _deployment(ClassifierDeployment, name, options).bind(settings.artifact)
+                bound[name] = _deployment(ClassifierDeployment, name, options).bind(*logs, settings.artifact)
             case "language_models":
-                bound[name] = _deployment(LanguageModelsDeployment, name, options).bind(sources)
+                bound[name] = _deployment(LanguageModelsDeployment, name, options).bind(*logs, settings.local_models)
             case "retriever":
-                bound[name] = _deployment(RetrieverDeployment, name, options).bind(*index)
+                bound[name] = _deployment(RetrieverDeployment, name, options).bind(*logs, *index)
             case "rag":
                 # Serve replaces each bound deployment by a handle, inside the adapters too.
                 retriever = HandleRetriever(Calls(bound["retriever"], timeout_s))
                 generator = HandleGenerator(Calls(bound["language_models"], timeout_s), main)
                 rag = _deployment(RagDeployment, name, options)
-                bound[name] = rag.bind(retriever, generator, main, settings.rag_threshold)
+                bound[name] = rag.bind(*logs, retriever, generator, main, settings.rag_threshold)
     return Handles(**bound)
 
 
@@ -148,7 +172,12 @@ def _deployment(kind: type, name: str, options: DeploymentOptions) -> serve.Depl
         graceful_shutdown_timeout_s=5,
         graceful_shutdown_wait_loop_s=STOP_POLL_S,
         **serve_options(options),
-    )(kind)
+    )(logged(kind))
+
+
+def _log_options(settings: Settings) -> tuple[LogFormat, str]:
+    """How replicas log. They have no terminal themselves: this process decides."""
+    return settings.log_format or default_format(), settings.log_level
 
 
 def serve_options(options: DeploymentOptions) -> dict[str, Any]:

@@ -14,6 +14,10 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: replicas sta
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "workshop.integration.http_limits:proxy_middleware")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; silences a warning
+# Log lines of replicas reach this process's standard error as they are: see ``show_logs``.
+os.environ.setdefault("RAY_DISABLE_WORKER_LOG_PREFIX", "1")
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+os.environ.setdefault("RAY_COLOR_PREFIX", "0")
 # For the uvicorn in Serve's proxy, which would trust every caller on this machine. The application has its own list.
 os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
 
@@ -44,16 +48,22 @@ START_LOCK = Path(tempfile.gettempdir()) / f"workshop-ray-start-{os.getuid()}.lo
 
 
 @contextmanager
-def serve_cluster(settings: Settings, *, host: str, port: int, root_path: str = "") -> Iterator[None]:
+def serve_cluster(
+    settings: Settings, *, host: str, port: int, root_path: str = "", show_logs: bool = False
+) -> Iterator[None]:
     """Ray and Serve, with Serve's proxy at ``http://host:port``, for the length of the block.
 
     A small Ray of our own, or the one that ``RAY_ADDRESS`` names. Whether a proxy has the limits of ``http_limits``
     depends on the environment of its node. Without them, it buffers headers of any size until they are complete.
 
+    With ``show_logs``, a Ray of our own sends the log lines of all processes to our standard error. Another Ray keeps
+    them, as files on its nodes.
+
     Raises:
-        StartError: Serve is already running on this Ray; also see ``ray_cluster``.
+        StartError: Serve is already running on this Ray; also see ``ray_cluster`` and ``sampling_ratio``.
     """
-    with reaper(), ray_cluster(settings):
+    _set_up_traces(settings)
+    with reaper(), ray_cluster(settings, show_logs=show_logs):
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         if serve.status().proxies:
             raise StartError("Serve is already running on this Ray, at another address; `serve shutdown` stops it")
@@ -76,7 +86,7 @@ def running_service(settings: Settings, *, host: str, port: int, root_path: str 
     Raises:
         StartError: see the message; nothing is left running.
     """
-    with serve_cluster(settings, host=host, port=port, root_path=root_path):
+    with serve_cluster(settings, host=host, port=port, root_path=root_path, show_logs=True):
         try:
             serve.run(build_application(settings), name=APP_NAME)
             try:
@@ -89,6 +99,21 @@ def running_service(settings: Settings, *, host: str, port: int, root_path: str 
             serve.delete(APP_NAME)
 
 
+def _set_up_traces(settings: Settings) -> None:
+    """Make every process of Serve export its spans.
+
+    By variables, since Serve does not pass ``tracing_config`` on to its proxies. Its sampler is its own, so we hand it
+    the standard ratio.
+    """
+    if settings.exports_traces:
+        from workshop.traces import sampling_ratio, span_processors
+
+        os.environ["RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH"] = (
+            f"{span_processors.__module__}:{span_processors.__name__}"
+        )
+        os.environ["RAY_SERVE_TRACING_SAMPLING_RATIO"] = str(sampling_ratio())
+
+
 def _end_requests() -> None:
     """Let the requests under way finish, or end them, while there are replicas to answer them."""
     try:
@@ -99,7 +124,7 @@ def _end_requests() -> None:
 
 
 @contextmanager
-def ray_cluster(settings: Settings) -> Iterator[None]:
+def ray_cluster(settings: Settings, *, show_logs: bool = False) -> Iterator[None]:
     """Ray for the length of the block: one of our own, or the one that ``RAY_ADDRESS`` names, which goes on.
 
     Raises:
@@ -113,7 +138,7 @@ def ray_cluster(settings: Settings) -> Iterator[None]:
         with ThreadPoolExecutor(
             1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, {signal.SIGINT})
         ) as thread:
-            start = thread.submit(_start_ray, settings)
+            start = thread.submit(_start_ray, settings, show_logs)
             try:
                 try:
                     start.result()
@@ -132,7 +157,7 @@ def ray_cluster(settings: Settings) -> Iterator[None]:
                 signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # Ray has restored the system's
 
 
-def _start_ray(settings: Settings) -> None:
+def _start_ray(settings: Settings, show_logs: bool) -> None:
     if address := os.environ.get("RAY_ADDRESS"):
         try:
             ray.init(log_to_driver=False)
@@ -141,14 +166,14 @@ def _start_ray(settings: Settings) -> None:
             raise StartError(f"cannot connect to RAY_ADDRESS={address}; {remedy}") from error
     else:
         with FileLock(START_LOCK):
-            _start_our_ray(settings)
+            _start_our_ray(settings, show_logs)
 
 
-def _start_our_ray(settings: Settings) -> None:
+def _start_our_ray(settings: Settings, show_logs: bool) -> None:
     store = settings.object_store_mb * 2**20
     needed, available = RAY_MEMORY + store, available_memory()
     remedy = "stop other programs, or run: python -m workshop api"
-    if settings.language_models:
+    if settings.local_models:
         needed += LANGUAGE_MEMORY
         remedy = f"set WORKSHOP_LANGUAGE_MODELS=false, {remedy}"
     if available < needed:
@@ -158,6 +183,6 @@ def _start_our_ray(settings: Settings) -> None:
         num_cpus=settings.ray_cpus or reserved_cpus(settings),
         object_store_memory=store,
         include_dashboard=False,
-        log_to_driver=False,
+        log_to_driver=show_logs,
         logging_level=logging.ERROR,
     )

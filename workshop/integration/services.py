@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
+from workshop import environment
 from workshop.api.app import create_app
 from workshop.contracts.classifier import Classifier
 from workshop.contracts.errors import StartError
@@ -19,15 +20,21 @@ from workshop.contracts.rag import QuestionAnswerer
 from workshop.contracts.retriever import DEFAULT_EMBEDDING, Retriever
 from workshop.contracts.services import LanguageServices, Services
 from workshop.integration.batching import MicroBatched
+from workshop.integration.caching import CachedClassifier
 from workshop.integration.classifier import HandleClassifier, InProcessClassifier
 from workshop.integration.generator import HandleGenerator, WithDeadline
+from workshop.integration.observability import observe
+from workshop.integration.prediction_jobs import open_prediction_jobs
 from workshop.integration.rag import HandleQuestionAnswerer
-from workshop.integration.retriever import HandleRetriever
+from workshop.integration.retriever import HandleRetriever, make_embedding
 from workshop.models.cascade import PricedModel, TwoModelCascade
 from workshop.models.tumours import TumourClassifier
-from workshop.settings import Settings, read_settings
+from workshop.settings import ModelServer, Settings, read_settings
+from workshop.storage.cache import Cache
 from workshop.storage.cases import SqlCaseStore
+from workshop.storage.metrics import SqlMetricStore
 from workshop.storage.usage import SqlUsageStore
+from workshop.storage.users import SqlUserStore
 
 if TYPE_CHECKING:
     from workshop.integration.calls import Calls
@@ -56,11 +63,19 @@ def build_services(settings: Settings, handles: Handles = IN_PROCESS) -> Service
     Raises:
         StartError: a model is missing or damaged.
     """
+    cache = Cache.at(settings.redis_url, settings.cache_bytes)
     classifier = _classifier(settings, handles)
     cases = SqlCaseStore(settings.database_url)
-    if not settings.language_models:
-        return Services(classifier, cases)
-    return Services(classifier, cases, _language(settings, handles))
+    language = _language(settings, handles, cache) if settings.language_models else None
+    return Services(
+        CachedClassifier(classifier, cache, settings.predict_timeout_s) if settings.cache_predictions else classifier,
+        cases,
+        language,
+        users=SqlUserStore(settings.database_url) if settings.token_keys else None,
+        prediction_jobs=open_prediction_jobs(settings, classifier),  # not cached: a file would displace all else
+        metrics=SqlMetricStore(settings.database_url),
+        cache=cache,
+    )
 
 
 def batched(classifier: Classifier, settings: Settings, *, max_calls: int = 1) -> Classifier:
@@ -76,14 +91,10 @@ def batched(classifier: Classifier, settings: Settings, *, max_calls: int = 1) -
 
 def app() -> FastAPI:
     """The service for ``uvicorn --factory workshop.integration.services:app``."""
+    environment.load()
     settings = read_settings()
+    observe(settings)
     return create_app(build_services(settings), settings)
-
-
-def model_sources(settings: Settings) -> dict[str, str]:
-    """Folder or hub name of the language models that we run, by the name that callers use."""
-    sources = [settings.draft_model] if settings.llm_base_url else [settings.draft_model, settings.main_model]
-    return {Path(source).name: source for source in sources}
 
 
 def require_pytorch() -> None:
@@ -108,10 +119,13 @@ def _classifier(settings: Settings, handles: Handles) -> Classifier:
     return batched(inner, settings, max_calls=max_calls)
 
 
-def _language(settings: Settings, handles: Handles) -> LanguageServices:
+def _language(settings: Settings, handles: Handles, cache: Cache) -> LanguageServices:
     draft, main = Path(settings.draft_model).name, Path(settings.main_model).name
-    generators = _generators(settings, handles)
-    retriever = _retriever(settings, handles)
+    generators = {
+        draft: _generator(settings, handles, settings.draft_model, settings.draft_server, is_draft=True),
+        main: _generator(settings, handles, settings.main_model, settings.main_server),
+    }
+    retriever = _retriever(settings, handles, cache)
     cascade = TwoModelCascade(
         PricedModel(generators[draft], draft, settings.draft_cost),
         PricedModel(generators[main], main, settings.main_cost),
@@ -132,36 +146,40 @@ def _language(settings: Settings, handles: Handles) -> LanguageServices:
     )
 
 
-def _generators(settings: Settings, handles: Handles) -> dict[str, TextGenerator]:
-    generators: dict[str, TextGenerator] = {}
-    for name, source in model_sources(settings).items():
-        if handles.language_models is None:
-            require_pytorch()
-            from workshop.models.language_model import LanguageModel
-
-            generators[name] = WithDeadline(LanguageModel.load(source, name), settings.generate_timeout_s)
-        else:
-            generators[name] = HandleGenerator(_calls(handles.language_models, settings.generate_timeout_s), name)
-    if settings.llm_base_url:
-        from workshop.integration.upstream import UpstreamGenerator
-
-        main = Path(settings.main_model).name
-        key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else None
+def _generator(
+    settings: Settings, handles: Handles, model: str, server: ModelServer | None, *, is_draft: bool = False
+) -> TextGenerator:
+    """A language model, wherever it runs."""
+    name, timeout_s = Path(model).name, settings.generate_timeout_s
+    if server is not None:
         # A folder exists on this machine only; the other server knows the model by its name.
-        name = main if Path(settings.main_model).is_dir() else settings.main_model
-        upstream = UpstreamGenerator(settings.llm_base_url, name, key, timeout_s=settings.generate_timeout_s)
-        generators[main] = WithDeadline(upstream, settings.generate_timeout_s)
-    return generators
+        return WithDeadline(_upstream(server, name if Path(model).is_dir() else model, timeout_s, is_draft), timeout_s)
+    if handles.language_models is not None:
+        return HandleGenerator(_calls(handles.language_models, timeout_s), name)
+    require_pytorch()
+    from workshop.models.language_model import LanguageModel
+
+    return WithDeadline(LanguageModel.load(model, name), timeout_s)
 
 
-def _retriever(settings: Settings, handles: Handles) -> Retriever:
+def _upstream(server: ModelServer, model: str, timeout_s: float, needs_logprobs: bool) -> TextGenerator:
+    if server.protocol == "anthropic":
+        from workshop.integration.upstream.anthropic import AnthropicGenerator
+
+        return AnthropicGenerator(server.base_url, model, server.api_key, timeout_s=timeout_s)
+    from workshop.integration.upstream.openai import OpenAIGenerator
+
+    return OpenAIGenerator(server.base_url, model, server.api_key, timeout_s=timeout_s, needs_logprobs=needs_logprobs)
+
+
+def _retriever(settings: Settings, handles: Handles, cache: Cache) -> Retriever:
     if handles.retriever is not None:
         return HandleRetriever(_calls(handles.retriever, settings.generate_timeout_s))
     from workshop.models.cached_retriever import CachedRetriever
     from workshop.models.retriever import CorpusRetriever
 
-    index = CorpusRetriever.load(settings.retriever_artifact, settings.embedding_model)
-    return CachedRetriever(index, settings.redis_url)
+    index = CorpusRetriever.load(settings.retriever_artifact, make_embedding(settings))
+    return CachedRetriever(index, cache)
 
 
 def _rag(

@@ -1,11 +1,12 @@
 """Trains the tumour classifier and indexes the retriever's passages, into the folders that the settings name."""
 
+import asyncio
 import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from workshop.contracts.errors import StartError
+from workshop.contracts.errors import ServiceError, StartError
 from workshop.settings import LESSONS, PROJECT, Settings
 
 
@@ -19,10 +20,23 @@ def train_classifier(settings: Settings, folder: Path) -> str:
 
 
 def index_passages(settings: Settings, folder: Path) -> str:
-    """Index the corpus and the lessons, and save the retriever in a folder. Returns a line about it."""
+    """Index the corpus and the lessons, and save the retriever in a folder. Returns a line about it.
+
+    Raises:
+        StartError: the embedding model cannot be loaded, or its server does not embed the passages.
+    """
+    from workshop.integration.retriever import make_embedding
     from workshop.models.retriever import CorpusRetriever
 
-    retriever = CorpusRetriever.build(LESSONS if LESSONS.is_dir() else None, settings.embedding_model)
+    async def build() -> CorpusRetriever:
+        retriever = await CorpusRetriever.build(LESSONS if LESSONS.is_dir() else None, make_embedding(settings))
+        await retriever.aclose()
+        return retriever
+
+    try:
+        retriever = asyncio.run(build())
+    except ServiceError as error:
+        raise StartError.because("cannot embed the passages", error) from error
     retriever.save(folder)
     return f"{retriever.card.embedding}: {retriever.card.passages} passages"
 

@@ -1,6 +1,8 @@
 """A causal language model of ``transformers``, from a folder or a hub name, that answers many prompts at once."""
 
 import asyncio
+import logging
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
@@ -8,7 +10,8 @@ from typing import Any, Self
 
 import torch
 from tokenizers.decoders import DecodeStream
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, logging
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import logging as transformers_logging
 
 from workshop.contracts.errors import PromptTooLongError, StartError
 from workshop.contracts.generator import (
@@ -25,7 +28,9 @@ from workshop.contracts.generator import (
 from workshop.models.batch_loop import CPU_CACHE_TOKENS, BatchLoops, Sampling, TokenRun
 from workshop.models.chat_template import ChatTemplate
 
-logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
+
+logger = logging.getLogger(__name__)
 
 MIN_TEMPERATURE = 0.01
 """Below it the most probable token is taken. No other would be sampled anyway, and dividing by less overflows."""
@@ -101,6 +106,7 @@ class LanguageModel:
         sampling = Sampling(float(prompt.temperature), float(prompt.top_p)) if samples else None
         run = TokenRun(prompt_ids, min(prompt.max_tokens or room, room), sampling)
         text = _Text(self._tokenizer, prompt.stop)
+        start = time.perf_counter()
         n_tokens = 0
         reason: FinishReason | None = None
         self._running += 1
@@ -127,6 +133,13 @@ class LanguageModel:
             raise
         finally:
             self._running -= 1
+            facts = {
+                "prompt_tokens": len(prompt_ids),
+                "completion_tokens": n_tokens,
+                "finish_reason": reason,
+                "duration_ms": round(1000 * (time.perf_counter() - start), 3),
+            }
+            logger.info("%s generated %d tokens", self._card.name, n_tokens, extra=facts)
 
     async def aclose(self) -> None:
         """Stop the threads that generate, which would keep the process alive."""

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol, Self
 
+import anyio.to_thread
 import faiss
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from workshop import corpus
 from workshop.contracts.classifier import FloatMatrix
-from workshop.contracts.errors import StartError
+from workshop.contracts.errors import ModelFailedError, StartError
 from workshop.contracts.retriever import DEFAULT_EMBEDDING, Hit, Passage, RetrieverCard
 from workshop.models import artifacts
 from workshop.models.artifacts import ArtifactError
@@ -41,15 +42,35 @@ class Embedding(Protocol):
     @property
     def name(self) -> str: ...
 
-    def project(self, texts: Sequence[str]) -> FloatMatrix:
+    async def project(self, texts: Sequence[str]) -> FloatMatrix:
         """Vectors of shape (n, dimensions), n ≥ 1, of length at most 1.
 
-        The less of a text the embedding knows, the shorter is its vector.
+        The less of a text the embedding knows, the shorter is its vector. Raises what ``Retriever.embed`` raises.
         """
         ...
 
+    async def aclose(self) -> None:
+        """Release the embedding's resources."""
+        ...
 
-class TfidfSvd:
+
+class ComputedEmbedding:
+    """An ``Embedding`` that this process computes, in a thread, so that the event loop stays free."""
+
+    name: str
+
+    async def project(self, texts: Sequence[str]) -> FloatMatrix:
+        """See ``Embedding.project``."""
+        return await anyio.to_thread.run_sync(self._compute, texts)
+
+    async def aclose(self) -> None:
+        """Do nothing: there is nothing to release."""
+
+    def _compute(self, texts: Sequence[str]) -> FloatMatrix:
+        raise NotImplementedError
+
+
+class TfidfSvd(ComputedEmbedding):
     """TF-IDF of the character n-grams of words, of length 2 to 4, reduced by a truncated SVD. Tolerates typos.
 
     Stop words such as "how" and "the" are left out: they would make all questions alike.
@@ -77,8 +98,7 @@ class TfidfSvd:
             svd = TruncatedSVD(DIMENSIONS, random_state=0).fit(normalize(weights))
         return cls(vectorizer, svd)
 
-    def project(self, texts: Sequence[str]) -> FloatMatrix:
-        """See ``Embedding.project``."""
+    def _compute(self, texts: Sequence[str]) -> FloatMatrix:
         contents = [_content(text) for text in texts]
         weights = self.vectorizer.transform(contents)
         # An n-gram that the corpus does not have weighs as much as its rarest one, and has no direction. So a question
@@ -90,7 +110,7 @@ class TfidfSvd:
         return vectors.astype(np.float64)
 
 
-class SentenceEmbedding:
+class SentenceEmbedding(ComputedEmbedding):
     """A model of ``sentence-transformers``.
 
     Args:
@@ -109,8 +129,7 @@ class SentenceEmbedding:
             raise StartError.because(f"cannot load the embedding model {source}", error) from error
         self.name = Path(source).name
 
-    def project(self, texts: Sequence[str]) -> FloatMatrix:
-        """See ``Embedding.project``."""
+    def _compute(self, texts: Sequence[str]) -> FloatMatrix:
         vectors = self._model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
         return np.asarray(vectors, dtype=np.float64)
 
@@ -144,12 +163,14 @@ class CorpusRetriever:
         self._index.add(vectors)
 
     @classmethod
-    def build(cls, lessons: Path | None = None, embedding_model: str | None = None) -> Self:
+    async def build(cls, lessons: Path | None = None, embedding: Embedding | None = None) -> Self:
         """Index the corpus, and the lessons if there are any.
 
         Args:
             lessons: folder of the lessons' sources.
-            embedding_model: see ``SentenceEmbedding``; by default ``TfidfSvd``.
+            embedding: by default ``TfidfSvd``, fitted on them.
+
+        Raises what ``Embedding.project`` raises.
         """
         entries = corpus.entries()
         passages = [_passage(entry.topic, entry.topic, entry.answer) for entry in entries]
@@ -163,23 +184,27 @@ class CorpusRetriever:
                 owners.append(len(passages))
                 passages.append(passage)
                 texts.append(passage.text)
-        embedding = TfidfSvd.fit(texts) if embedding_model is None else SentenceEmbedding(embedding_model)
-        return cls(embedding, passages, normalize(embedding.project(texts)).astype(np.float32), np.array(owners))
+        embedding = embedding or TfidfSvd.fit(texts)
+        vectors = normalize(await embedding.project(texts)).astype(np.float32)
+        return cls(embedding, passages, vectors, np.array(owners))
 
-    def embed(self, texts: Sequence[str]) -> FloatMatrix:
-        """See ``Retriever.embed``."""
-        return normalized(self.project(texts))
+    async def project(self, texts: Sequence[str]) -> FloatMatrix:
+        """See ``Embedding.project``.
 
-    def search(self, text: str, k: int) -> list[Hit]:
-        """See ``Retriever.search``. Finds nothing for a text whose words it does not know at all."""
-        return self.nearest(self.project([text]), k)
-
-    def project(self, texts: Sequence[str]) -> FloatMatrix:
-        """See ``Embedding.project``."""
-        return self._embedding.project(texts)
+        Raises:
+            ModelFailedError: the vectors have other dimensions than those of the index.
+        """
+        vectors = await self._embedding.project(texts)
+        if vectors.shape[1] != self.card.dimensions:
+            lengths = f"vectors of {vectors.shape[1]} numbers, and the index has {self.card.dimensions}"
+            raise ModelFailedError(f"the embedding {self.card.embedding} now makes {lengths}; {_REMEDY}")
+        return vectors
 
     def nearest(self, projection: FloatMatrix, k: int) -> list[Hit]:
-        """The ``k`` passages nearest to a text, the best first, by its projection of shape (1, dimensions)."""
+        """The ``k`` passages nearest to a text, the best first, by its projection of shape (1, dimensions).
+
+        None for a projection of length 0, of a text without a known word.
+        """
         vector = projection.astype(np.float32)
         if not vector.any():
             return []
@@ -189,6 +214,10 @@ class CorpusRetriever:
         for owner, score in zip(self._owners[rows[0]].tolist(), scores[0].tolist(), strict=True):
             best.setdefault(owner, min(score, 1.0))
         return [Hit(self._passages[owner], score) for owner, score in islice(best.items(), k)]
+
+    async def aclose(self) -> None:
+        """Release the embedding's resources."""
+        await self._embedding.aclose()
 
     def save(self, folder: Path) -> None:
         """Write the artifact: one file, so that a reader sees the old one or the new one, never a mixture."""
@@ -204,16 +233,15 @@ class CorpusRetriever:
         artifacts.write(folder / _FILE, hashlib.sha256(content).digest() + content)
 
     @classmethod
-    def load(cls, folder: Path, embedding_model: str | None = None) -> Self:
+    def load(cls, folder: Path, embedding: Embedding | None = None) -> Self:
         """Read an artifact.
 
         Args:
             folder: where ``save`` wrote it.
-            embedding_model: as in ``build``.
+            embedding: the one that it was built with; by default the ``TfidfSvd`` that it contains.
 
         Raises:
             ArtifactError: missing, damaged, made with another embedding, or it contains untrusted code.
-            StartError: the embedding model cannot be loaded.
         """
         try:
             content = (folder / _FILE).read_bytes()
@@ -225,14 +253,12 @@ class CorpusRetriever:
         try:
             parts = artifacts.loads(content)
             passages = [Passage(*fields) for fields in parts["passages"]]
-            made_with, wanted = parts["embedding"], Path(embedding_model).name if embedding_model else TfidfSvd.name
+            made_with, wanted = parts["embedding"], embedding.name if embedding else TfidfSvd.name
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"the retriever in {folder} is damaged: it cannot be read; {_REMEDY}") from error
         if made_with != wanted:
             raise ArtifactError(f"the retriever in {folder} was made with {made_with}, not {wanted}; {_REMEDY}")
-        embedding: Embedding = (
-            SentenceEmbedding(embedding_model) if embedding_model else TfidfSvd(parts["vectorizer"], parts["svd"])
-        )
+        embedding = embedding or TfidfSvd(parts["vectorizer"], parts["svd"])
         return cls(embedding, passages, parts["vectors"], parts["owners"])
 
 

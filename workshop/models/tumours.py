@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+import logging
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Self
 
@@ -21,6 +22,8 @@ from workshop.contracts.errors import InvalidInputError
 from workshop.contracts.tumours import FEATURES, LARGEST_VALUE, UNITS
 from workshop.models import artifacts
 from workshop.models.artifacts import ArtifactError
+
+logger = logging.getLogger(__name__)
 
 NAME = "tumour-classifier"
 CLASSES = ("malignant", "benign")
@@ -55,19 +58,17 @@ class TumourClassifier:
         if out_of_range.any():
             row, column = (int(index) for index in np.argwhere(out_of_range)[0])
             raise InvalidInputError(f"{FEATURES[column]} must be from 0 to {LARGEST_VALUE:g}", row, FEATURES[column])
-        impossible = rows[:, _WORST:] < rows[:, :_MEASUREMENTS]
-        if impossible.any():
-            row, column = (int(index) for index in np.argwhere(impossible)[0])
-            worst, mean = FEATURES[_WORST + column], FEATURES[column]
-            raise InvalidInputError(f"{worst} must not be smaller than {mean}", row, worst)
-        return Scores(self._pipeline.predict_proba(rows), self.card.classes, self.card.version)
+        if errors := impossible_values(rows):
+            raise errors[0]
+        logger.debug("%s predicts %d rows", self.card.name, len(rows))
+        return Scores(self._pipeline.predict_proba(rows), self.card.classes, self.card.version, self.card.sha256)
 
     def save(self, folder: Path) -> None:
         """Write the artifact: the pipeline, and a card with the pipeline's checksum."""
         model = artifacts.dumps(self._pipeline)
-        card = asdict(self.card) | {"sha256": hashlib.sha256(model).hexdigest()}
+        card = replace(self.card, sha256=hashlib.sha256(model).hexdigest())
         artifacts.write(folder / _MODEL_FILE, model)
-        artifacts.write(folder / _CARD_FILE, json.dumps(card, indent=2).encode())
+        artifacts.write(folder / _CARD_FILE, json.dumps(asdict(card), indent=2).encode())
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -79,15 +80,27 @@ class TumourClassifier:
         remedy = "run: python -m workshop train"
         try:
             model = (folder / _MODEL_FILE).read_bytes()
-            card = json.loads((folder / _CARD_FILE).read_bytes())
-            checksum = card.pop("sha256")
-            if hashlib.sha256(model).hexdigest() != checksum:
+            card = _CARD.validate_json((folder / _CARD_FILE).read_bytes())
+            if hashlib.sha256(model).hexdigest() != card.sha256:
                 raise ArtifactError(f"the model in {folder} is damaged: its checksum differs; {remedy}")
-            return cls(artifacts.loads(model), _CARD.validate_python(card))
+            return cls(artifacts.loads(model), card)
         except OSError as error:
             raise ArtifactError(f"cannot read the model: {error.filename}: {error.strerror}; {remedy}") from error
         except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
             raise ArtifactError(f"the model in {folder} is damaged: its card cannot be read; {remedy}") from error
+
+
+def impossible_values(rows: FloatMatrix) -> list[InvalidInputError]:
+    """An error for each worst value that is smaller than its mean, in the order of the rows.
+
+    Args:
+        rows: shape (n, 30), columns in the order of ``FEATURES``.
+    """
+    is_impossible = rows[:, _WORST:] < rows[:, :_MEASUREMENTS]
+    return [
+        InvalidInputError(f"{FEATURES[_WORST + i]} must not be smaller than {FEATURES[i]}", row, FEATURES[_WORST + i])
+        for row, i in np.argwhere(is_impossible).tolist()
+    ]
 
 
 def training_data() -> tuple[FloatMatrix, NDArray[np.int64]]:

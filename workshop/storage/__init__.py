@@ -1,1 +1,1 @@
-"""What the service stores, behind the contracts: in SQLite by default, or in PostgreSQL."""
+"""What the service stores, behind the contracts, in SQLite or PostgreSQL, and what it caches, here or in Redis."""

@@ -65,6 +65,7 @@ def engine_at(url: str, max_statement_s: float | None = MAX_STATEMENT_S) -> Asyn
             pool_size=MAX_CONNECTIONS,
             max_overflow=-1,  # ``Database`` counts them
             pool_pre_ping=True,
+            hide_parameters=True,  # of statements that fail: they may be personal, or secret
             connect_args={"timeout": MAX_WAIT_S, "command_timeout": max_statement_s},
         )
     in_memory = " in memory" if parts.database in {None, "", ":memory:"} else ""
@@ -72,7 +73,7 @@ def engine_at(url: str, max_statement_s: float | None = MAX_STATEMENT_S) -> Asyn
         raise StartError(f"DATABASE_URL names {parts.drivername}{in_memory}; {SUPPORTED}")
     # A new connection for each transaction, since the file may be replaced. A pooled one would continue with a deleted
     # file, or mix its cached pages with those of a backup that was copied over it.
-    engine = create_async_engine(url, poolclass=NullPool)
+    engine = create_async_engine(url, poolclass=NullPool, hide_parameters=True)
 
     @event.listens_for(engine.sync_engine, "connect")
     def set_up(connection: Any, _record: object) -> None:
@@ -156,3 +157,8 @@ class Database:
         if self._preparation is None:
             self._preparation = asyncio.create_task(migrations.bring_up_to_date(self._engine, Base.metadata))
         await asyncio.shield(self._preparation)
+
+
+def cut(name: str) -> str:
+    """A name cut to fit its column: where no keys are set, callers choose their own."""
+    return name[:MAX_TEXT]

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import math
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -17,13 +16,10 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from workshop.contracts.errors import UnavailableError
 from workshop.contracts.usage import Reservation, UsageRecord, UsageTotals
-from workshop.storage.database import MAX_TEXT, Base, Database
+from workshop.storage.database import Base, Database, cut
 from workshop.storage.write_behind import WriteBehind
 
 logger = logging.getLogger(__name__)
-
-LATENCY_LIMITS_MS = (5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 30_000.0, 60_000.0)
-"""The limits of ``UsageTotals.latency_counts``, except infinity."""
 
 RESERVED_FOR = timedelta(seconds=60)
 """A reservation is renewed while its process lives: that of a process that was killed expires after this time."""
@@ -58,8 +54,8 @@ class UsageRow(Base):
     def values(record: UsageRecord) -> dict[str, Any]:
         """The values of a record, by column."""
         return asdict(record) | {
-            "principal": _cut(record.principal),
-            "model": _cut(record.model),
+            "principal": cut(record.principal),
+            "model": cut(record.model),
             "at": record.at.astimezone(UTC),  # SQLite drops the zone
         }
 
@@ -107,43 +103,37 @@ class SqlUsageStore:
             self._reserved.discard(settles.id)
         return self._entries.add((records, settles))
 
-    async def totals(self, *, cascades_only: bool = False) -> UsageTotals:
+    async def totals(self) -> UsageTotals:
         """See ``UsageStore.totals``."""
         sums: list[ColumnElement[Any]] = [
             func.count(),
             func.sum(UsageRow.cost),
             _count_where(or_(UsageRow.cascaded.is_(True), UsageRow.draft_accepted.is_(True))),
             _count_where(UsageRow.draft_accepted.is_(True)),
-            func.sum(UsageRow.latency_ms),
-            *(_count_where(UsageRow.latency_ms <= limit) for limit in LATENCY_LIMITS_MS),
         ]
         query = select(*sums, UsageRow.model).group_by(UsageRow.model)
-        if cascades_only:
-            query = query.where(UsageRow.cascaded.is_not(None))
         async with self._database.transaction() as session:
             by_model = {row.model: row[:-1] for row in await session.execute(query)}
         # One statement, summed up here, so that all parts of the answer are of the same moment.
         nothing = [0] * len(sums)
-        answers, cost, drafts, accepted, latency, *counts = map(sum, zip(nothing, *by_model.values(), strict=True))
+        answers, cost, drafts, accepted = map(sum, zip(nothing, *by_model.values(), strict=True))
         return UsageTotals(
             answers=answers,
             cost=float(cost),
             answers_by_model={model: answers for model, (answers, *_) in by_model.items()},
             drafts=drafts,
             drafts_accepted=accepted,
-            latency_counts=dict(zip((*LATENCY_LIMITS_MS, math.inf), (*counts, answers), strict=True)),
-            latency_sum_ms=float(latency),
         )
 
     async def spent(self, principal: str, since: datetime) -> float:
         """See ``UsageStore.spent``."""
         async with self._database.transaction() as session:
-            return await session.scalar(_spent(_cut(principal), since.astimezone(UTC))) or 0.0
+            return await session.scalar(_spent(cut(principal), since.astimezone(UTC))) or 0.0
 
     async def reserve(self, principal: str, cost: float, budget: float, since: datetime) -> Reservation | None:
         """See ``UsageStore.reserve``."""
         # A separate task: a request is cancelled when its client leaves, and the transaction should not be.
-        reserving = asyncio.create_task(self._reserve(_cut(principal), cost, budget, since.astimezone(UTC)))
+        reserving = asyncio.create_task(self._reserve(cut(principal), cost, budget, since.astimezone(UTC)))
         self._reserving.add(reserving)
         reserving.add_done_callback(self._reserving.discard)
         try:
@@ -236,11 +226,6 @@ def _log_lost(entry: Entry) -> None:
     records, _ = entry
     for record in records:
         logger.error("lost: %s", json.dumps(asdict(record), default=str))
-
-
-def _cut(name: str) -> str:
-    """A name cut to fit its column: where no keys are set, callers choose their own."""
-    return name[:MAX_TEXT]
 
 
 def _count_where(condition: ColumnElement[bool]) -> ColumnElement[int]:

@@ -1,53 +1,83 @@
-"""Limits the size of request bodies, and the time they take to arrive.
+"""Limits the size of request bodies, and the time they take to arrive. Compressed ones are rejected.
 
 Starlette has such a middleware, and ``FastAPI(max_body_size=)`` uses it, but it responds in plain text and bypasses the
 application's error handlers. This one raises, so that a 413 is a problem document like every other error.
 """
 
 import asyncio
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-class BodyLimitMiddleware:
-    """Rejects bodies of more than ``max_bytes`` bytes with a 413, by their declared length or while they arrive.
+@dataclass(frozen=True, slots=True)
+class BodyLimit:
+    """The most bytes of a body, and the most seconds from the headers to its end."""
 
-    A body that has not arrived ``timeout_s`` seconds after the headers is rejected with a 408. The time to answer does
-    not count.
+    max_bytes: int
+    timeout_s: float
+
+
+class BodyLimitMiddleware:
+    """Rejects bodies that are too long with a 413, by their declared length or while they arrive.
+
+    Those that arrive too slowly are rejected with a 408. The time to answer does not count. A body in any content
+    coding is rejected with a 415: a thousand times its size may be in it.
+
+    Args:
+        limit: of all routes. A route may replace ``request.state.body_limit`` before it reads the body.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
+    def __init__(self, app: ASGIApp, limit: BodyLimit) -> None:
         self.app = app
-        self.max_bytes = max_bytes
-        self.timeout_s = timeout_s
+        self.limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
-        too_long = declared.isdigit() and int(declared) > self.max_bytes
+        state = scope.setdefault("state", {})
+        state["body_limit"] = self.limit
+        length = declared_length(scope)
+        is_compressed = _is_compressed(scope)
         arrived = 0
-        deadline: float | None = asyncio.get_running_loop().time() + self.timeout_s
-        error = HTTPException(413, f"the body may have at most {self.max_bytes} bytes")
-        too_slow = HTTPException(408, f"the body must arrive within {self.timeout_s:g} s", {"Connection": "close"})
+        start = asyncio.get_running_loop().time()
+        is_complete = False
 
         async def receive_within_limits() -> Message:
-            nonlocal arrived, deadline
-            if too_long:
-                raise error
+            nonlocal arrived, is_complete
+            limit: BodyLimit = state["body_limit"]
+            if is_compressed:
+                raise HTTPException(415, "the body must not be compressed", {"Accept-Encoding": "identity"})
+            if length is not None and length > limit.max_bytes:
+                raise _too_long(limit)
             try:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(None if is_complete else start + limit.timeout_s):
                     message = await receive()
             except TimeoutError:
-                raise too_slow from None
-            if not message.get("more_body"):
-                deadline = None
+                detail = f"the body must arrive within {limit.timeout_s:g} s"
+                raise HTTPException(408, detail, {"Connection": "close"}) from None
+            is_complete = not message.get("more_body")
             arrived += len(message.get("body", b""))
-            if arrived > self.max_bytes:
-                raise error
+            if arrived > limit.max_bytes:
+                raise _too_long(limit)
             return message
 
         await self.app(scope, receive_within_limits, send)
+
+
+def declared_length(scope: Scope) -> int | None:
+    """The length of the body in bytes, if the client declares it."""
+    length = Headers(scope=scope).get("content-length", "")
+    return int(length) if length.isdecimal() else None
+
+
+def _is_compressed(scope: Scope) -> bool:
+    lines = Headers(scope=scope).getlist("content-encoding")
+    return any(coding.strip().lower() not in ("", "identity") for line in lines for coding in line.split(","))
+
+
+def _too_long(limit: BodyLimit) -> HTTPException:
+    return HTTPException(413, f"the body may have at most {limit.max_bytes} bytes")

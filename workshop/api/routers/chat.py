@@ -10,8 +10,8 @@ Close codes sent by the service:
 | Code | Reason                                                                         |
 |------|--------------------------------------------------------------------------------|
 | 1000 | no question was asked for a while                                              |
-| 1008 | the key is wrong or has expired, the caller has too many connections, or it    |
-|      | keeps sending without reading                                                  |
+| 1008 | the credential is not valid or has expired, the user has logged out, the       |
+|      | caller has too many connections, or it keeps sending without reading           |
 | 1009 | a message is too large                                                         |
 | 1011 | the client does not answer pings, or something went wrong in the service       |
 | 1012 | the service is shutting down                                                   |
@@ -37,9 +37,9 @@ from workshop.api.dependencies import (
     RateLimitsDep,
     SettingsDep,
     SocketPrincipalDep,
+    count_question,
     find_generator,
-    rate_limit_key,
-    request_path,
+    require_session,
 )
 from workshop.api.errors import MAX_DETAILS, explain
 from workshop.api.schemas.chat import (
@@ -60,7 +60,13 @@ from workshop.api.schemas.chat import (
 )
 from workshop.api.sockets import MAX_MESSAGE_BYTES, Peer, close_at_expiry, connection
 from workshop.api.streams import open_stream
-from workshop.contracts.errors import NotFoundError, PromptTooLongError, ServiceError, UnavailableError
+from workshop.contracts.errors import (
+    NotFoundError,
+    PromptTooLongError,
+    ServiceError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from workshop.contracts.generator import Chunk, FinishReason, Message, Prompt, TextGenerator, Usage
 from workshop.contracts.services import cards
 
@@ -82,10 +88,14 @@ async def chat(
     rate_limits: RateLimitsDep,
 ) -> None:
     """Answer questions until the connection ends."""
-    account = create_account(websocket, principal.id, language, settings)
+    account = create_account(websocket, principal, language, settings)
 
     async def admit() -> None:  # checked for each question, since connections are long-lived
-        await rate_limits.check(request_path(websocket), rate_limit_key(websocket, principal))
+        try:
+            await require_session(websocket, principal)
+        except UnauthenticatedError as error:
+            raise WebSocketException(status.WS_1008_POLICY_VIOLATION, error.message) from None
+        await count_question(websocket, principal, rate_limits)
         await account.admit()
 
     async with connection(websocket) as (peer, tasks):

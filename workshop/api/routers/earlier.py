@@ -15,13 +15,22 @@ from fastapi import APIRouter, Body, Depends, HTTPException, Query, Request, sta
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent, format_sse_event
+from starlette import types
 from starlette.datastructures import MutableHeaders
-from starlette.types import Message, Receive, Scope, Send
 
 from workshop.api.budget import Account, AccountDep
 from workshop.api.clock import now
-from workshop.api.dependencies import ClassifierDep, ClockDep, LanguageDep, ModelCardDep, UsageDep, limit_rate
+from workshop.api.dependencies import (
+    ClassifierDep,
+    ClockDep,
+    LanguageDep,
+    ModelCardDep,
+    UsageDep,
+    limit_rate,
+    requires,
+)
 from workshop.api.errors import log_failure, problem_document
+from workshop.api.revalidation import NOT_MODIFIED
 from workshop.api.routers.metrics import FORMATS, metrics
 from workshop.api.routes import JsonRoute
 from workshop.api.schemas.earlier import (
@@ -42,6 +51,7 @@ from workshop.api.schemas.earlier import (
     Responses,
     ShortAnswer,
     Words,
+    WordsInUrl,
 )
 from workshop.api.schemas.queries import MAX_WORDS, QueryAnswer
 from workshop.api.schemas.rag import MAX_SOURCES
@@ -51,6 +61,7 @@ from workshop.contracts import cascade
 from workshop.contracts.cascade import Answer, CascadeEvent, Switch, TextPiece
 from workshop.contracts.generator import Message as ChatMessage
 from workshop.contracts.generator import Prompt, collect
+from workshop.contracts.principals import Scope
 from workshop.contracts.rag import RagAnswer
 
 DEPRECATED_SINCE = datetime(2026, 1, 1, tzinfo=UTC)
@@ -81,10 +92,10 @@ class EarlierRoute(JsonRoute):
     Sources: RFC 9745 (``Deprecation``), RFC 8594 (``Sunset``), RFC 8288 and 5829 (``Link``).
     """
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def handle(self, scope: types.Scope, receive: types.Receive, send: types.Send) -> None:
         """Starlette's, with headers added."""
 
-        async def send_with_notice(message: Message) -> None:
+        async def send_with_notice(message: types.Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["Deprecation"] = f"@{DEPRECATED_SINCE.timestamp():.0f}"
@@ -96,11 +107,21 @@ class EarlierRoute(JsonRoute):
         await super().handle(scope, receive, send_with_notice)
 
 
-router = APIRouter(tags=["earlier"], route_class=EarlierRoute, deprecated=True, dependencies=[Depends(limit_rate)])
-language_router = APIRouter(
-    tags=["earlier"], route_class=EarlierRoute, deprecated=True, dependencies=[Depends(limit_rate)]
-)
+def _router(scope: Scope) -> APIRouter:
+    return APIRouter(
+        tags=["earlier"],
+        route_class=EarlierRoute,
+        deprecated=True,
+        dependencies=[Depends(limit_rate), requires(scope)],
+    )
+
+
+router = _router(Scope.PREDICT)
+metrics_router = _router(Scope.USAGE_READ)
+language_router = _router(Scope.GENERATE)
 """The routes that need language models."""
+usage_router = _router(Scope.USAGE_READ)
+"""The routes that need their records."""
 
 # ------------------------------------------------------------------------------------------ the tumour classifier
 
@@ -119,24 +140,32 @@ async def batch_predict_earlier(batch: NumberedBatch, classifier: ClassifierDep)
     return EarlierBatchPrediction(predictions=predictions, total=len(predictions), timestamp=now())
 
 
-@router.get("/model/metadata", summary="Describe the classifier to earlier clients")
+@router.get("/model/metadata", summary="Describe the classifier to earlier clients", responses=NOT_MODIFIED)
 async def metadata_earlier(card: ModelCardDep) -> EarlierMetadata:
     """Name, version, quality and classes."""
     return EarlierMetadata.of(card)
 
 
-@router.get("/model/features", summary="List the names of the features")
+@router.get("/model/features", summary="List the names of the features", responses=NOT_MODIFIED)
 async def features_earlier(card: ModelCardDep) -> list[str]:
     """In the order of the model's columns."""
     return [feature.name for feature in card.features]
 
+
+metrics_router.get(
+    "/prometheus-metrics",
+    name="prometheus_metrics",
+    summary="Export metrics at the earlier path",
+    response_class=PlainTextResponse,
+    responses=FORMATS,
+)(metrics)
 
 # ---------------------------------------------------------------------------------------------------- the cascade
 
 
 @language_router.post("/query", summary="Ask a question in a URL, with a short answer")
 async def query_earlier(
-    text: Annotated[Words, Query()], account: AccountDep, max_tokens: Annotated[MaxTokens, Query()] = 100
+    text: Annotated[WordsInUrl, Query()], account: AccountDep, max_tokens: Annotated[MaxTokens, Query()] = 100
 ) -> ShortAnswer:
     """The cascade's answer."""
     answer = await _ask(account, cascade.Query(text, max_tokens))
@@ -158,7 +187,7 @@ async def api_query_by_get(
 
 
 async def open_earlier_stream(
-    query: Annotated[Words, Query()], account: AccountDep, max_tokens: Annotated[MaxTokens, Query()] = 200
+    query: Annotated[WordsInUrl, Query()], account: AccountDep, max_tokens: Annotated[MaxTokens, Query()] = 200
 ) -> AsyncIterator[AsyncIterator[CascadeEvent]]:
     """The events of an answer, once the first has arrived."""
     _check_words(query)
@@ -210,7 +239,7 @@ def _failure(request: Request, error: Exception) -> EarlierEvent:
     return EarlierEvent(type="error", content=problem.detail, data=problem.model_dump(mode="json"))
 
 
-@language_router.get("/api/stats", summary="Show the number of answers and their cost to earlier clients")
+@usage_router.get("/api/stats", summary="Show the number of answers and their cost to earlier clients")
 async def api_stats(usage: UsageDep, clock: ClockDep) -> EarlierStats:
     """For the whole service, and across restarts."""
     return EarlierStats.of(await usage.totals(), clock.uptime_s)
@@ -230,14 +259,6 @@ def _check_words(text: str) -> None:
         raise HTTPException(status.HTTP_400_BAD_REQUEST, detail)
 
 
-language_router.get(
-    "/prometheus-metrics",
-    name="prometheus_metrics",
-    summary="Export metrics at the earlier path",
-    response_class=PlainTextResponse,
-    responses=FORMATS,
-)(metrics)
-
 # ------------------------------------------------------------------------------------------- a single language model
 
 
@@ -245,7 +266,7 @@ language_router.get(
 async def chat_earlier(
     account: AccountDep,
     language: LanguageDep,
-    message: Annotated[Words | None, Query()] = None,
+    message: Annotated[WordsInUrl | None, Query()] = None,
     conversation: Annotated[EarlierConversation | None, Body()] = None,
 ) -> EarlierChatAnswer | Response:
     """With `message`, the response has no other field than `response`."""
@@ -271,7 +292,9 @@ async def batch_earlier(prompts: Prompts, account: AccountDep, language: Languag
 
 
 @language_router.post("/generate", summary="Answer a text in a URL")
-async def generate_earlier(prompt: Annotated[Words, Query()], account: AccountDep, language: LanguageDep) -> Response:
+async def generate_earlier(
+    prompt: Annotated[WordsInUrl, Query()], account: AccountDep, language: LanguageDep
+) -> Response:
     """The default model's answer."""
     return Response(response=await _generate(account, language.default_model, prompt))
 
@@ -282,7 +305,7 @@ async def _generate(account: Account, model: str, text: str) -> str:
 
 @language_router.post("/rag/query", summary="Ask a question about the sources in a URL")
 async def rag_query_earlier(
-    query: Annotated[Words, Query()], account: AccountDep, k: Annotated[int, Query(ge=1, le=MAX_SOURCES)] = 5
+    query: Annotated[WordsInUrl, Query()], account: AccountDep, k: Annotated[int, Query(ge=1, le=MAX_SOURCES)] = 5
 ) -> EarlierRagReply:
     """The answer, and the beginning of each source."""
     answer = await last_item(account.ask_sources(query, k))

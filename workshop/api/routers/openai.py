@@ -2,21 +2,20 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
-from starlette.exceptions import HTTPException
 
 from workshop.api.budget import AccountDep
 from workshop.api.dependencies import LanguageDep, require_json
 from workshop.api.errors import Explanation, error_responses, explain, log_failure
-from workshop.api.routes import JsonRoute
+from workshop.api.revalidation import NOT_MODIFIED
+from workshop.api.routes import ProtocolRoute
 from workshop.api.schemas.openai import (
     ChatChunk,
     ChatCompletion,
@@ -31,45 +30,28 @@ from workshop.api.schemas.openai import (
     ModelList,
 )
 from workshop.api.streams import UNBUFFERED, open_stream
-from workshop.contracts.errors import NotFoundError, ServiceError
+from workshop.contracts.errors import NotFoundError
 from workshop.contracts.generator import Chunk, collect
 from workshop.contracts.services import cards
 
 _CODES = {"PromptTooLongError": "context_length_exceeded", "NotFoundError": "model_not_found"}
 
 
-class OpenAIRoute(JsonRoute):
+class OpenAIRoute(ProtocolRoute):
     """A route that reports errors in OpenAI's format, so that its clients raise the right exception and message."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, with errors turned into responses."""
-        handler = super().get_route_handler()
-
-        async def handle_request(request: Request) -> Response:
-            try:
-                return await handler(request)
-            except (ServiceError, RequestValidationError, HTTPException) as error:
-                log_failure(request, error)
-                explanation = explain(error)
-                status = explanation.status
-                if status == HTTPStatus.UNPROCESSABLE_ENTITY:  # OpenAI's protocol has no 422
-                    status = HTTPStatus.BAD_REQUEST
-                return JSONResponse(openai_error(explanation), status, dict(explanation.headers or {}))
-
-        return handle_request
+    def error_response(self, request: Request, explanation: Explanation) -> JSONResponse:
+        """The response to an error."""
+        return JSONResponse(openai_error(explanation), explanation.status, dict(explanation.headers or {}))
 
 
 def openai_error(explanation: Explanation) -> dict[str, Any]:
     """The body of an error response."""
-    message, param = explanation.message, None
-    if explanation.details:
-        param = explanation.details[0].field
-        message = "; ".join(f"{detail.field}: {detail.message}" for detail in explanation.details)
     is_ours = explanation.status >= HTTPStatus.INTERNAL_SERVER_ERROR
     detail = ErrorDetail(
-        message=message,
+        message=explanation.text,
         type="server_error" if is_ours else "invalid_request_error",
-        param=param,
+        param=explanation.details[0].field if explanation.details else None,
         code=_CODES.get(explanation.error, explanation.error),
     )
     return ErrorAnswer(error=detail).model_dump()
@@ -78,7 +60,9 @@ def openai_error(explanation: Explanation) -> dict[str, Any]:
 router = APIRouter(
     tags=["openai"],
     route_class=OpenAIRoute,
-    responses=error_responses(400, 401, 402, 404, 408, 413, 422, 429, 500, 503, 504, answer={"model": ErrorAnswer}),
+    responses=error_responses(
+        400, 401, 402, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504, answer={"model": ErrorAnswer}
+    ),
 )
 
 
@@ -149,7 +133,7 @@ def _event(chunk: ChatChunk) -> bytes:
     return format_sse_event(data_str=chunk.model_dump_json(exclude_none=True))
 
 
-@router.get("/models", summary="List the models")
+@router.get("/models", summary="List the models", responses=NOT_MODIFIED)
 async def list_models(language: LanguageDep) -> ModelList:
     """All available models, including the embedding. A model that does not answer now has no context length."""
     found = await cards(language.generators)
@@ -158,7 +142,7 @@ async def list_models(language: LanguageDep) -> ModelList:
     return ModelList(data=[*entries, ModelEntry(id=language.embedding)])
 
 
-@router.get("/models/{model:path}", summary="Describe a model")
+@router.get("/models/{model:path}", summary="Describe a model", responses=NOT_MODIFIED)
 async def retrieve_model(model: str, language: LanguageDep) -> ModelEntry:
     """The model's name and context length."""
     for entry in (await list_models(language)).data:

@@ -14,8 +14,6 @@ _POLICY = {
         "base-uri 'none'; form-action 'none'; frame-ancestors 'self'; "
         "require-trusted-types-for 'script'; trusted-types 'none'"
     ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
     # Browsers revalidate each file by its ETag, so that files of different versions are never mixed.
     "Cache-Control": "no-cache",
 }

@@ -1,4 +1,4 @@
-"""Questions to the cascade: one answer, a stream or a batch, and the total cost."""
+"""Questions to the cascade: one answer, a stream or a batch."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent, format_sse_event
 from pydantic import ValidationError
 
 from workshop.api.budget import Account, AccountDep
-from workshop.api.dependencies import ClockDep, UsageDep, require_json
+from workshop.api.dependencies import require_json
 from workshop.api.errors import log_failure, problem_document
 from workshop.api.routes import JsonRoute
 from workshop.api.schemas.queries import (
@@ -22,7 +22,6 @@ from workshop.api.schemas.queries import (
     QueryBatchAnswer,
     QueryBody,
     QueryParameters,
-    Stats,
 )
 from workshop.api.streams import last_item, open_stream
 from workshop.contracts.cascade import Answer, CascadeEvent, Switch, TextPiece
@@ -109,12 +108,6 @@ async def ask_many(batch: QueryBatch, account: AccountDep, request: Request) -> 
             return BatchItem(error=problem_document(request, error))
 
     return QueryBatchAnswer.of(await asyncio.gather(*map(answer_or_error, batch.queries)))
-
-
-@router.get("/stats", summary="Show the number of answers and their cost")
-async def stats(usage: UsageDep, clock: ClockDep) -> Stats:
-    """Number and cost of the answers, and the models that gave them, for the whole service and across restarts."""
-    return Stats.of(await usage.totals(), clock.uptime_s)
 
 
 async def _answer(account: Account, question: QueryParameters) -> QueryAnswer:

@@ -5,7 +5,7 @@ from fastapi.responses import PlainTextResponse
 
 from workshop import __version__
 from workshop.api.clock import now
-from workshop.api.dependencies import ClockDep, HealthDep, require_ready
+from workshop.api.dependencies import ClockDep, HealthDep, ServicesDep, require_ready
 from workshop.api.errors import error_responses
 from workshop.api.schemas.service import HealthReport, Readiness
 
@@ -13,14 +13,16 @@ router = APIRouter(tags=["service"], responses=error_responses(503))
 
 
 @router.get("/health", summary="Show the health of the service", responses={503: {"model": HealthReport}})
-async def health(state: HealthDep, clock: ClockDep, response: Response) -> HealthReport:
+async def health(state: HealthDep, services: ServicesDep, clock: ClockDep, response: Response) -> HealthReport:
     """The health of the service and its parts. The status is 503 if a required part is missing."""
     if state.missing:
         response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+    models = services.language.generators.keys() if services.language else set()
     return HealthReport(
         status="unhealthy" if state.missing else "degraded" if state.degraded else "healthy",
         version=__version__,
         model_loaded="classifier" not in state.missing,
+        agent_initialized=bool(models) and models.isdisjoint(state.degraded),
         missing=list(state.missing),
         degraded=list(state.degraded),
         uptime_seconds=clock.uptime_s,

@@ -125,7 +125,8 @@ class Done(_Message):
 class Error(_Message):
     """A mistake of the client or a failure of the service. With the ``id`` of a question, that question has no answer.
 
-    ``error``, ``message`` and ``details`` correspond to ``error``, ``detail`` and ``details`` of a problem document.
+    ``error``, ``message`` and ``details`` correspond to ``error``, ``detail`` and ``details`` of a problem document,
+    and ``retry_after_s`` to the header ``Retry-After``: seconds until another try makes sense.
     """
 
     type: Literal["error"] = "error"
@@ -133,11 +134,19 @@ class Error(_Message):
     error: str
     message: str
     details: Sequence[ProblemDetail] = ()
+    retry_after_s: int | None = None
 
     @classmethod
     def of(cls, explanation: Explanation, id: str | None) -> Self:
         """From an explained error."""
-        return cls(id=id, error=explanation.error, message=explanation.message, details=explanation.details)
+        retry_after = (explanation.headers or {}).get("Retry-After")
+        return cls(
+            id=id,
+            error=explanation.error,
+            message=explanation.message,
+            details=explanation.details,
+            retry_after_s=int(retry_after) if retry_after else None,
+        )
 
 
 ServerMessage: TypeAlias = Annotated[Ready | Text | Done | Error | Ping | Pong, Field(discriminator="type")]

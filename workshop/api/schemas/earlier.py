@@ -23,6 +23,8 @@ MAX_SOURCE_CHARACTERS = 200
 _NAMES = {f"feature_{number}": name for number, name in enumerate(FEATURES, start=1)}
 
 Words = Annotated[str, Field(min_length=1, max_length=MAX_TEXT, pattern=r"\S")]
+WordsInUrl = Annotated[Words, Field(max_length=32_768)]
+"""The server takes no URL above 64 KiB."""
 MaxTokens = Annotated[Integer, Field(ge=1, le=4000)]
 
 

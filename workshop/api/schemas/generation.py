@@ -10,7 +10,8 @@ from workshop.api.schemas.base import Integer, StrictModel
 from workshop.contracts.generator import Chunk, Completion, FinishReason, Message, Prompt, Role, Usage
 
 MAX_MESSAGES = 256
-MAX_TEXT = 32_768
+MAX_TEXT = 100_000
+"""Characters of a text. Whether they fit into its context, a model decides; a whole body has a limit of its own."""
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Stop = Annotated[str, Field(min_length=1, max_length=64)]

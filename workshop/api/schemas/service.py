@@ -11,11 +11,13 @@ class HealthReport(BaseModel):
 
     ``missing`` lists the required parts that do not answer: the service must not be used. ``degraded`` lists the parts
     that do not answer but that only some routes need.
+    ``agent_initialized`` tells clients of the earlier cascade whether the language models answer.
     """
 
     status: Literal["healthy", "degraded", "unhealthy"]
     version: str
     model_loaded: bool
+    agent_initialized: bool
     missing: list[str]
     degraded: list[str]
     uptime_seconds: float

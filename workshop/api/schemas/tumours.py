@@ -19,7 +19,7 @@ MAX_RECORDS = 1000
 
 # The first row of the data set, which is malignant.
 # fmt: off
-_EXAMPLE: JsonDict = dict(zip(FEATURES, [
+EXAMPLE: JsonDict = dict(zip(FEATURES, [
     17.99, 10.38, 122.8, 1001.0, 0.1184, 0.2776, 0.3001, 0.1471, 0.2419, 0.07871,
     1.095, 0.9053, 8.589, 153.4, 0.006399, 0.04904, 0.05373, 0.01587, 0.03003, 0.006193,
     25.38, 17.33, 184.6, 2019.0, 0.1622, 0.6656, 0.7119, 0.2654, 0.4601, 0.1189,
@@ -34,7 +34,7 @@ class Measurements(StrictModel):
     """The 30 measurements of one tumour's cell nuclei: mean, standard error and worst of ten properties."""
 
     # A misspelt feature is an error and not silently ignored; "17.99" is a string, not a number.
-    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     mean_radius: Measurement
     mean_texture: Measurement

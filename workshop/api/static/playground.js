@@ -4,6 +4,7 @@ import { startAsk } from "./ask.js";
 import { startCascade } from "./cascade.js";
 import { startChat } from "./chat.js";
 import { find, showMessage } from "./dom.js";
+import { startLogIn } from "./log_in.js";
 import { startPredict } from "./predict.js";
 import { errorText, get, retryUntilLoaded } from "./service.js";
 import { startStats } from "./stats.js";
@@ -36,5 +37,6 @@ async function generators() {
   }
 }
 
+startLogIn();
 startPredict();
 startLanguage();

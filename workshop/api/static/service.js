@@ -26,6 +26,7 @@ export async function call(path, options = {}) {
     throw error.name === "AbortError" ? error : new ServiceError("The service does not answer.", 0);
   }
   if (response.ok) return response;
+  if (response.status === 401) keyField.dispatchEvent(new Event(REFUSED));
   throw toServiceError(await response.json().catch(() => null), response.status);
 }
 
@@ -51,20 +52,30 @@ export function errorText({ message, details = [] }) {
   return details.map((detail) => `${detail.field}: ${detail.message}`).join("; ") || message;
 }
 
-/** Call `load` until it succeeds: every two seconds, or when the key changes. `onFailure` gets each error. */
+/** Call `load` until it succeeds: every two seconds, or when the credentials change. `onFailure` gets each error. */
 export async function retryUntilLoaded(load, onFailure) {
   for (;;) {
     try {
       return await load();
     } catch (error) {
       onFailure(error);
-      await (error.status === 401 ? keyChange() : new Promise((resume) => setTimeout(resume, 2000)));
+      await (error.status === 401 ? nextCredentials() : new Promise((resume) => setTimeout(resume, 2000)));
     }
   }
 }
 
-function keyChange() {
+const keyField = document.querySelector("#key");
+const CHANGED = "change";
+const REFUSED = "unauthenticated";
+
+/** Tell the panels that the caller has other credentials: the user has logged in or out. */
+export const credentialsChanged = () => keyField.dispatchEvent(new Event(CHANGED));
+
+/** Call `handle` when the service refuses the caller's credentials, or the lack of any. */
+export const onUnauthenticated = (handle) => keyField.addEventListener(REFUSED, handle);
+
+function nextCredentials() {
   return new Promise((resume) => {
-    document.querySelector("#key").addEventListener("change", resume, { once: true });
+    keyField.addEventListener(CHANGED, resume, { once: true });
   });
 }

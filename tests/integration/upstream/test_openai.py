@@ -2,18 +2,18 @@
 
 import asyncio
 import json
-import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi import Response
+from fastapi.responses import HTMLResponse, JSONResponse
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opentelemetry import trace
 
+from tests.upstreams import Answer, Upstream, breaking, failing, silent, streaming
 from workshop.contracts.errors import (
     DeadlineExceededError,
     ModelFailedError,
@@ -24,8 +24,8 @@ from workshop.contracts.errors import (
 )
 from workshop.contracts.generator import Activity, Chunk, Completion, GeneratorCard, Message, Prompt, Token, Usage
 from workshop.integration.generator import WithDeadline
-from workshop.integration.upstream import UpstreamGenerator
-from workshop.lab.app_server import run_app
+from workshop.integration.upstream.openai import OpenAIGenerator
+from workshop.logs import set_log_fields
 from workshop.machine import free_port
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +36,6 @@ ESTIMATED = 5
 """The prompt's tokens, at four characters per token."""
 
 Event = dict[str, Any]
-Answer = Callable[[], Response]
 
 
 def piece(text: str | None = None, *logprobs: float, finish: str | None = None) -> Event:
@@ -59,78 +58,23 @@ def line(event: object) -> bytes:
 
 
 def answering(*events: object, done: bool = True) -> Answer:
-    body = b"".join(map(line, events)) + b"data: [DONE]\n\n" * done
-    return lambda: Response(body, media_type="text/event-stream")
-
-
-def failing(status: int, headers: dict[str, str] | None = None, **error: object) -> Answer:
-    return lambda: JSONResponse({"error": {"message": "no"} | error}, status, headers)
-
-
-@dataclass
-class Upstream:
-    """Answers the first request with the first of ``answers`` and so on, all others with the last one."""
-
-    answers: list[Answer] = field(default_factory=lambda: [answering(*EVENTS)])
-    models: Answer = lambda: JSONResponse({"data": [{"id": "other"}, {"id": "big"}]})
-    asked: list[Event] = field(default_factory=list)
-    keys: list[str | None] = field(default_factory=list)
-    ports: list[int] = field(default_factory=list)
-    at_work: threading.Event = field(default_factory=threading.Event)
-    gone: threading.Event = field(default_factory=threading.Event)
-    url: str = ""
-
-    def app(self) -> FastAPI:
-        app = FastAPI()
-
-        @app.post("/v1/chat/completions")
-        async def chat(request: Request) -> Response:
-            self.asked.append(await request.json())
-            self.keys.append(request.headers.get("Authorization"))
-            self.ports.append(request.client.port)
-            return self.answers[min(len(self.asked), len(self.answers)) - 1]()
-
-        @app.get("/v1/models")
-        async def models() -> Response:
-            return self.models()
-
-        return app
-
-    def holding(self, *events: Event, comments: bool = False) -> Answer:
-        """Send these, then nothing more (or only comments). Sets ``at_work``, and ``gone`` when the reader leaves."""
-
-        async def body() -> AsyncGenerator[bytes, None]:
-            try:
-                for event in events:
-                    yield line(event)
-                self.at_work.set()
-                while comments:
-                    yield b": still here\n\n"
-                    await asyncio.sleep(0.02)
-                await asyncio.Event().wait()
-            finally:
-                self.gone.set()
-
-        return lambda: StreamingResponse(body(), media_type="text/event-stream")
-
-    async def is_gone(self) -> bool:
-        return await asyncio.to_thread(self.gone.wait, 10)
+    return streaming(*map(line, events), b"data: [DONE]\n\n" * done)
 
 
 @pytest.fixture
 def upstream() -> Iterator[Upstream]:
-    upstream = Upstream()
-    with run_app(upstream.app()) as server:
-        upstream.url = f"{server.url}/v1"
+    models = JSONResponse({"data": [{"id": "other"}, {"id": "big"}]})
+    with Upstream([answering(*EVENTS)], lambda: models).running() as upstream:
         yield upstream
 
 
-def connect(upstream: Upstream, model="big", key=KEY, *, timeout_s=10.0, max_retries=0, **options) -> UpstreamGenerator:
-    return UpstreamGenerator(upstream.url, model, key, timeout_s=timeout_s, max_retries=max_retries, **options)
+def connect(upstream: Upstream, model="big", key=KEY, *, timeout_s=10.0, max_retries=0, **options) -> OpenAIGenerator:
+    url = f"{upstream.url}/v1"
+    return OpenAIGenerator(url, model, key, timeout_s=timeout_s, max_retries=max_retries, **options)
 
 
 @pytest.fixture
-async def generator(upstream) -> AsyncGenerator[UpstreamGenerator, None]:
+async def generator(upstream) -> AsyncGenerator[OpenAIGenerator, None]:
     async with aclosing(connect(upstream)) as generator:
         yield generator
 
@@ -145,6 +89,19 @@ async def test_a_stream_has_a_chunk_for_each_piece_and_ends_with_reason_and_usag
         Chunk(" models", (Token("models", -0.125),), usage=Usage(ESTIMATED, 3)),
         Chunk("", (), "stop", usage=Usage(7, 3)),
     ]
+
+
+async def test_the_server_gets_the_trace_and_the_id_of_our_request(upstream, generator):
+    context = trace.SpanContext(trace_id=1, span_id=2, is_remote=True, trace_flags=trace.TraceFlags(1))
+    set_log_fields(request_id="callers-own-id")
+    with trace.use_span(trace.NonRecordingSpan(context)):
+        await generator.complete(PROMPT)
+    set_log_fields()
+    await generator.complete(PROMPT)
+    traced, other = upstream.headers
+    assert traced["traceparent"] == f"00-{1:032x}-{2:016x}-01"
+    assert traced["x-request-id"] == "callers-own-id"
+    assert not {"traceparent", "x-request-id"} & set(other)
 
 
 async def test_the_server_gets_the_whole_prompt_and_our_key(upstream, generator):
@@ -163,7 +120,8 @@ async def test_the_server_gets_the_whole_prompt_and_our_key(upstream, generator)
             "stream_options": {"include_usage": True},
         }
     ]
-    assert upstream.keys == [f"Bearer {KEY}"]
+    assert [headers["Authorization"] for headers in upstream.headers] == [f"Bearer {KEY}"]
+    assert upstream.paths == ["/v1/chat/completions"]
 
 
 async def test_limits_that_a_prompt_does_not_set_are_not_sent(upstream, generator):
@@ -175,7 +133,7 @@ async def test_a_key_of_openai_is_not_sent_to_another_server(upstream, monkeypat
     monkeypatch.setenv("OPENAI_API_KEY", "SECRET")
     async with aclosing(connect(upstream, key=None)) as generator:
         await generator.complete(PROMPT)
-    assert upstream.keys == ["Bearer anonymous"]
+    assert [headers["Authorization"] for headers in upstream.headers] == ["Bearer anonymous"]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +171,7 @@ async def test_a_usage_that_cannot_be_charged_is_an_error(upstream, generator, k
     upstream.answers = [
         answering(piece("It", finish="stop"), {"choices": [], "usage": USAGE["usage"] | {kind: n_tokens}})
     ]
-    with pytest.raises(ModelFailedError, match="does not answer as OpenAI's"):
+    with pytest.raises(ModelFailedError, match="as its protocol says"):
         await generator.complete(PROMPT)
 
 
@@ -228,11 +186,28 @@ async def test_without_log_probabilities_there_is_text_and_no_token(upstream, ge
     assert await generator.complete(PROMPT) == Completion("It serves", (), "stop", Usage(7, 3))
 
 
+async def test_a_draft_without_log_probabilities_is_logged_once(upstream, caplog):
+    upstream.answers = [answering(piece("It serves"), piece(finish="stop"), USAGE)]
+    async with aclosing(connect(upstream, needs_logprobs=True)) as draft, aclosing(connect(upstream)) as main:
+        for generator in (draft, draft, main):
+            await generator.complete(PROMPT)
+    assert caplog.messages == ["the server of big returns no log-probabilities: its drafts have a quality of 0"]
+
+
 async def test_a_server_that_refuses_to_give_log_probabilities_is_not_asked_for_them_again(upstream, generator):
     upstream.answers = [failing(400, message="logprobs are not supported by this model"), answering(*EVENTS)]
     await generator.complete(PROMPT)
     await generator.complete(PROMPT)
     assert ["logprobs" in asked for asked in upstream.asked] == [True, False, False]
+
+
+async def test_an_error_that_only_mentions_log_probabilities_does_not_end_them(upstream, generator):
+    refused = failing(400, message="the prompt says: logprobs")
+    upstream.answers = [refused, refused, answering(*EVENTS)]
+    with pytest.raises(ModelFailedError):
+        await generator.complete(PROMPT)
+    assert await generator.complete(PROMPT) == COMPLETION
+    assert ["logprobs" in asked for asked in upstream.asked] == [True, False, True]
 
 
 async def test_answers_one_after_the_other_share_a_connection(upstream, generator):
@@ -276,10 +251,10 @@ async def test_a_server_that_asks_for_a_long_pause_is_not_retried(upstream):
     ("answer", "error", "message"),
     [
         (failing(400), ModelFailedError, "could not answer"),
-        (failing(401), ModelFailedError, "check LLM_API_KEY"),
+        (failing(401), ModelFailedError, "check the key"),
         (failing(402), ModelFailedError, "could not answer"),
-        (failing(403), ModelFailedError, "check LLM_API_KEY"),
-        (failing(404), ModelFailedError, "check WORKSHOP_MAIN_MODEL and LLM_BASE_URL"),
+        (failing(403), ModelFailedError, "check the key"),
+        (failing(404), ModelFailedError, "check the model and the URL"),
         (failing(429), OverloadedError, "is overloaded"),
         (failing(500), UnavailableError, "has failed"),
         (failing(504), UnavailableError, "has failed"),
@@ -289,9 +264,13 @@ async def test_a_server_that_asks_for_a_long_pause_is_not_retried(upstream):
         (answering({"error": "out of memory"}), ModelFailedError, "could not answer"),
         (answering(piece("It"), done=False), UnavailableError, "broke off"),
         (answering(piece("It")), UnavailableError, "broke off"),
-        (lambda: Response(b"data: {half\n\n", media_type="text/event-stream"), ModelFailedError, "as OpenAI's does"),
-        (lambda: Response(b"data: \xff\n\n", media_type="text/event-stream"), ModelFailedError, "as OpenAI's does"),
-        (answering(piece("It", float("nan"))), ModelFailedError, "as OpenAI's does"),
+        (
+            lambda: Response(b"data: {half\n\n", media_type="text/event-stream"),
+            ModelFailedError,
+            "as its protocol says",
+        ),
+        (lambda: Response(b"data: \xff\n\n", media_type="text/event-stream"), ModelFailedError, "as its protocol says"),
+        (answering(piece("It", float("nan"))), ModelFailedError, "as its protocol says"),
     ],
 )
 async def test_each_failure_has_its_error(upstream, generator, answer, error, message):
@@ -325,7 +304,7 @@ async def test_a_prompt_that_is_too_long_is_the_callers_error(upstream, generato
 
 
 async def test_a_server_that_is_not_there_is_unavailable():
-    nobody = Upstream(url=f"http://127.0.0.1:{free_port()}/v1")
+    nobody = Upstream([], silent, url=f"http://127.0.0.1:{free_port()}")
     async with aclosing(connect(nobody)) as generator:
         for call in (generator.complete(PROMPT), generator.card()):
             with pytest.raises(UnavailableError, match="connection"):
@@ -333,11 +312,7 @@ async def test_a_server_that_is_not_there_is_unavailable():
 
 
 async def test_a_connection_that_breaks_in_the_middle_is_unavailable_after_the_pieces_that_came(upstream, generator):
-    async def body() -> AsyncGenerator[bytes, None]:
-        yield line(piece("It", -0.5))
-        raise RuntimeError("the server crashes")
-
-    upstream.answers = [lambda: StreamingResponse(body(), media_type="text/event-stream")]
+    upstream.answers = [breaking(line(piece("It", -0.5)))]
     stream = generator.stream(PROMPT)
     assert (await anext(stream)).text == "It"
     with pytest.raises(UnavailableError, match="connection"):
@@ -346,7 +321,7 @@ async def test_a_connection_that_breaks_in_the_middle_is_unavailable_after_the_p
 
 @pytest.mark.parametrize("events", [[], [piece("It", -0.5)]], ids=["from the start", "in the middle"])
 async def test_a_server_that_falls_silent_is_a_deadline_error_and_is_disconnected(upstream, events):
-    upstream.answers = [upstream.holding(*events)]
+    upstream.answers = [upstream.holding(*map(line, events))]
     async with aclosing(connect(upstream, timeout_s=0.2)) as generator:
         with pytest.raises(DeadlineExceededError) as caught:
             await generator.complete(PROMPT)
@@ -362,7 +337,7 @@ async def test_comments_that_keep_the_connection_alive_do_not_extend_a_deadline(
 
 
 async def test_closing_a_stream_stops_the_server(upstream, generator):
-    upstream.answers = [upstream.holding(piece("It serves", -0.5, -0.25))]
+    upstream.answers = [upstream.holding(line(piece("It serves", -0.5, -0.25)))]
     stream = generator.stream(PROMPT)
     assert (await anext(stream)).text == "It serves"  # while the server is at work on the rest
     assert await generator.activity() == Activity(running=1, completed=0, cancelled=0, generated_tokens=2)
@@ -372,7 +347,7 @@ async def test_closing_a_stream_stops_the_server(upstream, generator):
 
 
 async def test_cancelling_a_completion_stops_the_server(upstream, generator):
-    upstream.answers = [upstream.holding(piece("It", -0.5))]
+    upstream.answers = [upstream.holding(line(piece("It", -0.5)))]
     call = asyncio.create_task(generator.complete(PROMPT))
     await asyncio.to_thread(upstream.at_work.wait, 10)
     call.cancel()
@@ -430,22 +405,12 @@ async def test_a_server_that_cannot_answer_has_no_card(upstream, generator, mode
 
 
 async def test_a_card_times_out_quickly_and_is_not_retried(upstream, monkeypatch):
-    monkeypatch.setattr("workshop.integration.upstream.PROBE_TIMEOUT_S", 0.3)
-    asked = []
-
-    def silent() -> Response:
-        asked.append(None)
-        return StreamingResponse(never())
-
-    async def never() -> AsyncGenerator[bytes, None]:
-        await asyncio.Event().wait()
-        yield b""
-
+    monkeypatch.setattr("workshop.integration.upstream.openai.PROBE_TIMEOUT_S", 0.3)
     upstream.models = silent
     async with aclosing(connect(upstream, timeout_s=60.0, max_retries=2)) as generator:
         with pytest.raises(DeadlineExceededError):
             await generator.card()
-    assert len(asked) == 1
+    assert upstream.paths == ["/v1/models"]
 
 
 JSON = st.recursive(

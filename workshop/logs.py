@@ -4,14 +4,16 @@ Everything else uses ``logging`` as usual. This needs no library: a formatter of
 for those of other libraries.
 """
 
+import asyncio
 import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, TextIO
 
 from opentelemetry import trace
 
@@ -22,6 +24,8 @@ _fields: ContextVar[Fields] = ContextVar("log_fields", default={})  # noqa: B039
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 """The attributes of every record. All others are the ``extra`` of a call, or private to a library such as Ray."""
 _CONTROL_CHARACTERS = {number: f"\\x{number:02x}" for number in (*range(32), *range(127, 160))}
+WRITE_LINES = 10
+"""The most lines that are written at once: a pipe takes 4 kB in one piece, without lines of other processes in it."""
 _encode = json.JSONEncoder(default=str).encode  # json.dumps would make an encoder for each line
 
 
@@ -67,7 +71,7 @@ def set_up_logs(log_format: LogFormat | None, level: str, fields: Callable[[], F
         fields: returns the fields of the current request.
     """
     # Not sys.stderr: Ray Serve may replace it, in a replica, by a logger.
-    handler = logging.StreamHandler(sys.__stderr__)
+    handler = _Handler(sys.__stderr__)
     formatter = _JsonFormatter if (log_format or default_format()) is LogFormat.JSON else _TextFormatter
     handler.setFormatter(formatter(fields))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
@@ -78,6 +82,44 @@ def set_up_logs(log_format: LogFormat | None, level: str, fields: Callable[[], F
         logger.handlers.clear()
         logger.propagate = name != "uvicorn.access"  # we log requests ourselves
         logger.setLevel(logging.NOTSET)
+
+
+class _Handler(logging.StreamHandler[Any]):
+    """Writes the lines of one turn of an event loop together: a write costs more than a line, if requests are many.
+
+    Outside of an event loop, it writes each line at once.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line, or have it written soon."""
+        try:
+            self._lines.append(self.format(record) + self.terminator)
+        except Exception:
+            self.handleError(record)
+            return
+        with suppress(RuntimeError):  # there is no event loop
+            loop = asyncio.get_running_loop()
+            if len(self._lines) < WRITE_LINES:
+                loop.call_soon(self.flush)
+                return
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the lines that wait. They are lost if the disk is full, or nobody reads them any more."""
+        self.acquire()
+        try:
+            lines, self._lines = self._lines, []
+            if lines and self.stream:
+                self.stream.write("".join(lines))
+            super().flush()
+        except (OSError, ValueError):
+            pass
+        finally:
+            self.release()
 
 
 class _JsonFormatter(logging.Formatter):

@@ -1,5 +1,6 @@
 """Memory, cores and ports of this machine, or of the container that this process runs in."""
 
+import gc
 import os
 import resource
 import socket
@@ -35,6 +36,16 @@ def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
     """Cores that this process may use: the machine's, its affinity or its container's quota, whichever is least."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min([cores, *_quotas(cgroup)])
+
+
+def freeze_loaded_objects() -> None:
+    """Exempt all that this process has loaded so far from garbage collection. For a process that serves until it ends.
+
+    Libraries and models are hundreds of thousands of objects, which a full collection would look through every few
+    hundred requests: all other requests wait for 0.3 s meanwhile.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _quotas(cgroup: Path) -> Iterator[float]:

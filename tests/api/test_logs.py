@@ -1,5 +1,6 @@
 """What the service logs: a line for each request, with its id, and no secret."""
 
+import asyncio
 import io
 import json
 import logging
@@ -20,7 +21,7 @@ from workshop.contracts.classifier import FloatMatrix, Scores
 from workshop.contracts.services import Services
 from workshop.integration.batching import MAX_LOGGED_IDS, MicroBatched
 from workshop.lab.app_server import run_app
-from workshop.logs import LogFormat, _JsonFormatter, _TextFormatter, log_fields, set_log_fields
+from workshop.logs import WRITE_LINES, LogFormat, _Handler, _JsonFormatter, _TextFormatter, log_fields, set_log_fields
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore
 
@@ -34,7 +35,7 @@ class Log:
 
     def __init__(self) -> None:
         self._stream = io.StringIO()
-        self.handler = logging.StreamHandler(self._stream)
+        self.handler = _Handler(self._stream)
         self.handler.setFormatter(_JsonFormatter(log_fields))
 
     @property
@@ -269,3 +270,66 @@ def test_what_a_caller_sends_cannot_forge_a_line(log_format, message):
 def test_a_line_of_json_has_any_extra_value():
     line = json.loads(_JsonFormatter(log_fields).format(record("x", when=UUID(int=1), many={"a": [1]})))
     assert (line["when"], line["many"]) == (str(UUID(int=1)), {"a": [1]})
+
+
+class Stream(io.StringIO):
+    """Notes each write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.writes.append(text)
+        return super().write(text)
+
+
+@pytest.fixture
+def handler() -> logging.StreamHandler[Stream]:
+    return _Handler(Stream())
+
+
+def test_the_lines_of_one_turn_of_the_event_loop_are_written_together(handler):
+    async def log() -> None:
+        for number in range(3):
+            handler.handle(record(f"line {number}"))
+        assert handler.stream.writes == []
+        await asyncio.sleep(0)
+        assert handler.stream.writes == ["line 0\nline 1\nline 2\n"]
+
+    asyncio.run(log())
+
+
+def test_so_many_lines_that_a_pipe_would_split_them_are_not_written_together(handler):
+    async def log() -> None:
+        for number in range(WRITE_LINES + 1):
+            handler.handle(record(f"line {number}"))
+        assert handler.stream.writes == ["".join(f"line {number}\n" for number in range(WRITE_LINES))]
+
+    asyncio.run(log())
+
+
+def test_without_an_event_loop_each_line_is_written_at_once(handler):
+    handler.handle(record("one"))
+    handler.handle(record("two"))
+    assert handler.stream.writes == ["one\n", "two\n"]
+
+
+def test_the_last_lines_of_an_event_loop_are_written_at_the_end_of_the_process(handler):
+    async def log() -> None:
+        handler.handle(record("the last one"))
+
+    asyncio.run(log())
+    handler.flush()  # as logging.shutdown does
+    assert handler.stream.writes == ["the last one\n"]
+
+
+def test_a_full_disk_ends_nothing(handler, monkeypatch):
+    def fail(text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(handler.stream, "write", fail)
+    handler.handle(record("lost"))
+    monkeypatch.undo()
+    handler.handle(record("kept"))
+    assert handler.stream.writes == ["kept\n"]

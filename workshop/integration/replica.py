@@ -1,4 +1,4 @@
-"""What all replicas of the service have in common, whatever runs in them: their log."""
+"""What all replicas of the service have in common, whatever runs in them: their log, and garbage collection."""
 
 import logging
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from ray.serve import context as serve_context
 
 from workshop.logs import Fields, LogFormat, log_fields, set_up_logs
+from workshop.machine import freeze_loaded_objects
 
 
 def call_fields() -> Fields:
@@ -14,8 +15,8 @@ def call_fields() -> Fields:
     return {"request_id": request_id, **log_fields()} if request_id else log_fields()
 
 
-class _Logged:
-    """Sets up the log of its process, then is what it is mixed into.
+class _Replica:
+    """Sets up its process, and is what it is mixed into.
 
     Args:
         log_format, log_level: see ``Settings``.
@@ -32,8 +33,9 @@ class _Logged:
         # Serve also sets attributes of spans that have ended, in calls that a WebSocket makes at the same time.
         logging.getLogger("opentelemetry.sdk.trace").setLevel(logging.ERROR)
         super().__init__(*arguments)
+        freeze_loaded_objects()
 
 
-def logged(kind: type) -> type:
-    """A deployment's class, in whose replicas the log is set up. Its first arguments are those of ``_Logged``."""
-    return type(kind.__name__, (_Logged, kind), {"__doc__": kind.__doc__})
+def replica_of(kind: type) -> type:
+    """A deployment's class, whose replicas set up their process. Its first arguments are those of ``_Replica``."""
+    return type(kind.__name__, (_Replica, kind), {"__doc__": kind.__doc__})

@@ -20,11 +20,12 @@ from workshop.deployments.rag import RagDeployment
 from workshop.deployments.retriever import RetrieverDeployment
 from workshop.integration.calls import Calls
 from workshop.integration.generator import HandleGenerator
-from workshop.integration.replica import logged
+from workshop.integration.replica import replica_of
 from workshop.integration.retriever import HandleRetriever, make_embedding
 from workshop.integration.services import Handles, build_services
 from workshop.integration.stopping import end_tasks
 from workshop.logs import LogFormat, default_format
+from workshop.machine import freeze_loaded_objects
 from workshop.settings import Autoscaling, DeploymentOptions, Settings
 
 APP_NAME = "workshop"
@@ -116,6 +117,7 @@ class Api:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         application = create_app(build_services(self._settings, self._handles), self._settings)
         self._requests = RequestTracker(WithinTrace(WithoutRequestId(application)))
+        freeze_loaded_objects()
         return self._requests
 
     async def end_requests(self) -> None:
@@ -133,7 +135,7 @@ def build_application(settings: Settings) -> serve.Application:
         graceful_shutdown_timeout_s=5,  # a WebSocket may stay open for hours
         graceful_shutdown_wait_loop_s=FLUSH_S,
         **serve_options(settings.deployments.api),
-    )(serve.ingress()(logged(Api)))
+    )(serve.ingress()(replica_of(Api)))
     return api.bind(*_log_options(settings), settings, _bind_models(settings))
 
 
@@ -172,7 +174,7 @@ def _deployment(kind: type, name: str, options: DeploymentOptions) -> serve.Depl
         graceful_shutdown_timeout_s=5,
         graceful_shutdown_wait_loop_s=STOP_POLL_S,
         **serve_options(options),
-    )(logged(kind))
+    )(replica_of(kind))
 
 
 def _log_options(settings: Settings) -> tuple[LogFormat, str]:

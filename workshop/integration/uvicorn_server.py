@@ -18,6 +18,7 @@ from workshop.contracts.errors import StartError
 from workshop.integration.http_limits import LimitedHttpProtocol
 from workshop.integration.reaper import reaper
 from workshop.integration.stopping import SIGNALS, begin_stop, end_tasks
+from workshop.machine import freeze_loaded_objects
 
 HANG_S = 60
 """A worker that shows no sign of life for this long is replaced. On a busy machine, importing PyTorch takes a while."""
@@ -117,6 +118,11 @@ class Server(uvicorn.Server):
         """Begin the shutdown. Further signals change nothing."""
         begin_stop()
         self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, then listen."""
+        await super().startup(sockets)
+        freeze_loaded_objects()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more requests, let those under way finish or end them, then close the application."""

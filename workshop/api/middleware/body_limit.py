@@ -40,8 +40,9 @@ class BodyLimitMiddleware:
             return
         state = scope.setdefault("state", {})
         state["body_limit"] = self.limit
-        length = declared_length(scope)
-        is_compressed = _is_compressed(scope)
+        headers = Headers(scope=scope)
+        length = declared_length(headers)
+        is_compressed = _is_compressed(headers)
         arrived = 0
         start = asyncio.get_running_loop().time()
         is_complete = False
@@ -68,14 +69,14 @@ class BodyLimitMiddleware:
         await self.app(scope, receive_within_limits, send)
 
 
-def declared_length(scope: Scope) -> int | None:
+def declared_length(headers: Headers) -> int | None:
     """The length of the body in bytes, if the client declares it."""
-    length = Headers(scope=scope).get("content-length", "")
+    length = headers.get("content-length", "")
     return int(length) if length.isdecimal() else None
 
 
-def _is_compressed(scope: Scope) -> bool:
-    lines = Headers(scope=scope).getlist("content-encoding")
+def _is_compressed(headers: Headers) -> bool:
+    lines = headers.getlist("content-encoding")
     return any(coding.strip().lower() not in ("", "identity") for line in lines for coding in line.split(","))
 
 

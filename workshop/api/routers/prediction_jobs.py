@@ -100,7 +100,7 @@ async def create_prediction_job(
     UTF-8, with commas between the cells. The first line names the columns: the 30 features as in `/v1/predict`, in any
     order, with spaces or underscores; and any others, which the result has too.
     """
-    length = declared_length(request.scope)
+    length = declared_length(request.headers)
     async with aclosing(content_of(request)) as content:
         job = await jobs.create(principal.id, content, min(length or settings.max_file_bytes, settings.max_file_bytes))
     response.headers["Location"] = request.url_for("get_prediction_job", job_id=str(job.id)).path

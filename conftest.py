@@ -17,9 +17,9 @@ SLOW = {
     "ray": "uses the Ray cluster of its process; with own=True, starts a Ray of its own",
     "browser": "starts Chromium",
     "notebook": "runs a whole notebook",
-    "slow": "takes many seconds, or belongs to a set of tests that does",
+    "slow": "takes many seconds, or belongs to a file whose tests do",
 }
-"""Markers of tests that `make check` leaves out. All but `slow` are set here, from what a test uses."""
+"""Markers of tests that `make check` leaves out. They are set here, from what a test uses, but `slow` in the files."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,6 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
             item.add_marker("browser")
         if isinstance(item, IPyNbCell):
             item.add_marker("notebook")
+        if "parity" in item.path.parts:  # each starts the whole service
+            item.add_marker("slow")
         item.add_marker(pytest.mark.xdist_group(group_of(item)))
     yield
     items.sort(key=order_of)

@@ -33,6 +33,8 @@ from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore
 from workshop.storage.usage import SqlUsageStore
 
+pytestmark = pytest.mark.slow
+
 SECRET = "SECRET-internals"
 KEYS = {"key-1": "ada"}
 

@@ -32,6 +32,8 @@ from workshop.lab.app_server import run_app
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore
 
+pytestmark = pytest.mark.slow
+
 NEED_DATABASE = [
     ("POST", "/v1/cases", {"measurements": RECORD}),
     ("GET", "/v1/cases", None),

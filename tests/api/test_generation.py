@@ -10,6 +10,8 @@ from tests.stand_ins import MAIN_COST, PROMPT_TOKENS, StandInModel, main, record
 from workshop.contracts.errors import ModelFailedError, PromptTooLongError
 from workshop.contracts.generator import Message
 
+pytestmark = pytest.mark.slow
+
 QUESTION = {"model": "main", "prompt": "What is a replica?"}
 TURNS = [
     {"role": "system", "content": "Be brief."},

@@ -25,6 +25,8 @@ from workshop.logs import WRITE_LINES, LogFormat, _Handler, _JsonFormatter, _Tex
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore
 
+pytestmark = pytest.mark.slow
+
 KEY, PASSWORD, TICKET = "key-of-ada", "correct-horse-battery", "ticket-of-ada"
 
 Line = dict[str, Any]

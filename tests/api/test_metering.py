@@ -26,6 +26,8 @@ from workshop.contracts.errors import ModelFailedError
 from workshop.contracts.generator import Chunk, Usage
 from workshop.storage import write_behind
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 10  # generous: success comes quickly
 QUESTION = {"query": "What is a replica?", "force_direct": True}
 TURNS = {"model": "main", "messages": [{"role": "user", "content": "What is a replica?"}]}

@@ -34,6 +34,8 @@ from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore
 from workshop.storage.metrics import SqlMetricStore
 
+pytestmark = pytest.mark.slow
+
 Samples = dict[tuple[str, ...], float]
 
 FAMILIES = {

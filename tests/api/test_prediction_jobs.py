@@ -51,6 +51,8 @@ from workshop.lab.app_server import Server, run_app
 from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = ["id", *FEATURES, "note"]
 LIMIT = 3_000_000
 """Bytes of a file. No other body may be longer than 10 000."""

@@ -39,6 +39,8 @@ from workshop.contracts.usage import UsageRecord
 from workshop.storage import write_behind
 from workshop.storage.usage import SqlUsageStore
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 10  # generous: success comes quickly
 QUESTION = {"query": "What is a replica?"}
 SECRET = "SECRET-internals"

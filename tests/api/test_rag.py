@@ -27,6 +27,8 @@ from workshop.settings import Settings
 from workshop.storage.cases import SqlCaseStore
 from workshop.storage.usage import SqlUsageStore
 
+pytestmark = pytest.mark.slow
+
 HITS = (Hit(Passage("1", "ray_serve", "A replica is a process."), 0.75), Hit(Passage("2", "lesson 09", "Copies."), 0.5))
 SURE = RagAnswer("A process.", HITS, "main", Usage(20, 3), sure=True)
 UNSURE = RagAnswer("I am not sure.", (), None, Usage(0, 0), sure=False)

@@ -23,6 +23,8 @@ from workshop.api.app import check_rate_limits
 from workshop.contracts.errors import StartError
 from workshop.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 QUESTION = {"query": "What is a replica?"}
 ADA, GRACE = ({"Authorization": f"Bearer {name}"} for name in ("ada", "grace"))
 TWICE = {"/v1/query": "2/minute"}

@@ -14,6 +14,8 @@ from workshop.api.schemas.chat import Text
 from workshop.api.sockets import WINDOW, ConnectionSlots, Peer
 from workshop.contracts.errors import OverloadedError, RateLimitedError
 
+pytestmark = pytest.mark.slow
+
 ADA, GRACE = ({"Authorization": f"Bearer {name}"} for name in ("ada", "grace"))
 
 

@@ -1,9 +1,12 @@
 """The command line without arguments, as the earlier container started it."""
 
 import httpx
+import pytest
 
 from tests.service import RECORD
 from workshop.machine import free_port
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_variables_of_the_earlier_container_start_the_api(run, artifact, tmp_path):

@@ -9,6 +9,8 @@ from tests.csv_files import GOOD, csv_of, ended, rows_of, state, upload
 from tests.service import until
 from workshop.contracts.tumours import FEATURES
 
+pytestmark = pytest.mark.slow
+
 SLOW = """
 from datetime import timedelta
 from workshop.cli import main

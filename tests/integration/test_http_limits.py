@@ -22,6 +22,8 @@ from workshop.integration import http_limits
 from workshop.integration.http_limits import LimitedHttpProtocol
 from workshop.lab.app_server import Server, run_app
 
+pytestmark = pytest.mark.slow
+
 GET = b"GET /health HTTP/1.1\r\nHost: test\r\n"
 POST = b"POST /v1/predict HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
 

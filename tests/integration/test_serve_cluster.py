@@ -10,6 +10,8 @@ import pytest
 from tests.notebooks import SharedRay
 from workshop.machine import free_port
 
+pytestmark = pytest.mark.slow
+
 FLAKY = """
 import psutil, ray
 from workshop.integration import serve_cluster

@@ -10,6 +10,8 @@ from nbclient import NotebookClient
 
 from workshop.lab import build, lessons, start_at
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).parent / "example" / "solutions" / "90_example.py"
 
 

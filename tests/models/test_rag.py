@@ -22,7 +22,7 @@ from workshop.contracts.retriever import Hit, Passage
 from workshop.models.rag import MAX_TOKENS, UNSURE, GeneratorChatModel, Rag
 from workshop.settings import Settings
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 THRESHOLD = Settings.model_fields["rag_threshold"].default
 HITS = [Hit(Passage(f"id-{i}", "a_topic", f"Source {i} says {{this}}."), 0.9 - i / 10) for i in range(5)]
@@ -267,7 +267,6 @@ wait_for_all_tracers()
 
 
 @pytest.mark.parametrize(("ask", "is_traced"), [("rag", False), ("chat", True)])
-@pytest.mark.slow
 def test_no_question_goes_to_langsmith_whatever_the_environment_says(ask, is_traced):
     """The bare chat model, which obeys the environment, shows that this test would notice such a request."""
     requests = []

@@ -26,6 +26,8 @@ from workshop.contracts.errors import StartError
 from workshop.models.retriever import PASSAGE_WORDS, CorpusRetriever, SentenceEmbedding, TfidfSvd, lesson_passages
 from workshop.models.tumours import ArtifactError
 
+pytestmark = pytest.mark.slow
+
 FILE = "retriever.skops"
 QUESTION, ANSWER = HELD_OUT[0]
 LESSON = """\

@@ -21,7 +21,7 @@ from workshop.storage.cases import SqlCaseStore
 from workshop.storage.usage import SqlUsageStore
 from workshop.storage.write_behind import MAX_BATCH
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
 RECORD = UsageRecord(
@@ -338,7 +338,6 @@ async def test_a_reservation_that_is_cancelled_leaves_nothing_reserved(store):
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
-@pytest.mark.slow
 async def test_no_query_reads_the_table_itself(store, file):
     """Each is answered from an index: the table may grow large."""
     queries = []

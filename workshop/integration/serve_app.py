@@ -25,7 +25,6 @@ from workshop.integration.retriever import HandleRetriever, make_embedding
 from workshop.integration.services import Handles, build_services
 from workshop.integration.stopping import end_tasks
 from workshop.logs import LogFormat, default_format
-from workshop.machine import freeze_loaded_objects
 from workshop.settings import Autoscaling, DeploymentOptions, Settings
 
 APP_NAME = "workshop"
@@ -117,7 +116,6 @@ class Api:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         application = create_app(build_services(self._settings, self._handles), self._settings)
         self._requests = RequestTracker(WithinTrace(WithoutRequestId(application)))
-        freeze_loaded_objects()
         return self._requests
 
     async def end_requests(self) -> None:

@@ -26,7 +26,7 @@ from workshop.integration.generator import WithDeadline
 from workshop.integration.upstream.anthropic import AnthropicGenerator
 from workshop.machine import free_port
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 KEY = "key-SECRET"
 PROMPT = Prompt((Message("user", "What is Ray Serve?"),))

@@ -30,7 +30,7 @@ from workshop.machine import free_port
 from workshop.models.retriever import CorpusRetriever
 from workshop.settings import Settings
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 KEY = "key-SECRET"
 ENTRY = corpus.entries()[3]

@@ -17,7 +17,7 @@ from workshop.integration.upstream.client import MAX_LINE_BYTES
 from workshop.integration.upstream.errors import MAX_QUOTED
 from workshop.integration.upstream.openai import OpenAIEmbedding, OpenAIGenerator
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 KEY = "key-SECRET"
 PROMPT = Prompt((Message("user", "What is Ray Serve?"),))

@@ -28,7 +28,7 @@ from workshop.integration.upstream.openai import OpenAIGenerator
 from workshop.logs import set_log_fields
 from workshop.machine import free_port
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 KEY = "key-SECRET"
 PROMPT = Prompt((Message("user", "What is Ray Serve?"),))

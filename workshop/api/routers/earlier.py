@@ -87,7 +87,7 @@ SUCCESSORS = {
 
 
 class EarlierRoute(JsonRoute):
-    """A deprecated route. Its responses, errors included, say so and name the successor.
+    """A deprecated route. Its responses, errors included, say so and name the successor. A 405 is not one of them.
 
     Sources: RFC 9745 (``Deprecation``), RFC 8594 (``Sunset``), RFC 8288 and 5829 (``Link``).
     """

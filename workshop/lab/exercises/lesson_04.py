@@ -83,6 +83,8 @@ def keeps_scans(answer: Answer) -> None:
         again = _expect_created(client, prefix, _scan())
         if again in numbers:
             raise NotYet("A new scan has the number of a deleted one.", got=show(again))
+        client.delete(f"{prefix}/scans/{numbers[1]}")
+        _expect_latest(client, prefix, again, "after an older one was deleted")
         replies = client.together(TOGETHER, "POST", f"{prefix}/scans", json=_scan())
         given = [reply.json()["number"] for reply in replies]
         if len({*given}) < TOGETHER:
@@ -98,7 +100,7 @@ def _scan() -> dict[str, Any]:
 def _expect_created(client: Client, prefix: str, scan: dict[str, Any]) -> int:
     created = client.post(f"{prefix}/scans", json=scan)
     expect(created.json(), scan)
-    expect(created.status_code, 201)
+    expect(created.status_code, 201, why="A scan was created.")
     location = created.headers.get("Location")
     if location is None:
         raise NotYet("There is no `Location`.", expected="the path of the new scan")
@@ -114,19 +116,20 @@ def _expect_created(client: Client, prefix: str, scan: dict[str, Any]) -> int:
 def _expect_latest(client: Client, prefix: str, number: int, when: str = "") -> None:
     latest = client.get(f"{prefix}/scans/latest")
     given = f"GET {prefix}/scans/latest {when}".strip()
-    expect(latest.status_code, 200, given=given)
-    expect(latest.json(), {"number": number}, given=given, why="This is not the newest scan that is left.")
+    why = "This is not the newest scan that is left."
+    expect(latest.status_code, 200, given=given, why=why)
+    expect(latest.json(), {"number": number}, given=given, why=why)
 
 
 def _expect_deleted(client: Client, path: str) -> None:
     deleted = client.delete(path)
-    expect(deleted.status_code, 204)
+    expect(deleted.status_code, 204, why="There is nothing to send.")
     expect(deleted.text, "", why="A 204 has no body.")
     gone = f"{path}, which was deleted"
-    expect(client.get(path).status_code, 404, given=f"GET {gone}")
+    expect(client.get(path).status_code, 404, given=f"GET {gone}", why="There is no such scan.")
     expect(client.put(path, json=_scan()).status_code, 404, given=f"PUT {gone}", why="A PUT creates no scan.")
     expect(client.get(path).status_code, 404, given=f"GET {gone}, after the PUT", why="A PUT creates no scan.")
-    expect(client.delete(path).status_code, 404, given=f"DELETE {gone}")
+    expect(client.delete(path).status_code, 404, given=f"DELETE {gone}", why="There is no such scan.")
 
 
 # -------------------------------------------------------------------------------------------- 04.2: an earlier client
@@ -419,7 +422,7 @@ def _expect_accepted(client: Client, picture: str) -> int:
     if office.late:
         why = "The client waits for the work."
         raise NotYet(why, expected="an answer at once", got="an answer when the work is done")
-    expect(accepted.status_code, 202)
+    expect(accepted.status_code, 202, why="The job is accepted, and not done.")
     number = number.get("number") if isinstance(number, dict) else None
     if number not in office.store.jobs:
         why = "There is no such job in `job_store` when the client has its answer."
@@ -441,7 +444,7 @@ def _expect_ended(client: Client, numbers: list[int], pictures: list[str], when:
     def ended() -> bool:
         return all(office.store.jobs[number].status in ("succeeded", "failed") for number in numbers)
 
-    if not becomes_true(ended, 5.0):
+    if not becomes_true(ended, 4.0):
         got = show([office.store.jobs[number].status for number in numbers])
         raise NotYet("A job does not end.", given=f"{len(numbers)} jobs {when}".strip(), got=got)
     for number, picture in zip(numbers, pictures, strict=True):
@@ -453,11 +456,13 @@ def _expect_ended(client: Client, numbers: list[int], pictures: list[str], when:
 
 
 def _expect_resumed(answer: Answer, ended: list[int]) -> None:
-    """The service stops in the middle of its work, twice, and once between two jobs."""
+    """The process ends in the middle of its work, twice: the second time after a start."""
     pictures = [_word(), _word(), f"blank {_word()}"]
     with answer.serve() as client:
         office.held = True
         numbers = [_expect_accepted(client, picture) for picture in pictures]
+        office.stopping = True
+    office.stopping = office.late = False
     for number in numbers:
         status = office.store.jobs[number].status
         if status not in ("queued", "running"):
@@ -467,6 +472,8 @@ def _expect_resumed(answer: Answer, ended: list[int]) -> None:
         if office.late:
             raise NotYet("The service waits for its jobs before it takes requests.", given="a start with open jobs")
         expect(client.get(f"/jobs/{numbers[0]}").status_code, 200)
+        office.stopping = True
+    office.stopping = False
     office.begun.clear()
     office.held = False
     stored = {number: office.store.jobs[number] for number in ended}

@@ -94,11 +94,12 @@ lists = {name: call_list(url) for name, url in urls.items()}
 compare(guess, {name: f"{len(listed)} names: {listed}" for name, listed in lists.items()})
 
 # %% [markdown]
-# Nobody is called. No error, no line in a log, four times status 200: only two patients are missing from a list. This is
-# what the program got for Anna:
+# Nobody is called, and nothing complains: two patients are missing from a list, that is all. This is what the program got
+# for Anna:
 
 # %%
-httpx.post(urls["after"] + "/predict", json=PATIENTS["Anna"], trust_env=False).json()
+reply = httpx.post(urls["after"] + "/predict", json=PATIENTS["Anna"], trust_env=False)
+reply.status_code, reply.json()
 
 # %% [markdown]
 # ## What just happened?
@@ -404,8 +405,8 @@ compare(guess, labels | {"/predict": CLASSES[said["/predict"]["prediction"]]})
 #
 # ## Saying goodbye
 #
-# An old path tells its clients that they should move. Two headers have a meaning for this: `Deprecation` (RFC 9745), with
-# the second since when, and a `Link` to the successor (RFC 8288). A dependency can set them.
+# An old path tells its clients that they should move. There are two headers for this: `Deprecation` (RFC 9745) says since
+# when, in seconds since 1970, and `Link` (RFC 8288) names the successor. A dependency can set them.
 #
 # The client whose requests all fail needs the notice most. Which of two responses has it, the one with status 200, the
 # one with 422?
@@ -550,9 +551,10 @@ def kind_of_detail(reply):
 
 careless_url = run_app(careless, name="lesson 04, careless", log_level="critical").url
 compare(guess, {path: kind_of_detail(send("GET", careless_url + path)) for path in guess})
+send("GET", careless_url + "/cases/1").text
 
 # %% [markdown]
-# Three formats. The last one says only "Internal Server Error", and that is good. This colleague wants to help the client:
+# Three formats. The last one says nothing about the reason, and that is good. A colleague wants to help the client:
 
 
 # %%
@@ -760,7 +762,7 @@ compare(guess, answered, "ms")
 import time
 
 time.sleep(1)  # the last mail is still on its way
-moments.clear()
+moments.restart()
 for path in ("/first", "/first", "/first", "/later", "/later", "/later"):
     send("POST", post_url + path)
     moments.note(f"{path}: answer")
@@ -973,7 +975,7 @@ bars({path: {"MB": peak} for path, peak in peaks.items()}, y="MB", title="peak m
 
 # %% [markdown]
 # `body()` keeps the pieces and then joins them, so the file is there twice. A form's file is put into a temporary file
-# before the endpoint is called, and a large one is on disk. In pieces, memory does not grow with the file.
+# before the endpoint is called, and a large one is on disk. In pieces, a small part of it is enough.
 #
 # ## A bad row
 #
@@ -1011,8 +1013,8 @@ async def scored():
         reader = TumourCsvReader(opened)
         while (batch := await asyncio.to_thread(reader.read, 500)) is not None:
             scores = await classifier.predict(batch.values)
-            for line, probability in zip(batch.lines, scores.probabilities[:, 0], strict=True):
-                yield f"{line},{probability:.3f}\n"
+            pairs = zip(batch.lines, scores.probabilities[:, 0], strict=True)
+            yield "".join(f"{line},{probability:.3f}\n" for line, probability in pairs)
 
 
 # %%
@@ -1023,7 +1025,7 @@ async def stream_scores():
 
 @files.get("/scores/whole")
 async def send_scores():
-    return Response("".join([line async for line in scored()]), media_type="text/csv")
+    return Response("".join([piece async for piece in scored()]), media_type="text/csv")
 
 
 # %% start_at=false
@@ -1079,8 +1081,9 @@ again.status_code, again.content, result.text.splitlines()[0][-40:]
 # %% [markdown]
 # ### Exercise 5: your own service
 #
-# Everything together, attacked from all sides. You may use all that you have seen, and what the package has:
-# `EarlierRoute` and `add_error_handlers`. The upload that is there has every fault of this lesson: repair it.
+# Everything together, attacked from all sides. You may use all that you have seen, and three parts of the package:
+# `EarlierRoute`, `add_error_handlers`, and `RequestIdMiddleware`, which the handlers need. The upload that is there has
+# every fault of this lesson: repair it.
 #
 # - `POST /v1/predict` stays as it is. `POST /predict` is for ward 7, as in exercise 2, from the same diagnosis.
 # - `POST /v1/scores` takes a CSV file in a form, as `file`, and streams CSV: `line,label,error`, and a row for each row of

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 08 Security, caching, limits
 #
-# A stranger without any key writes "I am Ada" into a token, and reads Ada's cases. You will see why, refuse that token
-# and its relatives, and then decide who may call what, how often, and what need not be computed twice.
+# A stranger without a key writes "I am Ada" into a token, and reads Ada's cases. You will see why, and refuse that token
+# and others like it. Then you decide who may call what and how often, and which answers need not be computed twice.
 #
 # After this lesson you can
 #
@@ -46,8 +46,8 @@ def issue(subject, key=KEY, typ="at+jwt", **changes):
 
 
 # %% [markdown]
-# A token has three parts, separated by dots. They are not encrypted, only written in base64: anybody can read the first
-# two. The third is the signature.
+# A token has three parts, separated by dots. The first two are not encrypted, only written in base64, so anybody can
+# read them. The third is the signature.
 
 # %%
 ada_token = issue("ada")
@@ -55,8 +55,8 @@ header, claims, signature = ada_token.split(".")
 decode_part(header), decode_part(claims), signature
 
 # %% [markdown]
-# The service that stores the cases has a reader of its own. It signs the first two parts again, with the algorithm that
-# the header names, compares, and looks at the expiry.
+# The service that stores the cases reads tokens with its own code. It signs the first two parts again, using the
+# algorithm named in the header, and compares. Then it checks when the token expires.
 
 # %%
 import base64
@@ -69,12 +69,13 @@ def read_by_hand(token):
     text, _, signature = token.rpartition(".")
     header, claims = map(decode_part, text.split("."))
     signed = base64.urlsafe_b64encode(SIGN[header["alg"]](text)).decode().rstrip("=")
-    if signed != signature:
-        raise jwt.InvalidTokenError("wrong signature")
-    if claims["exp"] < time.time():
-        raise jwt.InvalidTokenError("expired")
+    if signed != signature or claims["exp"] < time.time():
+        raise jwt.InvalidTokenError("wrong signature, or expired")
     return claims
 
+
+# %% [markdown]
+# The endpoint returns the cases of the caller, and nobody else's.
 
 # %%
 from typing import Annotated
@@ -82,8 +83,7 @@ from typing import Annotated
 import httpx
 from fastapi import FastAPI, Header, HTTPException
 
-app = FastAPI()
-CASES = {"ada": ["tumour 17 is malignant"], "eve": []}
+app, CASES = FastAPI(), {"ada": ["tumour 17 is malignant"], "eve": []}
 
 
 @app.get("/cases")
@@ -105,8 +105,8 @@ def ask_cases(token):
 ask_cases(ada_token).json(), ask_cases(issue("eve")).json()
 
 # %% [markdown]
-# Now the stranger. The standard knows tokens without a signature: their algorithm is called `none`. So the stranger
-# needs no key, only three lines.
+# Now comes the stranger. The standard allows tokens without a signature: their algorithm is called `none`. Such a token
+# needs no key, and its third part is empty.
 
 # %%
 unsigned = ".".join([encode_part({"alg": "none"}), encode_part({"sub": "ada", "exp": 10**10}), ""])
@@ -115,8 +115,8 @@ ask_cases(unsigned).json()
 # %% [markdown]
 # ## Which attacks get in?
 #
-# That was one attack. Eve tries five more. Besides her own tokens she has two of Ada's: a refresh token, which is only
-# for getting new tokens, and a token that the newsletter service got.
+# That was one attack. Eve tries five more. Besides her own tokens she has three that were issued to Ada: an expired one,
+# a refresh token, which only serves to get new tokens, and one for another service, the newsletter.
 
 # %%
 eve_header, _, eve_signature = issue("eve").split(".")
@@ -130,7 +130,7 @@ ATTACKS = {
 }
 
 # %% [markdown]
-# For each attack, predict `"in"` or `"out"`. Replace each `...`.
+# Which of the six read Ada's cases? For each, predict `"in"` or `"out"`: replace each `...`.
 
 # %%
 guess = {"no algorithm": ..., "another key": ..., "expired": ...}
@@ -142,10 +142,10 @@ compare(guess, {name: "in" if ask_cases(token).is_success else "out" for name, t
 # %% [markdown]
 # ## What just happened?
 #
-# The reader asks the token how it wants to be checked. And it checks that the log-in has signed, but not what for: each
-# token that the log-in ever issued, for anything, opens the cases.
+# `read_by_hand` lets the token say how to check it. And it only checks *who* has signed, not what for. So every token
+# that the log-in issues, for whatever use, opens the cases.
 #
-# Let us leave the signature to PyJWT, and see what is left. The caller of a library names the algorithm, not the token.
+# `get_in(read)` lists the attacks that a reader lets in.
 
 
 # %%
@@ -160,6 +160,10 @@ def get_in(read):
     return passed
 
 
+# %% [markdown]
+# We leave the signature to PyJWT. There, our code names the algorithm, not the token. What is left?
+
+
 # %%
 def with_algorithm(token):
     return jwt.decode(token, KEY, algorithms=["HS256"], options={"verify_aud": False})
@@ -168,8 +172,8 @@ def with_algorithm(token):
 get_in(read_by_hand), get_in(with_algorithm)
 
 # %% [markdown]
-# `verify_aud=False` is often copied from a search result, because a token with an audience is an error without it. What
-# belongs there is the name of this service. And a claim is only checked if it is there, so we require it.
+# `verify_aud=False` makes an error go away: PyJWT refuses a token with an audience if we name none. The right answer is
+# to name this service. And since PyJWT checks the expiry only of a token that has one, we require it.
 
 
 # %%
@@ -181,7 +185,7 @@ def with_audience(token):
 get_in(with_audience)
 
 # %% [markdown]
-# A refresh token has the same key, issuer and audience. Only its kind differs, and that stands in the header `typ`.
+# A refresh token has the same key, issuer and audience. Only its kind differs, which the header `typ` names.
 
 
 # %%
@@ -198,12 +202,13 @@ bars({name: {"attacks": len(get_in(read))} for name, read in readers.items()}, y
 # %% [markdown]
 # ### Exercise 1: read a token
 #
-# Keys are replaced from time to time. Then two of them are valid for a while, and the header `kid` says which one has
-# signed. Write `read_token(token, keys)`, where `keys` maps each `kid` to its key. It returns the claims, or raises
-# `jwt.InvalidTokenError`, whatever the token is.
+# Keys are replaced from time to time. For a while, two of them are valid, and the header `kid` of a token says which one
+# was used. Write `read_token(token, keys)`, where `keys` maps each `kid` to its key. It returns the claims of a valid
+# token, and raises `jwt.InvalidTokenError` for everything else. A token is valid if
 #
-# - The token is signed with HS256, by the key that its `kid` names.
-# - Its kind, audience and issuer are those above. It has an `exp` and a `sub`, and has not expired.
+# - it is signed with HS256 and the key that its `kid` names,
+# - it has the kind, audience and issuer of above,
+# - it has a `sub` and an `exp`, and has not expired.
 #
 # If you are stuck, `hint("08.1")` and `solution("08.1")` help.
 
@@ -230,8 +235,9 @@ check("08.1", read_token)
 # %% [markdown]
 # ## Passwords
 #
-# A database gets stolen one day. So it holds no passwords, only hashes, and slow ones on purpose: whoever tries a million
-# passwords pays for each. The same password twice gives two hashes, because each has a random salt.
+# Databases get stolen. So they should not hold passwords, only hashes that are slow to compute: whoever tries a million
+# passwords has to pay for each. Ada and Eve have the same password here. Their hashes differ, because each has a random
+# salt.
 
 # %%
 import hashlib
@@ -252,12 +258,12 @@ print(f"argon2 takes {slow_ms / fast_ms:,.0f} times as long as SHA-256")
 # %% [markdown]
 # ## The clock tells who exists
 #
-# FastAPI has a dependency that reads the form in which OAuth 2.0 sends a name and a password. Here are two log-ins with
-# it. The first looks the user up, and refuses at once if there is none.
+# FastAPI has a dependency that reads a name and a password from a form, as OAuth 2.0 sends them. We write two log-ins
+# with it. The first refuses at once if there is no such user.
 
 # %%
-from fastapi import Depends
-from fastapi.security import OAuth2PasswordRequestForm
+from fastapi import Depends, Security
+from fastapi.security import OAuth2PasswordRequestForm, SecurityScopes
 
 from workshop.api.passwords import Passwords
 
@@ -273,7 +279,7 @@ def log_in_early(form: FormDep):
 
 
 # %% [markdown]
-# The second asks the service's `Passwords`. For an unknown user, that class checks the password against a hash that
+# The second uses the class `Passwords` of the service. For an unknown user, it checks the password against a hash that
 # belongs to nobody.
 
 
@@ -302,8 +308,8 @@ async def log_in_equal(form: FormDep):
 
 
 # %% [markdown]
-# Both say the same about a wrong name and a wrong password. Eve wants to know who has an account, sends a wrong password
-# for Ada and for Zoe, who has none, and looks at the clock. How many times longer does Ada's take?
+# Both have one text for a wrong name and a wrong password. But Eve wants to know who has an account. She sends a wrong
+# password for Ada, and one for Zoe, who has no account, and measures. How many times longer does Ada's take?
 
 # %%
 guess = {"/early": ..., "/equal": ...}
@@ -321,10 +327,12 @@ compare(guess, {path: ms["ada"] / ms["zoe"] for path, ms in took.items()}, "time
 bars(took, y="milliseconds for a wrong password")
 
 # %% [markdown]
-# ## The service knows its users
+# The clock no longer tells Eve who has an account.
 #
-# We start the final service with three users: a viewer, Vi, may only read. Its log-in takes the same form, and
-# its access token is like ours, with the id of a session (`sid`).
+# ## The service and its users
+#
+# Now we start the final service, with three users. Ada and Eve are members. Vi is a viewer: she may read cases, but not
+# store any.
 
 # %%
 from workshop.api.app import create_app
@@ -338,6 +346,10 @@ database = f"sqlite+aiosqlite:///{folder}/service.sqlite"
 settings = Settings(database_url=database, token_keys=KEYS, language_models=False, **LIMITS)
 add_users(settings, ada=Role.MEMBER, eve=Role.MEMBER, vi=Role.VIEWER)
 service = run_app(create_app(build_services(settings), settings), name="service")
+
+
+# %% [markdown]
+# Its log-in takes the same form. The access token says more than ours: among other things, the id of a session, `sid`.
 
 
 # %%
@@ -356,7 +368,7 @@ ada_token = log_in("ada")
 decode_part(ada_token.split(".")[1])
 
 # %% [markdown]
-# Ada logs out, after a minute. Her access token is valid for another 14. Which status does it get, before and after?
+# The token expires in 15 minutes. Ada logs out now. Which status does a request with this token get, before and after?
 
 # %%
 guess = {"before": ..., "after": ...}
@@ -367,18 +379,16 @@ httpx.post(service.url + "/v1/auth/revoke", data={"token": ada_token})
 compare(guess, {"before": before, "after": send("GET", "/v1/auth/me", ada_token).status_code})
 
 # %% [markdown]
-# The token has not changed: its signature is right, and it has not expired. But the service looks the session up for each
-# request. Without that, a stolen token works until it expires.
+# The token has not changed, and has not expired. But the service looks up its session for each request. If it did not, a
+# stolen token would work until it expires.
 #
 # ## Scopes and owners
 #
-# A token says what its bearer may do: its scopes. A route asks for the scope that it needs, in a dependency.
+# The scopes in a token say what its bearer may do. Each route of the service names the scope that it needs, in a
+# dependency.
 
 # %% mirrors="workshop.api.dependencies:require_scopes workshop.api.dependencies:requires"
 from typing import Any
-
-from fastapi import Security
-from fastapi.security import SecurityScopes
 
 from workshop.api.dependencies import PrincipalDep
 from workshop.contracts.errors import ForbiddenError
@@ -396,11 +406,9 @@ def requires(scope: Scope) -> Any:
 
 
 # %% [markdown]
-# Ada has stored a case. Three statuses are possible now: 401, 403 and 404. Which one does each of these requests get?
+# Ada stores a case. The next four requests are all refused, with 401, 403 or 404. Which one gets which?
 
 # %%
-from uuid import uuid4
-
 tokens = {name: log_in(name) for name in ("ada", "eve", "vi")}
 case = {"measurements": RECORD}
 adas_case = send("POST", "/v1/cases", tokens["ada"], json=case).json()["id"]
@@ -410,6 +418,8 @@ guess = {"nobody reads Ada's case": ..., "Vi stores a case": ...}
 guess |= {"Eve reads Ada's case": ..., "Eve reads a case that does not exist": ...}
 
 # %%
+from uuid import uuid4
+
 replies = [
     send("GET", f"/v1/cases/{adas_case}"),
     send("POST", "/v1/cases", tokens["vi"], json=case),
@@ -419,8 +429,8 @@ replies = [
 compare(guess, {name: reply.status_code for name, reply in zip(guess, replies, strict=True)})
 
 # %% [markdown]
-# 401: I do not know you. 403: I know you, and you may not do this at all. 404: for you, there is no such case. A 403
-# would tell Eve that the case exists.
+# 401: I do not know who you are. 403: I know, and you may not do this at all. 404: for you, there is no such case. With
+# a 403, Eve would learn that the case exists.
 #
 # ### Exercise 2: who may see it?
 #
@@ -430,8 +440,9 @@ compare(guess, {name: reply.status_code for name, reply in zip(guess, replies, s
 # - `GET /cases/{case_id}` needs the scope `cases:read` and returns `{"text": …}`; `DELETE` needs `cases:write`.
 # - Without a known token in `Authorization: Bearer …`, the status is 401, with the header `WWW-Authenticate: Bearer`.
 #   Without the scope it is 403. A case of another owner does not exist, unless the caller has the scope `cases:all`.
-# - On the WebSocket `/cases`, the first message is the token, since a browser cannot set the header. Each further
-#   message is the id of a case. Reply `{"text": …}` or `{"error": 404}`. Close with 1008 a caller who may not read.
+# - On the WebSocket `/cases`, the first message is the token, because a browser cannot set the header. Each further
+#   message is the id of a case: reply `{"text": …}` or `{"error": 404}`. If the token is unknown or has no scope
+#   `cases:read`, close with 1008.
 
 # %% exercise="08.2"
 from fastapi import WebSocket, WebSocketException
@@ -511,13 +522,13 @@ async def read_cases(socket: WebSocket):
 check("08.2", ward)
 
 # %% [markdown]
-# In the service, one dependency finds the caller for both. It asks for an `HTTPConnection`, which is what a `Request` and
-# a `WebSocket` have in common.
+# The service has one dependency for both, `get_principal`. It asks for an `HTTPConnection`, which is what `Request` and
+# `WebSocket` have in common.
 #
 # ## Cookies
 #
-# Every script on a page can read a token that the page keeps. A cookie can be out of their reach, and the browser adds
-# it to each request by itself. That has a price. Here are a log-in of that kind, and a route that erases.
+# If a page stores a token, each script on the page can read it. A cookie can be hidden from scripts, and the browser adds
+# it to each request by itself. This log-in sets one that other sites may use, too.
 
 # %%
 from fastapi import Cookie, Response
@@ -525,7 +536,7 @@ from fastapi import Cookie, Response
 
 @app.post("/page-log-in")
 async def log_in_page(response: Response):
-    response.set_cookie("session", "ada")
+    response.set_cookie("session", "ada", samesite="none", secure=True)
 
 
 @app.post("/erase")
@@ -534,24 +545,26 @@ async def erase(session: Annotated[str, Cookie()]):
 
 
 # %% [markdown]
-# Ada is logged in, and opens a page of `evil.example`. Its form sends itself to the clinic. CORS does not stop that: it
-# decides who may read the *answer*. A browser that adds the cookie sends this:
+# Ada is logged in, and opens a page of `evil.example`. It contains a form that sends itself to the clinic. CORS does not
+# prevent that: it decides who may read the *response*. This is what her browser sends:
 
 # %%
 EVIL = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
 httpx.post(server.url + "/erase", cookies={"session": "ada"}, headers=EVIL).json()
 
 # %% [markdown]
-# This is called cross-site request forgery (CSRF). The cookie of the service has more in it than a name and a value:
+# This is called cross-site request forgery (CSRF). Here are both cookies, without their values: the one above, and the
+# one that the log-in of the service sets.
 
 # %%
 own_page, user = {"Origin": service.url}, {"username": "ada", "password": PASSWORD}
 logged_in = httpx.post(service.url + "/v1/auth/login", json=user, headers=own_page)
-logged_in.headers["Set-Cookie"].partition("; ")[2]
+set_cookies = httpx.post(server.url + "/page-log-in").headers["Set-Cookie"], logged_in.headers["Set-Cookie"]
+[line.partition("; ")[2] for line in set_cookies]
 
 # %% [markdown]
-# `HttpOnly` hides it from scripts. With `SameSite=strict`, browsers do not send it with a request of another site. The
-# service does not rely on that alone: it also looks at who has sent the request.
+# `HttpOnly` hides a cookie from scripts. With `SameSite=strict`, browsers do not add it to requests from other sites. The
+# service does not rely on that alone. It also checks which page has sent the request.
 
 # %% mirrors="workshop.api.authentication:is_same_origin"
 from starlette.requests import HTTPConnection
@@ -573,8 +586,8 @@ store_case = {"method": "POST", "url": service.url + "/v1/cases", "json": case, 
 # %% [markdown]
 # ## How often?
 #
-# Ada's script has a bug, and asks a thousand times a second. A limit stops it. `limits` is the library that the service
-# uses, too. This app goes into a file, because we want two processes of it.
+# Ada's script has a bug, and sends requests without a pause. A limit stops it. This app counts with `limits`, the
+# library that the service uses, too. We write it to a file, because we want two processes of it.
 
 # %%
 # %%writefile {folder}/own_count.py
@@ -593,8 +606,8 @@ async def ask(caller: str):
 
 
 # %% [markdown]
-# A load balancer sends each request to one of the two processes. Five requests a day are allowed. One caller sends
-# twenty, in turns. How many are answered?
+# A caller may send five requests a day. Ada sends twenty, and a load balancer gives them to the two processes in turn.
+# How many get an answer?
 
 # %%
 guess = ...
@@ -612,24 +625,23 @@ apart = answered("own_count")
 compare(guess, apart, "requests")
 
 # %% [markdown]
-# Each process has a counter of its own, so the limit grows with every process that you add. What is counted belongs in
-# one place that all of them share. The service uses Redis for that, if it is told where one is. Here, a file does it.
+# Each process has its own counter, so each process that you add raises the limit. The count has to be in one place that
+# all processes share. For the service that is a Redis, named by `REDIS_URL`. Here, it is a file.
 
 # %%
 # %%writefile {folder}/shared_count.py
 import sqlite3
-import time
 
 from fastapi import FastAPI, HTTPException
 
 app, db = FastAPI(), sqlite3.connect("counts.sqlite", isolation_level=None)
 db.execute("CREATE TABLE IF NOT EXISTS counts (caller, day, n, PRIMARY KEY (caller, day))")
-COUNT = "INSERT INTO counts VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET n = n + 1 RETURNING n"
+COUNT = "INSERT INTO counts VALUES (?, date('now'), 1) ON CONFLICT DO UPDATE SET n = n + 1 RETURNING n"
 
 
 @app.get("/{caller}")
 async def ask(caller: str):
-    [[n]] = db.execute(COUNT, (caller, time.time() // 86_400)).fetchall()
+    [[n]] = db.execute(COUNT, (caller,)).fetchall()
     if n > 5:
         raise HTTPException(429)
 
@@ -641,8 +653,8 @@ bars({"each counts alone": {"answered": apart}, "one counter": {"answered": toge
 # %% [markdown]
 # ## The edge of a window
 #
-# Both count by the day: at midnight, everyone starts again at zero. That is called a fixed window. Take one of a minute,
-# with limit 5, and a caller who asks once a second, from second 50 to second 70. How many answers?
+# Both count by the day: at midnight, everyone starts again at zero. That is called a fixed window. Now take a window of a
+# minute, a limit of 5, and a caller who asks once a second, from second 50 to second 70. How many answers?
 
 # %%
 guess = ...
@@ -664,8 +676,8 @@ compare(guess, len(list(fixed_window(asked))), "answers within 21 seconds")
 marks({"asked": asked, "answered": fixed_window(asked)}, x="seconds", title="a fixed window, 5 a minute")
 
 # %% [markdown]
-# That is twice the limit, in a third of a minute. A *moving* window keeps the time of each request, and looks back from
-# now: were there five in the last sixty seconds? First it looks, then it adds. So we need a table of times.
+# That is twice the limit within 15 seconds. A *moving* window keeps the time of each request, and looks back from now:
+# were there five in the last sixty seconds? If not, it adds one. For this we need a table of times.
 
 # %%
 import sqlite3
@@ -678,7 +690,8 @@ def open_counter(path, timeout=5.0):
 
 
 # %% [markdown]
-# Here are two connections to one table, as two processes have them. The limit is 1. Both look, and then both add.
+# Two processes would have two connections to one table, here `anna` and `ben`. With a limit of 1, both look first, and
+# then both add a row.
 
 # %%
 table = Path(tempfile.mkdtemp(), "table.sqlite")
@@ -690,30 +703,30 @@ for db, n in zip((anna, ben), counted, strict=True):
 counted, anna.execute("SELECT count(*) FROM hits").fetchone()[0]
 
 # %% [markdown]
-# Both saw zero, and two are in. `BEGIN IMMEDIATE` starts a transaction that only one connection can have: the other one
-# waits for its `COMMIT`. Ours waits for at most 0.2 seconds.
+# Both have counted zero, and now there are two. `BEGIN IMMEDIATE` starts a transaction that only one connection can have
+# at a time. The other one waits until the first sends `COMMIT`. In this example, it gives up after 0.2 seconds.
 
 # %%
 anna.execute("BEGIN IMMEDIATE")
 try:
     ben.execute("BEGIN IMMEDIATE")
 except sqlite3.OperationalError as error:
-    print("while Anna has it, Ben is told:", error)
+    print("before Anna's COMMIT:", error)
 anna.execute("COMMIT")
 for statement in ("BEGIN IMMEDIATE", "COMMIT"):
     ben.execute(statement)
-print("after Anna's COMMIT, Ben gets his")
+print("after Anna's COMMIT, Ben can begin")
 
 # %% [markdown]
 # ### Exercise 3: a limit that holds
 #
-# Write `admit(db, caller, limit, window_s, now)` with a moving window. `db` is a connection of `open_counter`. Return 0 if
-# the caller may go on, otherwise in how many seconds it may. `now` is in seconds; it never goes back.
+# Write `admit(db, caller, limit, window_s, now)` with a moving window. `db` comes from `open_counter`. Return 0 if the
+# request is admitted, otherwise the number of seconds until the caller may ask again. `now` is the time in seconds.
 #
-# - At most `limit` of a caller's requests are admitted within `window_s` seconds, whichever process they come to. The
-#   check asks from several processes at once.
-# - A refused request does not count: a caller who retries all the time gets in again as soon as one who waits.
-# - Callers do not affect each other.
+# - Within any `window_s` seconds, at most `limit` requests of a caller are admitted, in whichever process. The check asks
+#   from several processes at once.
+# - Refused requests do not count: a caller who keeps asking gets in again as soon as one who waits.
+# - A caller's requests do not affect other callers.
 
 
 # %% exercise="08.3"
@@ -738,9 +751,8 @@ def admit(db, caller, limit, window_s, now):
 check("08.3", admit)
 
 # %% [markdown]
-# The service tells its callers what they have left, with each response, and a refused one when to come back. Its limit
-# on `/v1/predict` is three a minute. The headers `RateLimit-Policy` and `RateLimit` have quota `q` and window `w`,
-# requests that remain `r`, and seconds until there are more `t`.
+# The service's limit on `/v1/predict` is three requests a minute. Each response says how many remain (`r`), and in how
+# many seconds there will be more (`t`). A 429 also says when to come back, in `Retry-After`.
 
 # %%
 for _ in range(4):
@@ -748,7 +760,7 @@ for _ in range(4):
     print(reply.status_code, reply.headers["RateLimit"], "Retry-After:", reply.headers.get("Retry-After"))
 
 # %% [markdown]
-# Ada is over the limit. What does Eve get now? And a stranger who sends a token in Ada's name, with a wrong signature?
+# Ada is over the limit. Which status does Eve get now? And a stranger with Ada's token and a wrong signature?
 
 # %%
 guess = {"Eve": ..., "stranger": ...}
@@ -759,13 +771,13 @@ senders = {"Eve": tokens["eve"], "stranger": stranger_token}
 compare(guess, {name: send("POST", "/v1/predict", token, json=RECORD).status_code for name, token in senders.items()})
 
 # %% [markdown]
-# The order matters: first who it is, then how often. If a service counted by the name in a token that it has not
-# verified, any stranger could use up Ada's limit.
+# The service first finds out who is asking, then counts. If it counted by the name in a token that it has not verified,
+# any stranger could use up Ada's limit.
 #
 # ## The same question again
 #
-# A model takes 0.2 seconds for a row, computes one at a time, and gets the same rows again and again. So we keep its
-# answers. `model.computed` is a list of what it was asked.
+# This model takes 0.2 seconds for a row, and computes one row at a time. It is often asked for the same row. So we keep
+# its answers. `model.computed` lists the rows that it was asked for.
 
 # %%
 from workshop.lab.fixtures.lesson_08 import ROWS, SlowModel
@@ -785,8 +797,8 @@ kept.clear()
 timeline({"row 3, five times": load(server.url + "/by-row/3", requests=5, concurrency=1)})
 
 # %% [markdown]
-# Only the first request waits for the model. Now the team rolls out a new version of the model. Which version answers for row 3,
-# and which for row 4?
+# Only the first request waits for the model. Then a new version is rolled out. Which version do you see in the answer for
+# row 3, and in the one for row 4?
 
 # %%
 guess = {3: ..., 4: ...}
@@ -796,8 +808,8 @@ model.version = "2.0.0"
 compare(guess, {row: httpx.get(f"{server.url}/by-row/{row}").json() for row in guess})
 
 # %% [markdown]
-# The old version goes on answering, and would for as long as the process lives. One could empty the cache at each
-# rollout, in all processes at the same moment. It is easier to make the version a part of the key.
+# Row 3 still has the answer of the old version. One could empty the caches of all processes at the moment of the rollout.
+# It is easier to make the version a part of the key.
 
 
 # %%
@@ -814,7 +826,7 @@ httpx.get(server.url + "/by-version/3").json()
 # %% [markdown]
 # ## Everybody at once
 #
-# A popular row is not in the cache yet, and ten users ask for it at the same moment. How often does the model compute?
+# Row 7 is not in the cache yet, and ten users ask for it at the same moment. How often does the model compute it?
 
 # %%
 guess = ...
@@ -823,14 +835,16 @@ guess = ...
 model.computed.clear()
 crowd = load(server.url + "/by-version/7", requests=10)
 compare(guess, len(model.computed), "times")
+
+# %% start_at=false
 timeline({"ten users, one row": crowd})
 
 # %% [markdown]
-# Each of the ten finds nothing, and asks the model. That is called a stampede. It comes after each rollout, and the
-# last user waits ten times as long as needed. The first one should compute, and the others wait for *its* answer.
+# None of the ten finds an answer, so each of them asks the model. This is called a stampede. The last user waits about
+# ten times as long as the first. It would be better to compute once, in a task that all ten wait for.
 #
-# But what if the first user leaves? Two versions: the others wait for the same task, directly or behind a `shield`. How
-# does that task end?
+# But what if the user leaves whose request has started that task? We cancel that user's request, which waits for the
+# task either directly or through `asyncio.shield`. How does the task end?
 
 # %%
 import asyncio
@@ -851,21 +865,21 @@ async def task_whose_first_user_leaves(protect):
     return "cancelled" if task.cancelled() else task.result()
 
 
-ends = [await task_whose_first_user_leaves(protect) for protect in (lambda task: task, asyncio.shield)]
-compare(guess, dict(zip(guess, ends, strict=True)))
+protections = zip(guess, (lambda task: task, asyncio.shield), strict=True)
+compare(guess, {name: await task_whose_first_user_leaves(protect) for name, protect in protections})
 
 # %% [markdown]
-# A cancelled user cancels what it awaits. All the others would get a `CancelledError` for an answer.
+# Whoever is cancelled cancels what it awaits. Without the shield, the nine others would get a `CancelledError`.
 #
 # ### Exercise 4: compute it once
 #
-# Write `CachedModel(model)` with `await predict(row)`, where `row` is a list of numbers. `model` is a `SlowModel`: its
-# `version` may change at any moment, also during a prediction, whose answer is then that of the old version.
+# Write a class `CachedModel(model)` with a method `await predict(row)`, where `row` is a list of numbers. `model` is a
+# `SlowModel`. Its `version` may change at any moment. A prediction that has begun by then is one of the old version.
 #
-# - Equal rows are computed once, for all who ask at the same time or later. Other rows do not wait for them.
-# - Nobody who asks after a change of version gets an answer of an old one.
-# - Errors are passed on, but not kept: who asks later starts a new computation.
-# - If the user whose request has started it is cancelled, all others still get their answer.
+# - Equal rows are computed once, for all who ask at the same time or later. Different rows do not wait for each other.
+# - Whoever asks after a change of version gets an answer of the new one.
+# - Errors of the model are passed on, but not kept: the next one who asks starts a new computation.
+# - If the request that has started a computation is cancelled, all others still get their answer.
 
 
 # %% exercise="08.4"
@@ -896,16 +910,21 @@ class CachedModel:
 check("08.4", CachedModel)
 
 # %% [markdown]
-# The cache of the service does the same, and has a limit in bytes: the longest unused is forgotten. With a Redis, the
-# processes compute for each other.
+# A dictionary grows for ever. The cache of the service, in `workshop/storage/cache.py`, has a limit in bytes.
 #
 # ## What the client has already
 #
-# A client can keep answers, too. The service sends an `ETag` with what describes the model. The next time, the client
-# shows it, and only gets the content if there is another one by now.
+# A client can keep answers, too. The service sends an `ETag`, which identifies the content, and asks the client to check
+# each time whether it is still the same (`no-cache`).
 
 # %%
 described = send("GET", "/v1/model/metadata", tokens["ada"])
+described.headers["ETag"], described.headers["Cache-Control"]
+
+# %% [markdown]
+# So the client sends the `ETag` with its next request. How many bytes does it get, with which status?
+
+# %%
 headers = {"Authorization": f"Bearer {tokens['ada']}", "If-None-Match": described.headers["ETag"]}
 again = httpx.get(service.url + "/v1/model/metadata", headers=headers)
 {reply.status_code: len(reply.content) for reply in (described, again)}
@@ -913,9 +932,8 @@ again = httpx.get(service.url + "/v1/model/metadata", headers=headers)
 # %% [markdown]
 # ## How expensive?
 #
-# An answer of a language model costs money, and how much is known when it ends. Here, an answer costs up to 3 cents,
-# mostly 2, and a caller has 10 cents a day. Above that, the status is 402. One route looks at what is spent, the other
-# reserves.
+# An answer of a language model costs money, and nobody knows how much before it ends. Say it costs 2 cents here, and might
+# have cost 3. A caller has 10 cents a day, then gets a 402. The first route compares with what is spent so far.
 
 # %%
 spent = Counter()
@@ -929,6 +947,11 @@ async def look_then_spend():
     spent["looks"] += 2
 
 
+# %% [markdown]
+# The second reserves the highest price before it asks the model, and returns the difference afterwards.
+
+
+# %%
 @app.get("/reserves")
 async def reserve_then_settle():
     if spent["reserves"] + 3 > 10:
@@ -939,7 +962,7 @@ async def reserve_then_settle():
 
 
 # %% [markdown]
-# A caller sends twenty requests at once. How many cents does each route spend?
+# A caller sends twenty requests at once. How many cents does the caller spend on each route?
 
 # %%
 guess = {"looks": ..., "reserves": ...}
@@ -950,20 +973,20 @@ sent = {path: load(f"{server.url}/{path}", requests=20) for path in guess}
 compare(guess, {path: spent[path] for path in sent}, "cents")
 
 # %% [markdown]
-# Between a look and what follows from it lies an `await`: it is the race of exercise 3 again. The service reserves the
-# highest possible price in the database, for all processes, and settles when the answer ends.
+# The first route has the race of exercise 3 again: others look between its look and its entry. The service reserves, in
+# its database, so that all processes know.
 #
 # ### Exercise 5: your own service
 #
-# Build `clinic`, with your `read_token` and `admit` if you like. It survives the attacks of the opening, and callers who
-# ask too often. `KEYS` has the keys, `await label_of_row(row)` is the model.
+# Build `clinic`. You can use your `read_token` with `KEYS`, and your `admit` with a connection from
+# `open_counter(folder / "clinic.sqlite")`. `await label_of_row(row)` asks the model.
 #
-# - `GET /label/{row}` returns `{"label": …}` to callers with an access token and the scope `predict`, as in exercises 1
-#   and 2: 401 or 403. A token's `scope` is a text with spaces, such as `"predict cases:read"`.
-# - Each `sub` has 3 answers in 60 seconds, here and on the WebSocket together. Above it, the status is 429, with
-#   `Retry-After` in whole seconds, at least 1. Requests with status 401 or 403 count for nobody.
-# - On the WebSocket `/labels`, the first message is the token; close all others with 1008. Each further message is a row:
-#   reply `{"label": …}`, or `{"error": 429, "retry_after_s": …}` and go on.
+# - `GET /label/{row}` returns `{"label": …}` to callers with a valid access token (otherwise 401, as in exercise 2) and
+#   the scope `predict` (otherwise 403). The claim `scope` is a text such as `"predict cases:read"`.
+# - A `sub` gets at most 3 labels in 60 seconds, over HTTP and WebSocket together. Then the status is 429, with
+#   `Retry-After`: a whole number of seconds, at least 1. A request that gets a 401 or 403 does not count for anybody.
+# - On the WebSocket `/labels`, the first message is the token. Close with 1008 if HTTP would have a 401 or 403. Each
+#   further message is a row: reply `{"label": …}`, or `{"error": 429, "retry_after_s": …}` without closing.
 
 # %% exercise="08.5"
 import math
@@ -1037,11 +1060,16 @@ async def get_labels(socket: WebSocket):
 check("08.5", clinic)
 
 # %% [markdown]
-# And the final service? The stranger takes one of Ada's tokens apart, and builds others from it. The last one is hers.
+# And the final service? The stranger takes one of Ada's tokens apart, and makes three others from it.
 
 # %%
 header, claims, signature = tokens["ada"].split(".")
 head, facts = decode_part(header), decode_part(claims)
+
+# %% [markdown]
+# They ask for Ada's case, and so does the token itself.
+
+# %%
 tried = {
     "no algorithm": ".".join([encode_part(head | {"alg": "none"}), claims, ""]),
     "another key": jwt.encode(facts, "a key that Eve has made up, 40 letters..", headers=head),
@@ -1079,16 +1107,17 @@ tried = {
 # | a token without a signature, or with another key | the service names algorithm and keys, not the token |
 # | a token for another service or use | audience, issuer, kind |
 # | a stolen token after the log-out | the session is looked up |
-# | a stolen database, a clock | slow salted hashes, equal time for unknown users |
-# | a caller who wants more | scopes (403), owners (404), on the WebSocket too |
-# | a form on another site | `SameSite`, and a look at the origin |
+# | a stolen database of passwords | slow hashes with salt |
+# | a log-in that shows who has an account | the same work for unknown users |
+# | a caller who wants more than it may | scopes (403), owners (404), on the WebSocket too |
+# | a form on another site | `SameSite`, and a check of the origin |
 # | a caller who asks too often | one counter for all processes, a moving window, 429 |
 # | an answer of the old model | the version in the key |
-# | a stampede | one task, behind a `shield`; errors are forgotten |
-# | twenty answers at once for the last cent | reserve first, 402 |
+# | a stampede | one task for all, behind a `shield` |
+# | twenty answers for the last cents | reserve first, 402 |
 #
-# The stranger's token no longer reads anything, over HTTP or on the WebSocket. Next: lesson 09 moves the model into a
-# deployment of its own.
+# The stranger's token opens nothing any more, over HTTP or on the WebSocket. Next: lesson 09 gives the model a deployment
+# of its own.
 #
 # ## Tear-down
 #

@@ -95,13 +95,11 @@ def own_cases(authorization: Annotated[str, Header()]):
 
 
 # %%
-server = run_app(app, name="lesson 08")
-
-
 def ask_cases(token):
     return httpx.get(server.url + "/cases", headers={"Authorization": f"Bearer {token}"})
 
 
+server = run_app(app, name="lesson 08")
 ask_cases(ada_token).json(), ask_cases(issue("eve")).json()
 
 # %% [markdown]
@@ -559,8 +557,7 @@ httpx.post(server.url + "/erase", cookies={"session": "ada"}, headers=EVIL).json
 # %%
 own_page, user = {"Origin": service.url}, {"username": "ada", "password": PASSWORD}
 logged_in = httpx.post(service.url + "/v1/auth/login", json=user, headers=own_page)
-set_cookies = httpx.post(server.url + "/page-log-in").headers["Set-Cookie"], logged_in.headers["Set-Cookie"]
-[line.partition("; ")[2] for line in set_cookies]
+[reply.headers["Set-Cookie"].partition("; ")[2] for reply in (httpx.post(server.url + "/page-log-in"), logged_in)]
 
 # %% [markdown]
 # `HttpOnly` hides a cookie from scripts. With `SameSite=strict`, browsers do not add it to requests from other sites. The

@@ -41,7 +41,7 @@ folder, KEY = Path(tempfile.mkdtemp()), KEYS["2026-12"]
 
 def issue(subject, key=KEY, typ="at+jwt", **changes):
     claims = {"iss": "clinic-login", "aud": "clinic", "sub": subject, "scope": "cases:read"}
-    claims |= {"exp": int(time.time()) + 900} | changes
+    claims |= {"exp": int(time.time()) + 4 * 3600} | changes
     return jwt.encode(claims, key, "HS256", headers={"typ": typ, "kid": "2026-12"})
 
 
@@ -330,7 +330,7 @@ bars(took, y="milliseconds for a wrong password")
 # ## The service and its users
 #
 # Now we start the final service, with three users. Ada and Eve are members. Vi is a viewer: she may read cases, but not
-# store any.
+# store any. Access tokens are valid for four hours here, so that yours do not expire while you work.
 
 # %%
 from workshop.api.app import create_app
@@ -339,9 +339,9 @@ from workshop.integration.services import build_services
 from workshop.lab.fixtures.lesson_08 import RECORD, add_users
 from workshop.settings import Settings
 
-LIMITS = {"rate_limits": {"/v1/predict": "3/minute"}, "wrong_keys_limit": "1000/minute"}
+OPTIONS = {"access_token_s": 4 * 3600, "rate_limits": {"/v1/predict": "3/minute"}, "wrong_keys_limit": "1000/minute"}
 database = f"sqlite+aiosqlite:///{folder}/service.sqlite"
-settings = Settings(database_url=database, token_keys=KEYS, language_models=False, **LIMITS)
+settings = Settings(database_url=database, token_keys=KEYS, language_models=False, **OPTIONS)
 add_users(settings, ada=Role.MEMBER, eve=Role.MEMBER, vi=Role.VIEWER)
 service = run_app(create_app(build_services(settings), settings), name="service")
 
@@ -366,7 +366,7 @@ ada_token = log_in("ada")
 decode_part(ada_token.split(".")[1])
 
 # %% [markdown]
-# The token expires in 15 minutes. Ada logs out now. Which status does a request with this token get, before and after?
+# The token is valid for hours. Ada logs out now. Which status does a request with this token get, before and after?
 
 # %%
 guess = {"before": ..., "after": ...}

@@ -72,11 +72,11 @@ plain, watched = serve(ward(), "plain"), serve(ward(watch), "watched")
 # %%
 guess = {"plain, first word": ..., "watched, first word": ...}
 
-# %%
+# %% start_at=false
 streams = {name: load(server.url + "/chat", 1)[0] for name, server in {"plain": plain, "watched": watched}.items()}
 compare(guess, {f"{name}, first word": record.first_ms for name, record in streams.items()}, "ms")
 
-# %%
+# %% start_at=false
 marks({name: [1000 * (at - record.start) for at in record.arrivals] for name, record in streams.items()})
 
 # %% [markdown]
@@ -518,11 +518,11 @@ async def uneven():
 # %%
 guess = {f"{path}, {what}": ... for path in ("/even", "/uneven") for what in ("average", "median", "slowest")}
 
-# %%
+# %% start_at=false
 busy_server = serve(numbering(busy), "busy")
 durations = {path: [r.ms for r in load(busy_server.url + path, 100, concurrency=10)] for path in ("/even", "/uneven")}
 
-# %%
+# %% start_at=false
 from statistics import mean, median
 
 summaries = {"average": mean, "median": median, "slowest": max}
@@ -533,7 +533,7 @@ compare(guess, {f"{path}, {name}": of(ms) for path, ms in durations.items() for 
 # *buckets*: a histogram counts how many were at most as long as each limit. Buckets can be added up, over minutes and over
 # processes. Averages and medians cannot.
 
-# %%
+# %% start_at=false
 LIMITS = (0.02, 0.05, 0.1, 0.5, 2.5)
 
 buckets = {
@@ -583,7 +583,7 @@ def counting(app):
     return counted
 
 
-# %%
+# %% start_at=false
 from workshop.lab.fixtures.lesson_07 import clinic, scan
 
 with serve(counting(clinic()), "clinic") as server:
@@ -646,7 +646,9 @@ check("07.3", Measure)
 # contract with two implementations.
 
 # %%
+import os
 import tempfile
+from unittest.mock import patch
 
 folder = tempfile.mkdtemp()
 
@@ -692,11 +694,7 @@ async def metrics():
 # %%
 guess = {"in memory": ..., "in the database": ...}
 
-# %%
-import os
-from unittest.mock import patch
-
-
+# %% start_at=false
 urls = {"in memory": "", "in the database": f"sqlite+aiosqlite:///{folder}/counts.sqlite"}
 
 
@@ -708,7 +706,7 @@ def totals(name, url):
     return sorted({float(answer.body) for answer in load(workers.url + "/metrics", 50, concurrency=1)})
 
 
-# %%
+# %% start_at=false
 found = {name: totals(name, url) for name, url in urls.items()}
 compare(guess, {name: "always 41" if each == [41] else "less than 41" for name, each in found.items()})
 found
@@ -781,7 +779,7 @@ compare(guess, {path: len({span.context.trace_id for span in traces[path]}) for 
 # The header is called `traceparent`, and holds the trace's id and the caller's span. Who receives it continues the trace.
 # From that comes the picture that you open first when a request was slow: which service had it, and when.
 
-# %%
+# %% start_at=false
 rows = sorted(traces["/traced"], key=lambda span: span.start_time)
 times = {span.name: (span.start_time, span.end_time) for span in rows}
 waterfall({name: [(t - rows[0].start_time) / 1e6 for t in pair] for name, pair in times.items()}, title="One trace")
@@ -848,20 +846,20 @@ check("07.4", fetch)
 # The finished service has all of this. We start it without its language models, and send three requests. The first has
 # a line break in its path, and a good id. The others have bad ids.
 
-# %%
+# %% start_at=false
 settings = {"WORKSHOP_LANGUAGE_MODELS": "0", "DATABASE_URL": f"sqlite+aiosqlite:///{folder}/service.sqlite"}
 with patch.dict(os.environ, settings):
     finished = run_command("workshop api --port {port}", name="finished service")
 
-# %%
+# %% start_at=false
 for path, sent in (("/v1/cases/7%0AINFO", "case-7"), ("/v1/model/metadata", "a b"), ("/nothing", "x" * 300)):
     reply = httpx.get(finished.url + path, headers={"X-Request-ID": sent}, trust_env=False)
     print(reply.status_code, reply.headers["X-Request-ID"])
 
-# %%
+# %% start_at=false
 print(*finished.output.splitlines()[-3:], sep="\n\n")
 
-# %%
+# %% start_at=false
 metrics = httpx.get(finished.url + "/metrics", trust_env=False).text
 print(*(line for line in metrics.splitlines() if line.startswith("http_requests_total")), sep="\n")
 
@@ -881,12 +879,12 @@ def count_answer(store: MetricStore, model: str, cost: float, seconds: float) ->
     COSTS.observe(store, cost)
 
 
-# %%
+# %% start_at=false
 store = ProcessMetrics()
 for model, cost, seconds in (("draft", 0.00002, 0.2), ("draft", 0.00003, 0.3), ("main", 0.004, 1.5)):
     count_answer(store, model, cost, seconds)
 
-# %%
+# %% start_at=false
 cascade = CollectorRegistry()
 cascade.register(MetricsCollector(await store.totals(), model_loaded=True, uptime_s=0, cascades=["cascade"]))
 lines = generate_latest(cascade).decode().splitlines()

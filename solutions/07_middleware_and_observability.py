@@ -251,7 +251,8 @@ layers(stacked)
 
 # %% [markdown]
 # Starlette writes the 500 in `ServerErrorMiddleware`, and that is outside of everything you add. A 404 is written by
-# the router, in the middle. What must be on *every* response goes around the whole app:
+# the router, in the middle. What must be on *every* response goes around the whole app. (The service goes another way: its
+# innermost middleware, `unexpected_errors.py`, responds to bugs.)
 
 # %%
 around = Mark(CORSMiddleware(ward(), allow_origins=[PAGE]), "last")

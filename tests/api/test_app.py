@@ -145,6 +145,17 @@ def test_a_bug_is_a_500_that_reveals_no_internals(store, path):
         assert internal not in answer.text
 
 
+def test_a_page_of_another_origin_can_read_that_something_went_wrong(store):
+    failing_now = Services(StandIn(KeyError(SECRET)), store)
+    with client_of(Services(StandIn(), store), failing_now, allowed_origins=["https://friend.example"]) as client:
+        answer = client.post("/v1/predict", json=RECORD, headers={"Origin": "https://friend.example"})
+    assert answer.status_code == 500
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://friend.example"
+    assert "X-Request-ID" in answer.headers["Access-Control-Expose-Headers"]
+    for name in ("X-Request-ID", "X-Process-Time", "X-Content-Type-Options"):
+        assert len(answer.headers.get_list(name)) == 1
+
+
 @pytest.mark.parametrize("error", [errors.ModelFailedError(SECRET), KeyError(SECRET)])
 def test_the_log_has_what_the_response_hides(store, error, caplog):
     with failing(store, error) as client:

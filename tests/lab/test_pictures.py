@@ -3,7 +3,7 @@
 import pytest
 from matplotlib.colors import to_hex
 
-from workshop.lab import bars, columns, curve, marks, timeline
+from workshop.lab import bars, columns, curve, marks, timeline, waterfall
 from workshop.lab.load_generator import Records, RequestRecord
 from workshop.lab.pictures import FAILED, WAITING, WORKING
 
@@ -82,3 +82,11 @@ def test_a_row_has_a_mark_at_each_value():
     drawn = [(list(line.get_xdata()), set(line.get_ydata())) for line in axis.lines if line.get_marker() == "|"]
     assert drawn == [([100.0], {0}), ([10.0, 50.0], {1})]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["whole", "in pieces"]
+
+
+def test_waterfall_has_a_bar_from_each_start_to_its_end():
+    figure = waterfall({"GET /traced": (0, 40), "GET /draft": (5, 15)}, title="One trace")
+    [axis] = figure.axes
+    assert [(bar.get_x(), bar.get_width()) for bar in axis.patches] == [(0, 40), (5, 10)]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["GET /traced", "GET /draft"]
+    assert axis.yaxis_inverted()

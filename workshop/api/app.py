@@ -27,6 +27,7 @@ from workshop.api.middleware.security_headers import SecurityHeadersMiddleware
 from workshop.api.middleware.shutdown import ShutdownMiddleware
 from workshop.api.middleware.ticket import TicketMiddleware
 from workshop.api.middleware.timing import TimingMiddleware
+from workshop.api.middleware.unexpected_errors import UnexpectedErrorsMiddleware
 from workshop.api.rate_limits import RateLimits, is_at_or_below
 from workshop.api.routers import auth, earlier, inference, metrics, playground, scoring, service, v1
 from workshop.api.sessions import Sessions
@@ -135,6 +136,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
         telemetry={"metrics": False, "logs": False},
     )
     # The last one added is the outermost. All middleware below RequestIdMiddleware knows the request id.
+    app.add_middleware(UnexpectedErrorsMiddleware)
     app.add_middleware(BodyLimitMiddleware, limit=BodyLimit(settings.max_body_bytes, settings.body_timeout_s))
     app.add_middleware(HeaderLimitMiddleware)
     app.add_middleware(DisconnectMiddleware)

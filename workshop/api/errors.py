@@ -220,7 +220,7 @@ def explained_response(request: Request, explanation: Explanation) -> JSONRespon
     """The same for an error that has been explained already."""
     if explanation.status == HTTPStatus.METHOD_NOT_ALLOWED:
         explanation = replace(explanation, headers={"Allow": ", ".join(_allowed_methods(request))})
-    # The handler for unexpected errors runs outside the middleware that adds these headers to every other response.
+    # An error of the middleware itself is handled outside of what adds these headers to every other response.
     headers = {request_id.HEADER: request.state.request_id, **security_headers(request.scope)}
     headers |= explanation.headers or {}
     content = _problem_document(request, explanation).model_dump(mode="json")

@@ -27,6 +27,7 @@ _HOME = {
     "stop_all": "running",
     "stop_serve": "ray_serve",
     "timeline": "pictures",
+    "waterfall": "pictures",
 }
 
 __all__ = ["service_map", *_HOME]  # noqa: PLE0604

@@ -110,6 +110,21 @@ def marks(rows: Mapping[str, Iterable[float]], *, x: str = "milliseconds", title
     return figure
 
 
+def waterfall(rows: Mapping[str, tuple[float, float]], *, x: str = "milliseconds", title: str = "") -> Figure:
+    """A row per name, with a bar from its start to its end: the spans of a trace, say."""
+    figure, axis = plt.subplots(figsize=(9, 0.9 + 0.42 * len(rows)), layout="constrained")
+    for row, (start, end) in enumerate(rows.values()):
+        axis.barh(row, end - start, left=start, color=WORKING, height=0.6)
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.invert_yaxis()
+    axis.set_xlim(left=0)
+    axis.set_xlabel(x)
+    axis.set_title(title, loc="left", fontsize=11, color=_INK)
+    _plain(axis)
+    plt.close(figure)  # shown once: by the cell that ends with it
+    return figure
+
+
 def columns(panels: Mapping[str, Iterable[tuple[str, float]]], *, y: str) -> Figure:
     """One panel per name: a narrow column for each (label, value), in their order, all on one scale."""
     drawn = {name: list(items) for name, items in panels.items()}

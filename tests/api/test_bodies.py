@@ -15,6 +15,8 @@ from tests.stand_ins import application, draft, main
 from workshop.api.routes import MAX_NAMES
 from workshop.lab.app_server import run_app
 
+pytestmark = pytest.mark.slow
+
 JSON = {"Content-Type": "application/json"}
 CHAT = {"model": "main", "messages": [{"role": "user", "content": "What is a replica?"}]}
 QUERY = {"query": "What is a replica?"}

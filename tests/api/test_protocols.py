@@ -7,6 +7,8 @@ from tests.service import RECORD
 from tests.stand_ins import StandInClassifier
 from workshop.contracts.errors import UnavailableError
 
+pytestmark = pytest.mark.slow
+
 KEYS = {"key-of-ada": "ada"}
 ADA = {"Authorization": "Bearer key-of-ada"}
 TENSORS = {"inputs": [{"name": "rows", "shape": [1, 30], "datatype": "FP64", "data": list(RECORD.values())}]}

@@ -13,6 +13,8 @@ from fastapi.responses import StreamingResponse
 
 from workshop.lab.app_server import STOP_LIMIT, run_app
 
+pytestmark = pytest.mark.slow
+
 
 def app_that_says(text: str, **options) -> FastAPI:
     app = FastAPI(**options)

@@ -20,6 +20,8 @@ from workshop.storage.cases import SqlCaseStore
 from workshop.storage.database import Base, engine_at
 from workshop.storage.usage import SqlUsageStore
 
+pytestmark = pytest.mark.slow
+
 PROCESSES = 4
 
 

@@ -13,7 +13,7 @@ from workshop.contracts.prediction_jobs import JobFile, JobStatus, Progress
 from workshop.storage import prediction_jobs
 from workshop.storage.prediction_jobs import SqlJobStore
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 HALF = Progress(10, 2, 0.5)
 ALL = Progress(20, 3, 1.0)

@@ -206,7 +206,7 @@ bars({name: {"attacks": len(get_in(read))} for name, read in readers.items()}, y
 #
 # - it is signed with HS256 and the key that its `kid` names,
 # - it has the kind, audience and issuer of above,
-# - it has a `sub` and an `exp`, and has not expired.
+# - it has a `sub` and an `exp`, and has not expired, not even a second ago.
 #
 # If you are stuck, `hint("08.1")` and `solution("08.1")` help.
 
@@ -256,8 +256,8 @@ print(f"argon2 takes {slow_ms / fast_ms:,.0f} times as long as SHA-256")
 # %% [markdown]
 # ## The clock tells who exists
 #
-# FastAPI has a dependency that reads a name and a password from a form, as OAuth 2.0 sends them. We write two log-ins
-# with it. The first refuses at once if there is no such user.
+# FastAPI has a dependency that reads a name and a password from a form, with the field names of the standard OAuth 2.0.
+# We write two log-ins with it. The first refuses at once if there is no such user.
 
 # %%
 from fastapi import Depends, Security
@@ -435,50 +435,52 @@ compare(guess, {name: reply.status_code for name, reply in zip(guess, replies, s
 # `find_caller(token)` returns a caller with `name` and `scopes`, or raises `UnknownTokenError`. `await cases.get(case_id)`
 # returns a case with `owner` and `text`, or `None`, and `await cases.delete(case_id)` erases one.
 #
-# - `GET /cases/{case_id}` needs the scope `cases:read` and returns `{"text": …}`; `DELETE` needs `cases:write`.
-# - Without a known token in `Authorization: Bearer …`, the status is 401, with the header `WWW-Authenticate: Bearer`.
-#   Without the scope it is 403. A case of another owner does not exist, unless the caller has the scope `cases:all`.
+# - `GET /cases/{case_id}` needs the scope `cases:read` and returns `{"text": …}`, no more. `DELETE` needs `cases:write`.
+# - Without a known token in `Authorization: Bearer …`, the status is 401. `unknown_caller()` is that error: its header
+#   tells the client to send such a token. `token_in(authorization)` returns the token, or `""`.
+# - Without the scope, it is 403. A case of another owner does not exist, unless the caller has the scope `cases:all`.
 # - On the WebSocket `/cases`, the first message is the token, because a browser cannot set the header. Each further
-#   message is the id of a case: reply `{"text": …}` or `{"error": 404}`. If the token is unknown or has no scope
-#   `cases:read`, close with 1008.
+#   message is the id of a case: reply `{"text": …}` or `{"error": 404}`. If HTTP would have a 401 or 403, close with the
+#   code 1008, which says that the client has broken a rule. Many clients are connected at the same time.
 
 # %% exercise="08.2"
 from fastapi import WebSocket, WebSocketException
 
-from workshop.lab.fixtures.lesson_08 import UnknownTokenError, cases, find_caller
+from workshop.lab.fixtures.lesson_08 import UnknownTokenError, cases, find_caller, token_in
 
 ward = FastAPI()
 
 
-# solution (about 33 lines)
-def needs(scope):
-    async def find_allowed(authorization: Annotated[str, Header()] = ""):
-        try:
-            caller = find_caller(authorization.removeprefix("Bearer "))
-        except UnknownTokenError:
-            raise HTTPException(401, headers={"WWW-Authenticate": "Bearer"}) from None
-        if scope not in caller.scopes:
-            raise HTTPException(403)
-        return caller
+def unknown_caller():
+    return HTTPException(401, headers={"WWW-Authenticate": "Bearer"})
 
-    return Depends(find_allowed)
+
+# solution (about 27 lines)
+def allowed(token, scope):
+    try:
+        caller = find_caller(token)
+    except UnknownTokenError:
+        raise unknown_caller() from None
+    if scope not in caller.scopes:
+        raise HTTPException(403)
+    return caller
 
 
 async def find_case(case_id, caller):
     case = await cases.get(case_id)
     if case is None or (case.owner != caller.name and "cases:all" not in caller.scopes):
         raise HTTPException(404)
-    return case
+    return {"text": case.text}
 
 
 @ward.get("/cases/{case_id}")
-async def get_case(case_id: str, caller: Annotated[object, needs("cases:read")]):
-    return {"text": (await find_case(case_id, caller)).text}
+async def get_case(case_id: str, authorization: Annotated[str, Header()] = ""):
+    return await find_case(case_id, allowed(token_in(authorization), "cases:read"))
 
 
 @ward.delete("/cases/{case_id}")
-async def delete_case(case_id: str, caller: Annotated[object, needs("cases:write")]):
-    await find_case(case_id, caller)
+async def delete_case(case_id: str, authorization: Annotated[str, Header()] = ""):
+    await find_case(case_id, allowed(token_in(authorization), "cases:write"))
     await cases.delete(case_id)
 
 
@@ -486,34 +488,34 @@ async def delete_case(case_id: str, caller: Annotated[object, needs("cases:write
 async def read_cases(socket: WebSocket):
     await socket.accept()
     try:
-        caller = find_caller(await socket.receive_text())
-    except UnknownTokenError:
+        caller = allowed(await socket.receive_text(), "cases:read")
+    except HTTPException:
         raise WebSocketException(1008) from None
-    if "cases:read" not in caller.scopes:
-        raise WebSocketException(1008)
     async for case_id in socket.iter_text():
         try:
-            await socket.send_json({"text": (await find_case(case_id, caller)).text})
-        except HTTPException as error:
-            await socket.send_json({"error": error.status_code})
+            await socket.send_json(await find_case(case_id, caller))
+        except HTTPException:
+            await socket.send_json({"error": 404})
 
 
 # starter
 # @ward.get("/cases/{case_id}")
-# async def get_case(case_id: str):
+# async def get_case(case_id: str, authorization: Annotated[str, Header()] = ""):
+#     token = token_in(authorization)
 #     return ...
 #
 #
 # @ward.delete("/cases/{case_id}")
-# async def delete_case(case_id: str):
+# async def delete_case(case_id: str, authorization: Annotated[str, Header()] = ""):
 #     return ...
 #
 #
 # @ward.websocket("/cases")
 # async def read_cases(socket: WebSocket):
 #     await socket.accept()
-#
-#
+#     token = await socket.receive_text()
+#     async for case_id in socket.iter_text():
+#         await socket.send_json({"text": ...})
 # end
 
 # %%
@@ -543,8 +545,8 @@ async def erase(session: Annotated[str, Cookie()]):
 
 
 # %% [markdown]
-# Ada is logged in, and opens a page of `evil.example`. It contains a form that sends itself to the clinic. CORS does not
-# prevent that: it decides who may read the *response*. This is what her browser sends:
+# Ada is logged in, and opens a page of `evil.example`. It contains a form that sends itself to the clinic. Browsers allow
+# that. They only keep the *response* from the page. This is what her browser sends:
 
 # %%
 EVIL = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
@@ -581,6 +583,9 @@ store_case = {"method": "POST", "url": service.url + "/v1/cases", "json": case, 
 {name: httpx.request(headers=sent, **store_case).status_code for name, sent in {"own": own_page, "evil": EVIL}.items()}
 
 # %% [markdown]
+# From the foreign page, the cookie does not count. So the service does not know who is asking: 401.
+
+# %% [markdown]
 # ## How often?
 #
 # Ada's script has a bug, and sends requests without a pause. A limit stops it. This app counts with `limits`, the
@@ -603,8 +608,7 @@ async def ask(caller: str):
 
 
 # %% [markdown]
-# A caller may send five requests a day. Ada sends twenty, and a load balancer gives them to the two processes in turn.
-# How many get an answer?
+# A caller may send five requests a day. Ada sends twenty, and the two processes get them in turn. How many are answered?
 
 # %%
 guess = ...
@@ -623,7 +627,8 @@ compare(guess, apart, "requests")
 
 # %% [markdown]
 # Each process has its own counter, so each process that you add raises the limit. The count has to be in one place that
-# all processes share. For the service that is a Redis, named by `REDIS_URL`. Here, it is a file.
+# all processes share. For the service, `REDIS_URL` names it: Redis is a store that processes use over the network. Here,
+# it is a file.
 
 # %%
 # %%writefile {folder}/shared_count.py
@@ -650,8 +655,8 @@ bars({"each counts alone": {"answered": apart}, "one counter": {"answered": toge
 # %% [markdown]
 # ## The edge of a window
 #
-# Both count by the day: at midnight, everyone starts again at zero. That is called a fixed window. Now take a window of a
-# minute, a limit of 5, and a caller who asks once a second, from second 50 to second 70. How many answers?
+# The file has one count for each day, which starts at zero. That is called a fixed window. Now take a window of a minute,
+# a limit of 5, and a caller who asks once a second, from second 50 to second 70. How many answers?
 
 # %%
 guess = ...
@@ -718,12 +723,13 @@ print("after Anna's COMMIT, Ben can begin")
 # ### Exercise 3: a limit that holds
 #
 # Write `admit(db, caller, limit, window_s, now)` with a moving window. `db` comes from `open_counter`. Return 0 if the
-# request is admitted, otherwise the number of seconds until the caller may ask again. `now` is the time in seconds.
+# request is admitted, otherwise the number of seconds until the caller may ask again, rounded up if at all. `now` is the
+# time in seconds.
 #
 # - Within any `window_s` seconds, at most `limit` requests of a caller are admitted, in whichever process. The check asks
-#   from several processes at once.
+#   from several processes at once. A request has left the window exactly `window_s` seconds later.
 # - Refused requests do not count: a caller who keeps asking gets in again as soon as one who waits.
-# - A caller's requests do not affect other callers.
+# - A caller's requests do not affect other callers. A caller's name may contain any character.
 
 
 # %% exercise="08.3"
@@ -794,15 +800,15 @@ kept.clear()
 timeline({"row 3, five times": load(server.url + "/by-row/3", requests=5, concurrency=1)})
 
 # %% [markdown]
-# Only the first request waits for the model. Then a new version is rolled out. Which version do you see in the answer for
-# row 3, and in the one for row 4?
+# Only the first request waits for the model. Then version 2.0.0 replaces 1.0.0. Which version answers for row 3, and which
+# one for row 4?
 
 # %%
 guess = {3: ..., 4: ...}
 
 # %%
 model.version = "2.0.0"
-compare(guess, {row: httpx.get(f"{server.url}/by-row/{row}").json() for row in guess})
+compare(guess, {row: httpx.get(f"{server.url}/by-row/{row}").json().split()[-1] for row in guess})
 
 # %% [markdown]
 # Row 3 still has the answer of the old version. One could empty the caches of all processes at the moment of the rollout.
@@ -837,8 +843,8 @@ compare(guess, len(model.computed), "times")
 timeline({"ten users, one row": crowd})
 
 # %% [markdown]
-# None of the ten finds an answer, so each of them asks the model. This is called a stampede. The last user waits about
-# ten times as long as the first. It would be better to compute once, in a task that all ten wait for.
+# Whoever comes before there is an answer asks the model, too. This is called a stampede. The last user waits several
+# times as long as the first. It would be better to compute once, in a task that all ten wait for.
 #
 # But what if the user leaves whose request has started that task? We cancel that user's request, which waits for the
 # task either directly or through `asyncio.shield`. How does the task end?
@@ -873,10 +879,13 @@ compare(guess, {name: await task_whose_first_user_leaves(protect) for name, prot
 # Write a class `CachedModel(model)` with a method `await predict(row)`, where `row` is a list of numbers. `model` is a
 # `SlowModel`. Its `version` may change at any moment. A prediction that has begun by then is one of the old version.
 #
-# - Equal rows are computed once, for all who ask at the same time or later. Different rows do not wait for each other.
+# - Equal rows are computed once, for all who ask at the same time or later. Rows are different if any number differs, or
+#   the order. They do not wait for each other.
 # - Whoever asks after a change of version gets an answer of the new one.
-# - Errors of the model are passed on, but not kept: the next one who asks starts a new computation.
-# - If the request that has started a computation is cancelled, all others still get their answer.
+# - Errors of the model are passed on, but not kept: the next one who asks starts a new computation. That also holds if
+#   nobody was waiting any more when the model failed. Answers for other rows are kept.
+# - If the request that has started a computation is cancelled, all others still get the answer of this computation, also
+#   those who ask later.
 
 
 # %% exercise="08.4"
@@ -975,13 +984,14 @@ compare(guess, {path: spent[path] for path in sent}, "cents")
 #
 # ### Exercise 5: your own service
 #
-# Build `clinic`. You can use your `read_token` with `KEYS`, and your `admit` with a connection from
-# `open_counter(folder / "clinic.sqlite")`. `await label_of_row(row)` asks the model.
+# Build `clinic`. You can use your `read_token` with `KEYS`, and your `admit` with `counter`. `await label_of_row(row)`
+# asks the model.
 #
 # - `GET /label/{row}` returns `{"label": …}` to callers with a valid access token (otherwise 401, as in exercise 2) and
-#   the scope `predict` (otherwise 403). The claim `scope` is a text such as `"predict cases:read"`.
-# - A `sub` gets at most 3 labels in 60 seconds, over HTTP and WebSocket together. Then the status is 429, with
-#   `Retry-After`: a whole number of seconds, at least 1. A request that gets a 401 or 403 does not count for anybody.
+#   the scope `predict` (otherwise 403). The claim `scope` is a text such as `"predict cases:read"`, or missing.
+# - A `sub` gets at most 3 labels in 60 seconds, over HTTP and WebSocket together, even if it asks for many at once. Then
+#   the status is 429, with `Retry-After`: in how many seconds there is one more, rounded up to a whole number. A request
+#   that gets a 401 or 403 does not count for anybody.
 # - On the WebSocket `/labels`, the first message is the token. Close with 1008 if HTTP would have a 401 or 403. Each
 #   further message is a row: reply `{"label": …}`, or `{"error": 429, "retry_after_s": …}` without closing.
 
@@ -990,19 +1000,23 @@ import math
 
 from workshop.lab.fixtures.lesson_08 import label_of_row
 
-clinic = FastAPI()
-
-# solution (about 39 lines)
-counter = open_counter(folder / "clinic.sqlite")
+clinic, counter = FastAPI(), open_counter(folder / "clinic.sqlite")
 
 
 class TooOften(Exception):
     def __init__(self, wait_s):
-        self.retry_after_s = max(1, math.ceil(wait_s))
+        self.retry_after_s = math.ceil(wait_s)
 
 
-def may_predict(claims):
-    return "predict" in claims.get("scope", "").split()
+# solution (about 28 lines)
+def claims_of(token):
+    try:
+        claims = read_token(token, KEYS)
+    except jwt.InvalidTokenError:
+        raise unknown_caller() from None
+    if "predict" not in claims.get("scope", "").split():
+        raise HTTPException(403)
+    return claims
 
 
 async def label_for(claims, row):
@@ -1014,12 +1028,7 @@ async def label_for(claims, row):
 @clinic.get("/label/{row}")
 async def get_label(row: int, authorization: Annotated[str, Header()] = ""):
     try:
-        claims = read_token(authorization.removeprefix("Bearer "), KEYS)
-        if not may_predict(claims):
-            raise HTTPException(403)
-        return await label_for(claims, row)
-    except jwt.InvalidTokenError:
-        raise HTTPException(401, headers={"WWW-Authenticate": "Bearer"}) from None
+        return await label_for(claims_of(token_in(authorization)), row)
     except TooOften as error:
         raise HTTPException(429, headers={"Retry-After": str(error.retry_after_s)}) from None
 
@@ -1028,11 +1037,9 @@ async def get_label(row: int, authorization: Annotated[str, Header()] = ""):
 async def get_labels(socket: WebSocket):
     await socket.accept()
     try:
-        claims = read_token(await socket.receive_text(), KEYS)
-    except jwt.InvalidTokenError:
+        claims = claims_of(await socket.receive_text())
+    except HTTPException:
         raise WebSocketException(1008) from None
-    if not may_predict(claims):
-        raise WebSocketException(1008)
     async for row in socket.iter_text():
         try:
             await socket.send_json(await label_for(claims, int(row)))
@@ -1043,34 +1050,36 @@ async def get_labels(socket: WebSocket):
 # starter
 # @clinic.get("/label/{row}")
 # async def get_label(row: int, authorization: Annotated[str, Header()] = ""):
-#     claims = decode_part(authorization.split(".")[1])
+#     token = token_in(authorization)
 #     return ...
 #
 #
 # @clinic.websocket("/labels")
 # async def get_labels(socket: WebSocket):
 #     await socket.accept()
-#     claims = decode_part((await socket.receive_text()).split(".")[1])
+#     token = await socket.receive_text()
+#     async for row in socket.iter_text():
+#         await socket.send_json({"label": ...})
 # end
 
 # %%
 check("08.5", clinic)
 
 # %% [markdown]
-# And the final service? The stranger takes one of Ada's tokens apart, and makes three others from it.
+# And the final service? Eve takes her own token apart, and writes Ada's name into it.
 
 # %%
-header, claims, signature = tokens["ada"].split(".")
-head, facts = decode_part(header), decode_part(claims)
+header, claims, signature = tokens["eve"].split(".")
+head, facts = decode_part(header), decode_part(claims) | {"sub": "ada"}
 
 # %% [markdown]
-# They ask for Ada's case, and so does the token itself.
+# With each of three forged tokens, she asks for Ada's case. For comparison, Ada asks, too.
 
 # %%
 tried = {
-    "no algorithm": ".".join([encode_part(head | {"alg": "none"}), claims, ""]),
+    "no algorithm": ".".join([encode_part(head | {"alg": "none"}), encode_part(facts), ""]),
     "another key": jwt.encode(facts, "a key that Eve has made up, 40 letters..", headers=head),
-    "changed claims": ".".join([header, encode_part(facts | {"sub": "eve"}), signature]),
+    "changed claims": ".".join([header, encode_part(facts), signature]),
     "Ada's token": tokens["ada"],
 }
 {name: send("GET", f"/v1/cases/{adas_case}", token).status_code for name, token in tried.items()}
@@ -1113,7 +1122,7 @@ tried = {
 # | a stampede | one task for all, behind a `shield` |
 # | twenty answers for the last cents | reserve first, 402 |
 #
-# The stranger's token opens nothing any more, over HTTP or on the WebSocket. Next: lesson 09 gives the model a deployment
+# The stranger's token opens nothing any more. Next: lesson 09 gives the model a deployment
 # of its own.
 #
 # ## Tear-down

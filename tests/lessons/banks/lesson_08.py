@@ -1,6 +1,7 @@
 """Answers to lesson 08: security, caching, limits."""
 
 import asyncio
+import json
 import math
 import sqlite3
 import tempfile
@@ -8,6 +9,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,7 +60,7 @@ def read_with_try(token, keys):
         assert header["typ"] == "at+jwt"
     except (KeyError, AssertionError) as error:
         raise jwt.InvalidTokenError from error
-    return jwt.decode(token, key, ["HS256"], leeway=5, **CHECKS)
+    return jwt.decode(token, key, ["HS256"], **CHECKS)
 
 
 async def read_in_the_end(token, keys):
@@ -141,6 +143,27 @@ def falls_back_to_a_key(token, keys):
     return jwt.decode(token, key, algorithms=["HS256"], **CHECKS)
 
 
+def falls_back_without_a_kid(token, keys):
+    header = jwt.get_unverified_header(token)
+    if (kid := header.get("kid", list(keys)[-1])) not in keys or header.get("typ") != "at+jwt":
+        raise jwt.InvalidTokenError
+    return jwt.decode(token, keys[kid], algorithms=["HS256"], **CHECKS)
+
+
+def falls_back_to_the_notebooks_key(token, keys):
+    header = jwt.get_unverified_header(token)
+    if header.get("typ") != "at+jwt":
+        raise jwt.InvalidTokenError
+    return jwt.decode(token, keys.get(header.get("kid"), KEYS["2026-12"]), algorithms=["HS256"], **CHECKS)
+
+
+def with_leeway(token, keys):
+    header = jwt.get_unverified_header(token)
+    if header.get("kid") not in keys or header.get("typ") != "at+jwt":
+        raise jwt.InvalidTokenError
+    return jwt.decode(token, keys[header["kid"]], algorithms=["HS256"], leeway=10, **CHECKS)
+
+
 def returns_the_header(token, keys):
     read(token, keys)
     return jwt.get_unverified_header(token)
@@ -170,11 +193,20 @@ def ward(
     return made
 
 
-def caller_of(authorization: str, status: int = 401, **headers: str) -> Any:
+def known(token: str, status: int = 401, **headers: str) -> Any:
     try:
-        return find_caller(authorization.removeprefix("Bearer "))
+        return find_caller(token)
     except UnknownTokenError:
         raise HTTPException(status, headers=headers or {"WWW-Authenticate": "Bearer"}) from None
+
+
+def token_in(authorization: str) -> str:
+    scheme, _, token = authorization.partition(" ")
+    return token if scheme == "Bearer" else ""
+
+
+def caller_of(authorization: str, status: int = 401, **headers: str) -> Any:
+    return known(token_in(authorization), status, **headers)
 
 
 async def visible(case_id: str, caller: Any) -> Any:
@@ -202,7 +234,7 @@ async def delete(case_id: str, authorization: Annotated[str, Header()] = "") -> 
 async def talk(socket: WebSocket) -> None:
     await socket.accept()
     try:
-        caller = may(caller_of(await socket.receive_text()), "cases:read")
+        caller = may(known(await socket.receive_text()), "cases:read")
     except HTTPException:
         await socket.close(1008)
         return
@@ -221,13 +253,13 @@ def with_security_scopes() -> FastAPI:
     scheme = OAuth2PasswordBearer("token")
 
     async def find(needed: SecurityScopes, token: Annotated[str, Depends(scheme)]) -> Any:
-        caller = caller_of(token)
+        caller = known(token)
         for scope in needed.scopes:
             may(caller, scope)
         return caller
 
     async def get_case(case_id: str, caller: Annotated[Any, Security(find, scopes=["cases:read"])]) -> Any:
-        return {"text": (await visible(case_id, caller)).text, "owner": caller.name}
+        return {"text": (await visible(case_id, caller)).text}
 
     async def delete_case(case_id: str, caller: Annotated[Any, Security(find, scopes=["cases:write"])]) -> Any:
         await visible(case_id, caller)
@@ -246,7 +278,7 @@ class Needs:
     async def __call__(
         self, given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
     ) -> Any:
-        return may(caller_of(given.credentials if given else ""), self.scope)
+        return may(known(given.credentials if given else ""), self.scope)
 
 
 async def closes_with_exceptions(socket: WebSocket) -> None:
@@ -275,6 +307,18 @@ def with_objects_as_dependencies() -> FastAPI:
         await cases.delete(case_id)
 
     return ward(get_case, delete_case, closes_with_exceptions)
+
+
+async def any_scheme(case_id: str, authorization: Annotated[str, Header()] = "") -> Any:
+    return {"text": (await visible(case_id, may(known(authorization.partition(" ")[2]), "cases:read"))).text}
+
+
+async def bare_token(case_id: str, authorization: Annotated[str, Header()] = "") -> Any:
+    return {"text": (await visible(case_id, may(known(authorization.removeprefix("Bearer ")), "cases:read"))).text}
+
+
+async def with_owner(case_id: str, authorization: Annotated[str, Header()] = "") -> Any:
+    return await visible(case_id, may(caller_of(authorization), "cases:read"))
 
 
 async def foreign_is_forbidden(case_id: str, authorization: Annotated[str, Header()] = "") -> Any:
@@ -368,7 +412,7 @@ async def deletes_with_read(case_id: str, authorization: Annotated[str, Header()
 async def socket_without_owner(socket: WebSocket) -> None:
     await socket.accept()
     try:
-        may(caller_of(await socket.receive_text()), "cases:read")
+        may(known(await socket.receive_text()), "cases:read")
     except HTTPException:
         raise WebSocketException(1008) from None
     async for case_id in socket.iter_text():
@@ -376,10 +420,40 @@ async def socket_without_owner(socket: WebSocket) -> None:
         await socket.send_json({"text": case.text} if case else {"error": 404})
 
 
+async def socket_with_owner(socket: WebSocket) -> None:
+    await socket.accept()
+    try:
+        caller = may(known(await socket.receive_text()), "cases:read")
+    except HTTPException:
+        raise WebSocketException(1008) from None
+    async for case_id in socket.iter_text():
+        try:
+            case = await visible(case_id, caller)
+            await socket.send_json({"text": case.text, "owner": case.owner})
+        except HTTPException:
+            await socket.send_json({"error": 404})
+
+
+last: dict[str, Any] = {}
+
+
+async def socket_with_global_caller(socket: WebSocket) -> None:
+    await socket.accept()
+    try:
+        last["caller"] = may(known(await socket.receive_text()), "cases:read")
+    except HTTPException:
+        raise WebSocketException(1008) from None
+    async for case_id in socket.iter_text():
+        try:
+            await socket.send_json({"text": (await visible(case_id, last["caller"])).text})
+        except HTTPException:
+            await socket.send_json({"error": 404})
+
+
 async def socket_without_scope(socket: WebSocket) -> None:
     await socket.accept()
     try:
-        caller = caller_of(await socket.receive_text())
+        caller = known(await socket.receive_text())
     except HTTPException:
         raise WebSocketException(1008) from None
     async for case_id in socket.iter_text():
@@ -400,7 +474,7 @@ async def socket_without_token(socket: WebSocket) -> None:
 async def socket_that_ends_at_404(socket: WebSocket) -> None:
     await socket.accept()
     try:
-        caller = may(caller_of(await socket.receive_text()), "cases:read")
+        caller = may(known(await socket.receive_text()), "cases:read")
         async for case_id in socket.iter_text():
             await socket.send_json({"text": (await visible(case_id, caller)).text})
     except HTTPException:
@@ -410,7 +484,7 @@ async def socket_that_ends_at_404(socket: WebSocket) -> None:
 async def socket_that_closes_with_1000(socket: WebSocket) -> None:
     await socket.accept()
     try:
-        caller = may(caller_of(await socket.receive_text()), "cases:read")
+        caller = may(known(await socket.receive_text()), "cases:read")
     except HTTPException:
         await socket.close()
         return
@@ -471,6 +545,50 @@ async def admit_with_a_context(db, caller, limit, window_s, now):
             db.cursor().execute("INSERT INTO hits (at, caller) VALUES (?, ?)", (now, caller))
             return False
     return recent[1] + window_s - now
+
+
+def admit_in_a_table_of_its_own(db, caller, limit, window_s, now):
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        db.execute("CREATE TABLE IF NOT EXISTS recent (caller TEXT PRIMARY KEY, times TEXT)")
+        row = db.execute("SELECT times FROM recent WHERE caller = ?", (caller,)).fetchone()
+        times = [at for at in json.loads(row[0] if row else "[]") if at > now - window_s]
+        if len(times) >= limit:
+            return math.ceil(times[0] + window_s - now)
+        db.execute("INSERT OR REPLACE INTO recent VALUES (?, ?)", (caller, json.dumps([*times, now])))
+        return 0
+    finally:
+        db.execute("COMMIT")
+
+
+def rounds_down(db, caller, limit, window_s, now):
+    return int(admit(db, caller, limit, window_s, now))
+
+
+def keeps_whole_seconds(db, caller, limit, window_s, now):
+    return admit(db, caller, limit, window_s, int(now))
+
+
+def with_a_window_of_a_minute(db, caller, limit, window_s, now):
+    return admit(db, caller, limit, 60, now)
+
+
+def with_a_limit_of_three(db, caller, limit, window_s, now):
+    return admit(db, caller, 3, window_s, now)
+
+
+def compares(condition: str) -> Callable[..., Any]:
+    def admits(db, caller, limit, window_s, now):
+        with db:
+            db.execute("BEGIN IMMEDIATE")
+            sql = f"SELECT count(*), min(at) FROM hits WHERE {condition.format(caller)}"
+            n, first = db.execute(sql, {"caller": caller, "start": now - window_s}).fetchone()
+            if n >= limit:
+                return first + window_s - now
+            db.execute("INSERT INTO hits VALUES (?, ?)", (caller, now))
+        return 0
+
+    return admits
 
 
 def without_a_transaction(db, caller, limit, window_s, now):
@@ -791,6 +909,77 @@ class LengthAsKey(WithTasks):
         return await asyncio.shield(self.tasks[key])
 
 
+def with_key(key: Callable[[list[float]], Any]) -> Any:
+    """A cache in which different rows share a key."""
+
+    class WithKey(WithTasks):
+        async def predict(self, row):
+            at = (self.model.version, key(row))
+            if at not in self.tasks:
+                task = self.tasks[at] = asyncio.create_task(self.model.predict(row))
+                task.add_done_callback(lambda done: self.tasks.pop(at) if done.exception() else None)
+            return await asyncio.shield(self.tasks[at])
+
+    return WithKey
+
+
+class SharedByAll(WithTasks):
+    def __init__(self, model, tasks={}):  # noqa: B006
+        self.model, self.tasks = model, tasks
+
+
+class ForgetsWhoeverLeaves(WithTasks):
+    async def predict(self, row):
+        key = (self.model.version, *row)
+        if key not in self.tasks:
+            self.tasks[key] = asyncio.create_task(self.model.predict(row))
+        try:
+            return await asyncio.shield(self.tasks[key])
+        except BaseException:
+            self.tasks.pop(key, None)
+            raise
+
+
+class WaiterForgetsErrors(WithTasks):
+    async def predict(self, row):
+        key = (self.model.version, *row)
+        if key not in self.tasks:
+            self.tasks[key] = asyncio.create_task(self.model.predict(row))
+        try:
+            return await asyncio.shield(self.tasks[key])
+        except Exception:
+            self.tasks.pop(key, None)
+            raise
+
+
+class StarterKeeps(WithAnswersAndTasks):
+    """Only the first one keeps the answer, if it is still there."""
+
+    async def predict(self, row):
+        key = (self.model.version, *row)
+        if key in self.answers:
+            return self.answers[key]
+        if starts := key not in self.under_way:
+            self.under_way[key] = asyncio.create_task(self.model.predict(row))
+        try:
+            got = await asyncio.shield(self.under_way[key])
+            if starts:
+                self.answers[key] = got
+            return got
+        finally:
+            if starts:
+                del self.under_way[key]
+
+
+class ClearsAtAnError(WithTasks):
+    async def predict(self, row):
+        try:
+            return await super().predict(row)
+        except Exception:
+            self.tasks.clear()
+            raise
+
+
 class CachedCoroutine:
     """`lru_cache` keeps the coroutine, which can be awaited once."""
 
@@ -849,19 +1038,25 @@ def clinic(
     closes: bool = False,
     asks_first: bool = False,
     refuses: int = 401,
+    bearer: Callable[[str], str] = token_in,
+    challenge: dict[str, str] | None = None,
+    global_sub: bool = False,
+    counter: sqlite3.Connection | None = None,
     labels: Callable[..., Any] = label_of_row,
 ) -> FastAPI:
-    app, db = FastAPI(), open_counter()
+    app, db = FastAPI(), counter or open_counter()
+    challenge = {"WWW-Authenticate": "Bearer"} if challenge is None else challenge
+    last: dict[str, Any] = {}
     socket_reads, socket_scope = reads_on_socket or reads, scope_on_socket or scope_of
 
     @app.get("/label/{row}")
     async def label(row: int, authorization: Annotated[str, Header()] = "") -> Any:
-        token = authorization.removeprefix("Bearer").strip()
+        token = bearer(authorization)
         before(db, token)
         try:
             claims = reads(token, KEYS)
         except jwt.InvalidTokenError:
-            raise HTTPException(refuses, headers={"WWW-Authenticate": "Bearer"}) from None
+            raise HTTPException(refuses, headers=challenge) from None
         if not scope_of(claims):
             raise HTTPException(403)
         early = await labels(row) if asks_first else None
@@ -878,7 +1073,9 @@ def clinic(
             raise WebSocketException(1008) from None
         if not socket_scope(claims):
             raise WebSocketException(1008)
+        last["claims"] = claims
         async for row in socket.iter_text():
+            claims = last["claims"] if global_sub else claims
             wait_s = limits_socket and admits(db, key(claims, "socket"), 3, 60, time.time())
             if wait_s and closes:
                 raise WebSocketException(1008)
@@ -916,8 +1113,8 @@ def clinic_with_handlers() -> FastAPI:
         past.append(now)
 
     async def find_claims(request: Request) -> Any:
-        claims = read_with_try(request.headers.get("Authorization", "")[7:], KEYS)
-        if "predict" not in set(claims["scope"].split()):
+        claims = read_with_try(token_in(request.headers.get("Authorization", "")), KEYS)
+        if "predict" not in set(claims.get("scope", "").split()):
             raise HTTPException(403)
         return claims
 
@@ -931,7 +1128,7 @@ def clinic_with_handlers() -> FastAPI:
         await socket.accept()
         try:
             claims = read_with_try(await socket.receive_text(), KEYS)
-            assert "predict" in claims["scope"].split()
+            assert "predict" in claims.get("scope", "").split()
         except (jwt.InvalidTokenError, AssertionError):
             await socket.close(1008, "who are you?")
             return
@@ -944,6 +1141,62 @@ def clinic_with_handlers() -> FastAPI:
             await socket.send_json({"label": await label_of_row(int(row))})
 
     return app
+
+
+def clinic_with_threads(shares: bool) -> FastAPI:
+    """Counts in FastAPI's threads, with one connection for all of them or with one for each request."""
+    shared = open_counter()
+    app = clinic(counter=shared)
+    [[path]] = [row[2:] for row in shared.execute("PRAGMA database_list")]
+    app.router.routes = [route for route in app.router.routes if getattr(route, "path", "") != "/label/{row}"]
+
+    def spend(authorization: Annotated[str, Header()] = "") -> None:
+        try:
+            claims = read(token_in(authorization), KEYS)
+        except jwt.InvalidTokenError:
+            raise HTTPException(401, headers={"WWW-Authenticate": "Bearer"}) from None
+        if "predict" not in claims.get("scope", "").split():
+            raise HTTPException(403)
+        db = shared if shares else sqlite3.connect(path, 5, isolation_level=None)
+        if wait_s := admit(db, claims["sub"], 3, 60, time.time()):
+            raise HTTPException(429, headers={"Retry-After": str(math.ceil(wait_s))})
+
+    @app.get("/label/{row}", dependencies=[Depends(spend)])
+    async def label(row: int) -> Any:
+        return {"label": await label_of_row(row)}
+
+    return app
+
+
+def clinic_with_a_race() -> FastAPI:
+    """Counts a label when the model has answered."""
+    times: dict[str, list[float]] = defaultdict(list)
+
+    def looks(db, caller, limit, window_s, now):
+        recent = [at for at in times[caller] if at > now - window_s]
+        return recent[0] + window_s - now if len(recent) >= limit else 0
+
+    async def labels(row):
+        got = await label_of_row(row)
+        times[current.get()].append(time.time())
+        return got
+
+    def key(claims, means):
+        current.set(claims["sub"])
+        return claims["sub"]
+
+    return clinic(admits=looks, labels=labels, key=key)
+
+
+current: ContextVar[str] = ContextVar("current")
+
+
+def at_time_0(db, caller, limit, window_s, now):
+    return admit(db, caller, limit, window_s, 0)
+
+
+def in_a_second(db, caller, limit, window_s, now):
+    return admit(db, caller, limit, 1, now)
 
 
 def unverified(token, keys):
@@ -995,6 +1248,9 @@ BANK: dict[str, Any] = {
             (skips(options={"require": ["exp", "sub"], "verify_exp": False}), "expired an hour ago"),
             (without_kind, "a refresh token"),
             (falls_back_to_a_key, "under a `kid` that you do not know"),
+            (falls_back_without_a_kid, "without a `kid`"),
+            (falls_back_to_the_notebooks_key, "signed with a key that is not in `keys`"),
+            (with_leeway, "expired two seconds ago"),
             (returns_the_header, "Return the claims"),
             (forgets_to_return, "is a `return` missing"),
             (returns_none_if_bad, "This token gets in"),
@@ -1013,6 +1269,11 @@ BANK: dict[str, Any] = {
             (ward(strangers_are_forbidden, delete, talk), "GET with no header"),
             (ward(no_challenge, delete, talk), "WWW-Authenticate"),
             (ward(header_required, delete, talk), "GET with no header"),
+            (ward(any_scheme, delete, talk), "`Basic` and Ada's token"),
+            (ward(bare_token, delete, talk), "Ada's token without `Bearer`"),
+            (ward(with_owner, delete, talk), "owner"),
+            (ward(get, delete, socket_with_owner), "owner"),
+            (ward(get, delete, socket_with_global_caller), "Do the two share the caller"),
             (ward(get, forgets_await, talk), "is an `await` missing"),
             (ward(get, deletes_by_scope_only, talk), "The case is erased"),
             (ward(get, deletes_then_looks, talk), "The case is erased"),
@@ -1027,7 +1288,7 @@ BANK: dict[str, Any] = {
         ],
     },
     "08.3": {
-        "right": [admit, admit_in_one_statement, admit_with_a_context],
+        "right": [admit, admit_in_one_statement, admit_with_a_context, admit_in_a_table_of_its_own],
         "wrong": [
             (without_a_transaction, "others look too"),
             (with_a_context_only, "others look too"),
@@ -1035,15 +1296,22 @@ BANK: dict[str, Any] = {
             (for_all_callers, "limited by what another one has sent"),
             (forgets_all_callers, "has made room"),
             (in_a_fixed_window, "when the first of them leaves the window"),
-            (never_forgets, "never gets in again"),
+            (never_forgets, "The first one leaves the window now"),
             (one_too_many, "This one is over the limit"),
             (says_the_window, "when the first of them leaves the window"),
             (says_the_time, "when the first of them leaves the window"),
             (says_yes_or_no, "This one is within the limit"),
             (returns_nothing_if_admitted, "is a `return` missing"),
-            (in_this_process, "each process counts alone"),
+            (in_this_process, "does each process count alone"),
             (with_a_lock, "that only this process has"),
-            (keeps_the_transaction, "OperationalError"),
+            (keeps_the_transaction, "is a `COMMIT` missing"),
+            (rounds_down, "That is too early"),
+            (keeps_whole_seconds, "That is too early"),
+            (with_a_window_of_a_minute, "when the first of them leaves the window"),
+            (with_a_limit_of_three, "This one is within the limit"),
+            (compares("caller = '{}' AND at > :start"), "OperationalError"),
+            (compares("caller LIKE :caller AND at > :start"), "limited by what another one has sent"),
+            (compares("caller = :caller AND at >= :start"), "is not counted"),
             (with_its_own_clock, "when the first of them leaves the window"),
         ],
     },
@@ -1062,6 +1330,15 @@ BANK: dict[str, Any] = {
             (ListAsKey, "unhashable"),
             (IdAsKey, "Equal rows are computed once"),
             (LengthAsKey, "predict("),
+            (with_key(lambda row: row[0]), "Different rows share an answer"),
+            (with_key(lambda row: row[-1]), "Different rows share an answer"),
+            (with_key(frozenset), "Different rows share an answer"),
+            (with_key(lambda row: tuple(round(x, 1) for x in row)), "Different rows share an answer"),
+            (SharedByAll, "share what is kept"),
+            (ForgetsWhoeverLeaves, "is computed again for others"),
+            (WaiterForgetsErrors, "The error is kept if nobody waits"),
+            (StarterKeeps, "is computed again for others"),
+            (ClearsAtAnError, "must not remove the answers of others"),
             (CachedCoroutine, "already awaited"),
             (SwallowsErrors, "must be passed on"),
             (IgnoresCancelling, "Who is cancelled must end"),
@@ -1069,7 +1346,12 @@ BANK: dict[str, Any] = {
         ],
     },
     "08.5": {
-        "right": [clinic(), clinic(reads=read_with_try, admits=admit_in_one_statement), clinic_with_handlers()],
+        "right": [
+            clinic(),
+            clinic(reads=read_with_try, admits=admit_in_one_statement),
+            clinic_with_handlers(),
+            clinic_with_threads(shares=False),
+        ],
         "wrong": [
             (clinic(reads=unverified), "A stranger gets in"),
             (clinic(reads=takes_more_algorithms), "HS512"),
@@ -1085,11 +1367,23 @@ BANK: dict[str, Any] = {
             (clinic(admits=in_one_counter()), "expected 200"),
             (clinic(key=lambda claims, means: "everybody"), "expected 200"),
             (clinic(key=lambda claims, means: f"{claims['sub']} {means}"), "The WebSocket has no limit"),
-            (clinic(before=counts_unverified), "GET /label/19 with a token"),
+            (clinic(before=counts_unverified, admits=lambda *_: 0), "GET /label/19 with a token"),
             (clinic(limits_socket=False), "The WebSocket has no limit"),
             (clinic(closes=True), "The connection ends"),
             (clinic(headers=lambda wait_s: {}), "A 429 needs `Retry-After`"),
             (clinic(headers=lambda wait_s: {"Retry-After": str(wait_s)}), "whole seconds"),
+            (clinic(headers=lambda wait_s: {"Retry-After": "1"}), "when the first label leaves the window"),
+            (clinic(headers=lambda wait_s: {"Retry-After": "60"}), "when the first label leaves the window"),
+            (clinic(admits=at_time_0), "when the first label leaves the window"),
+            (clinic(admits=in_a_second), "over the limit"),
+            (clinic(challenge={}), "WWW-Authenticate"),
+            (clinic(bearer=lambda text: text.split(" ")[-1]), "without `Bearer`"),
+            (clinic(bearer=lambda text: text.partition(" ")[2]), "`Basic` and a good token"),
+            (clinic(reads=lambda token, keys: read(token, keys) | {"sub": token}), "whichever of its tokens"),
+            (clinic(scope_of=lambda claims: "predict" in claims["scope"].split()), "KeyError"),
+            (clinic(global_sub=True), "Do the two share something"),
+            (clinic_with_a_race(), "others look too"),
+            (clinic_with_threads(shares=True), "transaction"),
             (clinic(asks_first=True), "The model is asked before"),
             (clinic(labels=always_benign), "malignant"),
         ],

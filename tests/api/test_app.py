@@ -180,7 +180,7 @@ def test_a_service_whose_model_does_not_answer_does_not_start(store, error):
         pass
 
 
-def test_the_application_closes_its_store_when_it_stops_or_cannot_start(store):
+def test_the_application_closes_its_store_when_it_stops(store):
     closed = []
 
     class Closing(StandIn):

@@ -6,10 +6,10 @@
 #
 # Afterwards you can
 #
-# - open what a service needs when it starts, and close it when it stops, also if only half of it was opened,
+# - open what a service needs when it starts, and close it when it stops, even if only half of it was opened,
 # - hand it to endpoints, and give each request something of its own,
 # - say when the clean-up of a request runs, and choose,
-# - tell an orchestrator that a service is alive but not ready.
+# - tell an orchestrator, such as Kubernetes, that a service is alive but not ready.
 #
 # On an idle machine, the code takes {{ minutes }} and {{ memory }} of memory. Allow 60 minutes, exercises included.
 #
@@ -25,7 +25,7 @@ service_map("03")
 # ## A model for each request
 #
 # Our tumour classifier is tiny. A committee of a hundred such models does the same work, and is a little closer in size to
-# what companies serve. We train one and save it. (A second artifact is damaged. We shall need it.)
+# what companies serve. We train one and save it. We also save a damaged artifact, for a start that fails.
 
 # %%
 import tempfile
@@ -83,8 +83,8 @@ timeline({f"ten users, {path}": load(f"{server.url}{path}/19", requests=10) for 
 # %% [markdown]
 # ## What just happened?
 #
-# A load reads a file, compares its checksum and builds a hundred models out of it. That is computing, so ten users take turns,
-# and each waits for the loads of the others.
+# A load reads a file, compares its checksum and builds a hundred models out of it. That is computing. The threads of the
+# server begin all ten loads, but Python computes in one thread at a time, so the loads slow each other down.
 #
 # ## The tempting fix: a global
 #
@@ -128,7 +128,7 @@ tried["a test"].lines[-1]
 
 # %% [markdown]
 # The test ends in its first line, before it can replace anything. With two workers, uvicorn replaces each worker that
-# dies by a new one, for ever: we stopped it after a few. No request would ever be answered, and an orchestrator sees a
+# dies with a new one, forever: we stopped it after a few. No request would ever be answered, and an orchestrator sees a
 # process that runs.
 #
 # ## Lifespan
@@ -217,8 +217,8 @@ start_error(FastAPI(lifespan=careful)), events
 # awaited. Open them when the service starts, in this order, and close them in reverse order when it stops.
 #
 # If a part cannot be opened, the start must fail with its error, and what was opened must be closed. One part that fails
-# to close must not leave the other one open. `GET /parts` returns their numbers. If you are stuck, `hint("03.1")` and
-# `solution("03.1")` help.
+# to close must not leave the other one open. `GET /parts` returns their numbers, such as `{"database": 1, "model": 2}`. If
+# you are stuck, `hint("03.1")` and `solution("03.1")` help.
 
 # %% exercise="03.1"
 from workshop.lab.fixtures.lesson_03 import open_database, open_model
@@ -275,8 +275,8 @@ with run_app(both, name="both"):
 #
 # ## One clear line
 #
-# What fails at the start is read by somebody at night. Here is a lifespan whose model is damaged. How many lines does
-# uvicorn print, and how many does our service print?
+# Whoever operates a service reads why it did not start, perhaps at night. Here is a lifespan whose model is damaged. How
+# many lines does uvicorn print, and how many does our service print?
 
 # %%
 # %%writefile {folder}/lifespan_app.py
@@ -311,12 +311,12 @@ compare(guess, {name: len(attempt.lines) for name, attempt in tried.items()}, "l
 
 # %% [markdown]
 # All three end: uvicorn does not replace a worker whose *lifespan* has failed. But look at the exit status, the number. With
-# two workers it is 0, as if all were well, and its last line does not name the reason.
+# two workers it is 0, as if all were well. And neither of uvicorn's last lines names the reason.
 #
 # Our service loads its models before it makes the app, and prints one line for an error that an operator can do something
 # about. Every other error keeps its traceback.
 #
-# ## A port instead of a global
+# ## A dependency instead of a global
 #
 # Where does an endpoint get the model from? It could reach into `request.app.state`. Better, it asks for what it needs,
 # and one function knows where that is.
@@ -418,8 +418,8 @@ for name, path, requests in (("/shape", "/shape", 1), ("/fresh", "/fresh", 1), (
 compare(guess, called, "calls")
 
 # %% [markdown]
-# Within a request, a dependency's result is kept, and each request begins anew. So a dependency can make something that
-# belongs to one request alone.
+# FastAPI keeps a dependency's result for the rest of the request, and calls it again for the next one. So a dependency can
+# make something that belongs to one request alone.
 #
 # ## Any callable
 #
@@ -459,7 +459,7 @@ async def page(page: Annotated[Page, Depends(AtMost(10))]):
 #
 # `below(limit)` makes a dependency that takes `row` from the path. It writes a line such as `"row 3 of 10"`, and returns
 # the row, or raises a 404 if there is no such row. `GET /few/{row}` has limit 10, `GET /all/{row}` has 569. Each awaits
-# `measure(row)`, writes `"measured"`, and returns `{"row": …, "journal": [both lines]}`.
+# `measure(row)`, then writes `"measured"` into the journal, and returns `{"row": …, "journal": [both lines]}`.
 
 # %% exercise="03.2"
 from workshop.lab.fixtures.lesson_03 import Journal, measure
@@ -578,7 +578,7 @@ marks({f"{path}: {name}": [ms] for path, times in watched.items() for name, ms i
 # The client does not wait for it, but cannot learn that it failed either.
 #
 # With `scope="function"` it ends with the *endpoint*, before the response leaves. An error in it can still become a status.
-# A `commit` wants that, as you will see in exercise 3. What does a stream want?
+# A `commit` needs that, as you will see in exercise 3. What does a stream need?
 
 
 # %%
@@ -672,7 +672,7 @@ compare(guess, {name: f"{status}, {'closed' if name in closed else 'left open'}"
 
 # %% [markdown]
 # Without `finally`, each error leaves a session open, until there are none left. A dependency that swallows the error takes
-# away the response, too: FastAPI finds that nothing was sent, and makes it a 500. Clean up, and let the error pass.
+# away the response, too: FastAPI finds that nothing was sent, and makes it a 500. Clean up, and let the error through.
 #
 # ## A client that leaves
 #
@@ -737,7 +737,8 @@ compare(guess, {path: await seconds_until_closed(path) for path in guess}, "s")
 # allows five open sessions. Complete `get_session`, and give it the right scope for each endpoint:
 #
 # - Each request opens one session, and it is closed at the end, whatever happens.
-# - If the endpoint succeeds, the note is committed; if it fails, it is not, and the client gets the endpoint's error.
+# - If the endpoint succeeds, the note is committed. If it fails, with whatever error, the note is not, and the client gets
+#   the endpoint's error.
 # - A client with status 200 can rely on its note: if the commit fails, the status is 500.
 # - `GET /notes` streams all notes.
 
@@ -820,6 +821,8 @@ with run_app(guarded, name="guarded") as running:
 statuses, asked
 
 # %% [markdown]
+# The refused request was counted, too: the dependency of the app runs before that of the router.
+#
 # ## A stand-in for a test
 #
 # A test of `/version` needs no real model. Because the endpoint asks for its model, a test can answer instead: the app
@@ -904,8 +907,8 @@ compare(guess, {name: verdicts(*tests) for name, tests in orders.items()})
 # ### Exercise 4: for one block only
 #
 # Write `replaced(app, dependency, stand_in)`, to be used as `with replaced(…):`. In the block, the app uses the stand-in
-# for the dependency. After the block it is as it was before, also if the test in the block fails, and if there was an
-# override already. The overrides of other dependencies stay.
+# for the dependency. After the block it is as it was before, whatever error ends the block (that of `pytest.fail` is no
+# `Exception`), and even if there was an override already. The overrides of other dependencies stay.
 
 
 # %% exercise="03.4"
@@ -1018,7 +1021,7 @@ async def fails_behind(app):
 marks(watch_start(add_probes(FastAPI(lifespan=fails_behind))), title="fails in a task")
 
 # %% [markdown]
-# Half-alive, for ever: never ready, never restarted. So check before the `yield` whatever can be checked there, and
+# Alive forever, never ready, never restarted. So check before the `yield` whatever can be checked there, and
 # load in a task only what takes long. The final service loads its models first. Its readiness asks the parts, because a
 # model in another process can also go away later.
 
@@ -1101,8 +1104,9 @@ print(source_inside(create_app, "lifespan"))
 # can do that now.
 #
 # - The model is opened once, at the start, and closed at the stop. A damaged one stops the start.
-# - `get_scanner` is the only way to it, so that a test can replace it.
-# - `GET /predict?row=3&row=5` returns `{"labels": [two labels]}`, of this request only.
+# - `get_scanner` returns it, and does nothing else. Endpoints and the check of `ready` get the model only from there, so
+#   that a test can replace it for both.
+# - `GET /predict?row=3&row=5` returns `{"labels": [two labels]}`, in the order of the rows.
 # - `/predict` and `/readiness` have status 503 while the model is not ready; `/liveness` always has 200.
 
 # %% exercise="03.5"
@@ -1172,9 +1176,9 @@ check("03.5", (service, get_scanner))
 # %% [markdown]
 # ## Quiz
 #
-# **1.** A lifespan opens a database, then a model. The model is missing. Which lines after the `yield` run?
-# <details><summary>Answer</summary>None: the start never reaches the <code>yield</code>. Only what stands in a
-# <code>finally</code>, a <code>with</code> block or an exit stack is closed.</details>
+# **1.** A lifespan opens a database, then a model. The model is missing. What can close the database?
+# <details><summary>Answer</summary>A <code>finally</code>, a <code>with</code> block or an exit stack around the line that
+# opens the model. A line after the <code>yield</code> cannot: the start never gets that far.</details>
 #
 # **2.** An endpoint has `model: Annotated[Model, Depends(get_model())]`. What is wrong?
 # <details><summary>Answer</summary>It calls <code>get_model</code> once, when the module is imported, and passes its
@@ -1196,7 +1200,7 @@ check("03.5", (service, get_scanner))
 #
 # | what | where | its end |
 # |---|---|---|
-# | shared by all requests: models, pools | lifespan, in `app.state` | after the `yield`, in an exit stack |
+# | shared by all requests: models, pools | lifespan, in `app.state` | after the `yield`, in a `finally` or an exit stack |
 # | of one request: sessions, journals | a dependency | after its `yield`, in `finally` |
 # | must be known before the response leaves | a dependency with `scope="function"` | before the response |
 # | needed by a stream or a background task | a dependency with the default scope | after both |

@@ -191,7 +191,10 @@ def test_the_application_closes_its_store_when_it_stops(store):
 
     with client_of(Services(StandIn(), Closing())):
         assert not closed
-    assert closed
+    assert closed == [True]
+    with pytest.raises(errors.UnavailableError), client_of(Services(StandIn(errors.UnavailableError("")), Closing())):
+        pass
+    assert closed == [True, True]
 
 
 @pytest.mark.parametrize(("size", "status"), [(100, 422), (101, 413)])

@@ -27,6 +27,16 @@ def test_single_values_need_no_name(guess, measured, line, capsys):
     assert capsys.readouterr().out == f"{line}\n"
 
 
+def test_one_of_something_is_singular(capsys):
+    compare({"uvicorn": 3, "api": 1}, {"uvicorn": 16, "api": 1}, "lines")
+    assert capsys.readouterr().out.splitlines() == [
+        "uvicorn  you said 3, it was 16 lines",
+        "api      you said 1, it was 1 line",
+    ]
+    compare(..., 1, "ms")
+    assert capsys.readouterr().out == "no prediction, it was 1 ms\n"
+
+
 def test_a_missing_prediction_is_not_an_error(capsys):
     compare({"bob": 3}, {"bob": 4, "carol": 5})
     compare(..., {"bob": 4})

@@ -117,11 +117,13 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
         app.state.authenticator = authenticator
         app.state.connection_slots = ConnectionSlots(settings.max_websockets, settings.max_websockets_per_principal)
         app.state.health = HealthCheck()
-        await wait_until_ready(services)
-        if services.prediction_jobs is not None:
-            services.prediction_jobs.start()
-        yield
-        await services.aclose()
+        try:
+            await wait_until_ready(services)
+            if services.prediction_jobs is not None:
+                services.prediction_jobs.start()
+            yield
+        finally:  # also after a failed start
+            await services.aclose()
 
     app: FastAPI = FastAPIOffline(
         title="Workshop service",

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -74,9 +75,9 @@ def becomes_true(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def show(value: object, limit: int = 300) -> str:
-    """`repr`, shortened, for a value whose `__repr__` may be the learner's."""
+    """`repr`, shortened and without addresses, for a value whose `__repr__` may be the learner's."""
     try:
-        text = repr(value)
+        text = re.sub(r" at 0x[0-9a-fA-F]+>", ">", repr(value))
     except BaseException as error:
         text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
     return text if len(text) <= limit else f"{text[: limit - 20]} … {text[-17:]}"

@@ -7,6 +7,7 @@ def compare(guess: object, measured: object, unit: str = "") -> None:
     """Print each prediction beside the measured value: two mappings with the same keys, or two single values.
 
     A guess that is still ``...`` is printed as "no prediction". Floats are rounded. ``unit`` follows what was measured.
+    A unit such as "lines" loses its last letter after a 1.
     """
     if not isinstance(measured, Mapping):
         guess, measured = {"": guess}, {"": measured}
@@ -15,7 +16,8 @@ def compare(guess: object, measured: object, unit: str = "") -> None:
     for name, value in measured.items():
         guessed = guesses.get(name, ...)
         said = "no prediction" if guessed is ... else f"you said {_rounded(guessed)}"
-        line = f"{name!s:{width}}  {said}, it was {_rounded(value)} {unit}"
+        counted = unit[:-1] if value == 1 and isinstance(value, int) and unit != "ms" else unit
+        line = f"{name!s:{width}}  {said}, it was {_rounded(value)} {counted}"
         print(line.strip())
 
 

@@ -273,6 +273,10 @@ def forgets_to_pass_it() -> FastAPI:
     return made
 
 
+async def in_a_list(request: Request):
+    return [request.app.state.database.number, request.app.state.model.number]
+
+
 # 03.2: a journal for each request
 
 JournalDep = Annotated[Journal, Depends(Journal)]
@@ -522,6 +526,76 @@ def returns_the_journal() -> tuple[FastAPI, Any]:
     return made, makes_a_function
 
 
+def desk_whose_endpoints(measures: Callable[[int, Journal], Any]) -> tuple[FastAPI, Any]:
+    """A desk whose endpoints do this with the row and the journal."""
+    made = FastAPI()
+
+    def add(path, limit):
+        @made.get(path)
+        async def known(row: Annotated[int, Depends(makes_a_function(limit))], journal: JournalDep):
+            await measures(row, journal)
+            return {"row": row, "journal": [f"row {row} of {limit}", "measured"]}
+
+    add("/few/{row}", 10)
+    add("/all/{row}", 569)
+    return made, makes_a_function
+
+
+async def measures_nothing(row, journal):
+    journal.write("measured")
+
+
+async def waits_for_nothing(row, journal):
+    measure(row)
+    journal.write("measured")
+
+
+async def measures_in_a_task(row, journal):
+    asyncio.create_task(measure(row))  # noqa: RUF006
+    journal.write("measured")
+
+
+async def writes_first(row, journal):
+    journal.write("measured")
+    await measure(row)
+
+
+async def measures_twice(row, journal):
+    await measure(row)
+    await measures_and_writes(row, journal)
+
+
+async def measures_and_writes(row, journal):
+    await measure(row)
+    journal.write("measured")
+
+
+async def writes_elsewhere(row, journal):
+    await measures_and_writes(row, Journal())
+
+
+def desk_without_a_journal() -> tuple[FastAPI, Any]:
+    made = FastAPI()
+
+    def below(limit):
+        async def row_below(row: int):
+            if row not in range(limit):
+                raise HTTPException(404)
+            return row
+
+        return row_below
+
+    def add(path, limit):
+        @made.get(path)
+        async def known(row: Annotated[int, Depends(below(limit))]):
+            await measure(row)
+            return {"row": row, "journal": [f"row {row} of {limit}", "measured"]}
+
+    add("/few/{row}", 10)
+    add("/all/{row}", 569)
+    return made, below
+
+
 # 03.3: a session for each request
 
 
@@ -654,6 +728,64 @@ async def catches_errors_only():
     await session.aclose()
 
 
+async def closes_after_an_http_error_only():
+    session = await open_session()
+    try:
+        yield session
+    except HTTPException:
+        await session.aclose()
+        raise
+    try:
+        await session.commit()
+    finally:
+        await session.aclose()
+
+
+async def commits_unless_http_error():
+    async with aclosing(await open_session()) as session:
+        try:
+            yield session
+        except HTTPException:
+            raise
+        except Exception:
+            await session.commit()
+            raise
+        await session.commit()
+
+
+async def closes_in_a_task():
+    session = await open_session()
+    try:
+        yield session
+        await session.commit()
+    finally:
+        asyncio.create_task(session.aclose())  # noqa: RUF006
+
+
+async def closes_in_a_shield():
+    session = await open_session()
+    try:
+        yield session
+        await session.commit()
+    finally:
+        await asyncio.shield(session.aclose())
+
+
+async def makes_it_a_503():
+    async with aclosing(await open_session()) as session:
+        yield session
+        try:
+            await session.commit()
+        except Exception as error:
+            raise HTTPException(503) from error
+
+
+async def opens_two():
+    async with aclosing(await open_session()) as session, aclosing(await open_session()):
+        yield session
+        await session.commit()
+
+
 async def returns_it():
     return await open_session()
 
@@ -737,6 +869,34 @@ def no_finally(app, dependency, stand_in):
     app.dependency_overrides[dependency] = stand_in
     yield
     app.dependency_overrides = before
+
+
+@contextmanager
+def restores_after(app, dependency, stand_in, errors):
+    before = dict(app.dependency_overrides)
+    app.dependency_overrides[dependency] = stand_in
+    try:
+        yield
+    except errors:
+        app.dependency_overrides = before
+        raise
+    app.dependency_overrides = before
+
+
+def restores_after_assertions(app, dependency, stand_in):
+    return restores_after(app, dependency, stand_in, AssertionError)
+
+
+def restores_after_exceptions(app, dependency, stand_in):
+    return restores_after(app, dependency, stand_in, Exception)
+
+
+def takes_no_stand_in(app, dependency):
+    return patch.dict(app.dependency_overrides, {dependency: get_nothing})
+
+
+def get_nothing():
+    return None
 
 
 @contextmanager
@@ -1112,6 +1272,36 @@ def without_await() -> tuple[FastAPI, Any]:
     return service(predict=predict)
 
 
+def sorts_the_rows() -> tuple[FastAPI, Any]:
+    async def predict(row: Annotated[list[int], Query()], model: Annotated[Any, Depends(from_app_state)]):
+        return {"labels": [await model.label(number) for number in sorted(row)]}
+
+    return service(predict=predict)
+
+
+def each_row_once() -> tuple[FastAPI, Any]:
+    async def predict(row: Annotated[list[int], Query()], model: Annotated[Any, Depends(from_app_state)]):
+        return {"labels": [await model.label(number) for number in dict.fromkeys(row)]}
+
+    return service(predict=predict)
+
+
+def backwards() -> tuple[FastAPI, Any]:
+    async def predict(row: Annotated[list[int], Query()], model: Annotated[Any, Depends(from_app_state)]):
+        return {"labels": [await model.label(number) for number in reversed(row)]}
+
+    return service(predict=predict)
+
+
+def guarded_by_the_port() -> tuple[FastAPI, Any]:
+    async def get_model(request: Request):
+        if not request.app.state.scanner.ready:
+            raise HTTPException(503)
+        return request.app.state.scanner
+
+    return service(get=get_model, ready=get_model)
+
+
 def always_ready() -> tuple[FastAPI, Any]:
     return service(ready=lambda: None, guards_predict=False)
 
@@ -1207,6 +1397,7 @@ BANK = {
             (clinic(with_a_stack, fixed_numbers), PARTS),
             (clinic(with_a_stack, returns_the_parts), PARTS),
             (clinic(with_a_stack, returns_nothing), "is a `return` missing"),
+            (clinic(with_a_stack, in_a_list), "Return both numbers in a dict"),
             (with_on_event(), "Close what is open, and only that"),
             (forgets_to_pass_it(), "'State' object has no attribute 'database'"),
         ],
@@ -1218,6 +1409,7 @@ BANK = {
             desk_with_request_state(),
             desk_with_yield(),
             desk_with(make_journal),
+            desk_whose_endpoints(measures_and_writes),
         ],
         "wrong": [
             (desk_with(the_same_for_all), "The lines of this request, and no others"),
@@ -1226,7 +1418,14 @@ BANK = {
             (desk_with(with_a_new_list), "while other requests are under way"),
             (desk_with(Journal, use_cache=False), "['measured']"),
             (desk(forgets_the_limit), "There is no such row"),
-            (desk(always_below_ten), "row 3 of 569"),
+            (desk(always_below_ten), "the number is the limit that `below` was given"),
+            (desk_whose_endpoints(measures_nothing), "Await `measure(row)`"),
+            (desk_whose_endpoints(waits_for_nothing), "Await `measure(row)`"),
+            (desk_whose_endpoints(measures_in_a_task), "Await `measure(row)`"),
+            (desk_whose_endpoints(writes_first), "Await `measure(row)`"),
+            (desk_whose_endpoints(measures_twice), "Each of these happens once"),
+            (desk_whose_endpoints(writes_elsewhere), "write into the same journal"),
+            (desk_without_a_journal(), "were not written into a `Journal`"),
             (desk(one_too_many), "There is no such row"),
             (desk(any_number_below), "GET /few/-1"),
             (writes_both_lines(), "`below` returns a dependency"),
@@ -1235,7 +1434,7 @@ BANK = {
             (desk(refuses_with_422), "There is no such row"),
             (desk(forgets_to_return_the_row), "error"),
             (desk(journal_of_the_dependency), "['measured']"),
-            (bypasses_the_dependency(), "row 3 of 569"),
+            (bypasses_the_dependency(), "were not written into a `Journal`"),
             (only_one_route(), "GET /all/3"),
             (returns_the_journal(), "The lines of this request"),
         ],
@@ -1245,6 +1444,7 @@ BANK = {
             book(commits_and_closes),
             book(with_aclosing),
             book(with_else, reading="request"),
+            book(closes_in_a_shield),
             commits_in_the_endpoint(),
         ],
         "wrong": [
@@ -1255,13 +1455,18 @@ BANK = {
             (book(swallows), "The endpoint's error must come through"),
             (book(swallows_and_reraises_nothing_of_a_commit), "The client was told that its note is stored"),
             (book(catches_errors_only), OPEN),
-            (book(commits_and_closes, writing=None), "The client was told that its note is stored"),
+            (book(commits_and_closes, writing=None), "A note is stored as soon as"),
             (book(commits_and_closes, writing="function", reading="function"), "this session is closed"),
-            (book(commits_and_closes, writing="request", reading="function"), "The client was told"),
+            (book(commits_and_closes, writing="request", reading="function"), "A note is stored as soon as"),
             (book(returns_it, writing=None), "A note is stored as soon as"),
             (book(forgets_to_await_the_session), "is an `await` missing"),
             (book(forgets_to_await_the_commit), "is an `await` missing"),
-            (book(one_for_all), OPEN),
+            (book(one_for_all), "Each request opens one session, its own"),
+            (book(opens_two), "Each request opens one session, its own"),
+            (book(closes_after_an_http_error_only), "the endpoint fails with an OSError"),
+            (book(commits_unless_http_error), "The endpoint has failed: nothing must be committed"),
+            (book(closes_in_a_task), "does the request await `aclose()`"),
+            (book(makes_it_a_503), "The status of a server's own error"),
             (book(commits_too_early), "A note is stored as soon as"),
             (book(closes_only), "A note is stored as soon as"),
         ],
@@ -1272,7 +1477,10 @@ BANK = {
             (no_finally, "after a block with an error"),
             (clears_all, "The override of another dependency must stay"),
             (empties_all_first, "The override of another dependency must stay"),
-            (only_removes, "KeyError"),
+            (only_removes, "in the outer block, after the inner one"),
+            (restores_after_assertions, "after a block with an error: KeyError"),
+            (restores_after_exceptions, "an error that is no Exception"),
+            (takes_no_stand_in, "<function get_label>"),
             (removes_if_there, "in the outer block, after the inner one"),
             (restores_the_same_object, "after the block"),
             (swallows_the_error, "An error in the block must come out of it"),
@@ -1309,10 +1517,14 @@ BANK = {
             (without_the_model(), "The endpoint has another way to its model"),
             (the_first_label_only(), "labels"),
             (without_await(), "is an `await` missing"),
+            (sorts_the_rows(), "A label for each row, in order"),
+            (each_row_once(), "A label for each row, in order"),
+            (backwards(), "These are not the labels of this request"),
+            (guarded_by_the_port(), "must depend on `get_scanner`, and not be in it"),
             (always_ready(), "The model cannot answer now"),
             (ready_once_started(), "The model cannot answer now"),
             (ready_says_no_with_200(), "The model cannot answer now"),
-            (service(guards_predict=False), "this model is not ready"),
+            (service(guards_predict=False), "The model cannot answer now"),
             (alive_if_ready(), "A restart would only make it take longer"),
             (statuses_swapped(), "The model is ready"),
             (remembers_that_it_was_ready(), "The model cannot answer now"),

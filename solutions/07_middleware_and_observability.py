@@ -8,7 +8,7 @@
 #
 # - write a middleware that leaves streams, errors and WebSockets as they are,
 # - say which headers reach a 404, a 500 and a preflight, and put each middleware in its place,
-# - give every line of the log the id of its request, and refuse to trust an id that a client sends,
+# - give every line of the log the id of its request, and check an id that a client sends,
 # - measure durations without an average, and without a series for each path,
 # - follow one request through two services.
 #
@@ -383,8 +383,8 @@ load(forged, 1)
 #
 # - The client may send an `X-Request-ID` of 1 to 64 letters (a to z, A to Z), digits, dots, hyphens and underscores.
 #   For any other, or none, make a new one each time.
-# - It is in `request.state.request_id`, beside what the app's lifespan has put into the state, and in the `X-Request-ID` of every response, a 500 included. A WebSocket's response
-#   is the message `websocket.accept`. All else passes through unchanged: other headers, errors, lifespan.
+# - It is in `request.state.request_id`, beside what the app's lifespan has put into the state, and in the
+#   `X-Request-ID` of every response, a 500 included. A WebSocket's response is the message `websocket.accept`. All else passes through unchanged: other headers, errors, lifespan.
 # - Every record logged with `logger` has it as `record.request_id`, and `"-"` outside of requests. A filter can do that:
 #   `logger.addFilter(function)` calls the function with each record. It must return `True`.
 
@@ -532,8 +532,7 @@ compare(guess, {f"{path}, {name}": of(ms) for path, ms in durations.items() for 
 
 # %% [markdown]
 # `/uneven` has the lower median, and yet a user who asks twenty times waits a second once. The average does not show that
-# either. So keep the durations in
-# *buckets*: a histogram counts how many were at most as long as each limit. Buckets can be added up, over minutes and over
+# either. So keep the durations in *buckets*: a histogram counts how many were at most as long as each limit. Buckets can be added up, over minutes and over
 # processes. Averages and medians cannot.
 
 # %% start_at=false
@@ -718,7 +717,8 @@ found
 
 # %% [markdown]
 # Each worker knows its own requests, and chance decides which of them Prometheus asks. So the values above come in any
-# order, and the counter seems to fall. The service collects increments for a second, and adds them to one row of its database. So the sums are right for any
+# order, and the counter seems to fall. The service collects increments for a second,
+# and adds them to one row of its database. So the sums are right for any
 # number of processes.
 #
 # ## One request, two services
@@ -873,8 +873,8 @@ print(*(line for line in metrics.splitlines() if line.startswith("http_requests_
 
 # %% [markdown]
 # The log has one line for each request, with the good id and no bad one. The metrics have routes instead of paths. A further
-# series, `other` with 200, is the request with which `run_command` saw that the service was up. `workshop/logs.py` writes the lines, with the trace's id if
-# there is one. `workshop/traces.py` sets up traces, also for Ray Serve.
+# series, `other` with 200, is the request with which `run_command` saw that the service was up.
+# `workshop/logs.py` writes the lines, with the trace's id if there is one. `workshop/traces.py` sets up traces, also for Ray Serve.
 #
 # Requests are not all that counts. For an answer of the cascade, the service also keeps what it cost:
 

@@ -8,7 +8,7 @@
 #
 # - write a middleware that leaves streams, errors and WebSockets as they are,
 # - say which headers reach a 404, a 500 and a preflight, and put each middleware in its place,
-# - give every line of the log the id of its request, and distrust an id that comes from outside,
+# - give every line of the log the id of its request, and check an id that a client sends,
 # - measure durations without an average, and without a series for each path,
 # - follow one request through two services.
 #
@@ -157,8 +157,9 @@ outcome(serve(spy(ward(), messages), "spied on"), "/cut")
 # `{"path": "/chat", "status": 200, "bytes": 370, "seconds": 0.8, "complete": True}`.
 #
 # - `bytes` counts the body. A body message may lack `body`. `complete` is whether the last message was sent.
-# - If the app raises before it sends a status, the status is 500. Its error goes on to the caller.
-# - Nothing is held back. Many requests are under way at once. `lifespan` and `websocket` scopes pass through.
+# - If the app raises before it sends a status, the status is 500. Its own error goes on to the caller. A request may also
+#   be cancelled (`asyncio.CancelledError`). It still gets its one record.
+# - Nothing is held back, and no request waits for another. `lifespan` and `websocket` scopes pass through.
 #
 # If you are stuck, `hint("07.1")` helps, and after three tries `solution("07.1")`.
 
@@ -239,8 +240,8 @@ stacked_server = serve(stacked, "stacked")
 compare(guess, {request: touched(stacked_server, PAGE, *request.split()) for request in guess})
 
 # %% [markdown]
-# The one that was added last is the outermost. The preflight never came further than to CORS. And the 500 has nothing,
-# not even CORS: a page cannot read it, and its developer believes that CORS is broken.
+# The one that was added last is the outermost. CORS answered the preflight itself, so "first" never saw it. And the 500
+# has nothing, not even CORS: a page cannot read it, and its developer believes that CORS is broken.
 #
 # Walk through the layers to see why:
 
@@ -250,8 +251,8 @@ from workshop.lab.fixtures.lesson_07 import layers
 layers(stacked)
 
 # %% [markdown]
-# Starlette writes the 500 in `ServerErrorMiddleware`, and that is outside of everything you add. A 404 is written by
-# the router, in the middle. What must be on *every* response goes around the whole app. (The service goes another way: its
+# Starlette writes the 500 in `ServerErrorMiddleware`, and that is outside of everything you add. A 404 comes from the
+# router, which is innermost. What must be on *every* response goes around the whole app. (The service goes another way: its
 # innermost middleware, `unexpected_errors.py`, responds to bugs.)
 
 # %%
@@ -339,7 +340,7 @@ bars(groups, y="wrong, of 20 requests", title="Where a request's id is kept")
 # thread, and unknown to the threads that run `def` endpoints. Each task has a *context* of its own, and FastAPI takes it
 # along into the thread.
 #
-# Now a client that means harm. The log is text, one line each. How many lines does it have after this one request?
+# Now a malicious client. The log is text, one line each. How many lines does it have after this one request?
 
 # %%
 import logging
@@ -381,9 +382,9 @@ load(forged, 1)
 # Write `RequestId(app, logger)`, a middleware for HTTP and WebSockets.
 #
 # - The client may send an `X-Request-ID` of 1 to 64 letters (a to z, A to Z), digits, dots, hyphens and underscores.
-#   For any other, or none, make a new one.
-# - It is in `request.state.request_id`, and in the `X-Request-ID` of every response, a 500 included. A WebSocket's response
-#   is the message `websocket.accept`.
+#   For any other, or none, make a new one each time.
+# - It is in `request.state.request_id`, beside what the app's lifespan has put into the state, and in the
+#   `X-Request-ID` of every response, a 500 included. A WebSocket's response is the message `websocket.accept`. All else passes through unchanged: other headers, errors, lifespan.
 # - Every record logged with `logger` has it as `record.request_id`, and `"-"` outside of requests. A filter can do that:
 #   `logger.addFilter(function)` calls the function with each record. It must return `True`.
 
@@ -530,8 +531,8 @@ summaries = {"average": mean, "median": median, "slowest": max}
 compare(guess, {f"{path}, {name}": of(ms) for path, ms in durations.items() for name, of in summaries.items()}, "ms")
 
 # %% [markdown]
-# The averages hardly differ. A user of `/uneven` who asks twenty times waits a second once. So keep the durations in
-# *buckets*: a histogram counts how many were at most as long as each limit. Buckets can be added up, over minutes and over
+# `/uneven` has the lower median, and yet a user who asks twenty times waits a second once. The average does not show that
+# either. So keep the durations in *buckets*: a histogram counts how many were at most as long as each limit. Buckets can be added up, over minutes and over
 # processes. Averages and medians cannot.
 
 # %% start_at=false
@@ -593,6 +594,7 @@ text = generate_latest(registry).decode()
 compare(guess, {f"labelled by {name}": text.count(f"\nby_{name}_") for name in ("path", "route")}, "lines")
 
 # %% [markdown]
+# For each label, the histogram has one line for each of its 15 buckets, and three more: count, sum and time of creation.
 # Whoever can choose a label can fill your monitoring. A path, a method, a header, a name of a model: never use as a
 # label what a client makes up.
 #
@@ -601,7 +603,8 @@ compare(guess, {f"labelled by {name}": text.count(f"\nby_{name}_") for name in (
 # Write `Measure(app, durations)`. `durations` is a `Histogram` with the labels `method`, `route` and `status`. When an HTTP
 # request has ended, observe its seconds.
 #
-# - A stream ends with its last piece. An error is a 500 if no status was sent. Nothing is held back or hidden.
+# - A stream ends with its last piece. An error is a 500 if no status was sent. A cancelled request counts, too.
+# - Nothing is held back or hidden, and no request waits for another.
 # - The route is that of `_route`, when the app has run. A method that is not in `METHODS` becomes `"other"`.
 # - The status is a text such as `"200"`. `lifespan` and `websocket` scopes pass through.
 
@@ -713,8 +716,9 @@ compare(guess, {name: "always 41" if each == [41] else "less than 41" for name, 
 found
 
 # %% [markdown]
-# Each worker knows its own requests, and chance decides which of them Prometheus asks: the counter jumps up and down. The
-# service collects increments for a second, and adds them to one row of its database. So the sums are right for any
+# Each worker knows its own requests, and chance decides which of them Prometheus asks. So the values above come in any
+# order, and the counter seems to fall. The service collects increments for a second,
+# and adds them to one row of its database. So the sums are right for any
 # number of processes.
 #
 # ## One request, two services
@@ -761,7 +765,7 @@ async def ask_models(way: str):
 
 
 # %% [markdown]
-# Three spans come of each. How many traces are they?
+# Each way makes three spans. How many traces do they belong to?
 
 # %%
 guess = {"/plain": ..., "/traced": ...}
@@ -771,14 +775,16 @@ gateway_server, traces = serve(gateway, "gateway"), {}
 for path in guess:
     spans.clear()
     print(load(gateway_server.url + path, 1)[0].body.decode())
-    while len(spans.get_finished_spans()) < 3:
+    for _ in range(500):  # at most 5 s
+        if len(spans.get_finished_spans()) == 3:
+            break
         time.sleep(0.01)
     traces[path] = spans.get_finished_spans()
 compare(guess, {path: len({span.context.trace_id for span in traces[path]}) for path in guess}, "traces")
 
 # %% [markdown]
 # The header is called `traceparent`, and holds the trace's id and the caller's span. Who receives it continues the trace.
-# From that comes the picture that you open first when a request was slow: which service had it, and when.
+# This gives the picture that you open first when a request was slow: which call took the time, and when.
 
 # %% start_at=false
 rows = sorted(traces["/traced"], key=lambda span: span.start_time)
@@ -816,8 +822,9 @@ with tracer.start_as_current_span("request"), ThreadPoolExecutor(1) as pool:
 # Write `fetch(tracer, client, path)`. It sends a `GET` with the `httpx.AsyncClient`, and returns the JSON of the response.
 #
 # - The call has a span of its own: its name is `"GET "` and the path, its kind `SpanKind.CLIENT`. It begins before the request,
-#   and ends when the response is there.
-# - The other service gets a `traceparent` that names this span. Several calls may be under way, with one client.
+#   and ends when the whole response is there.
+# - The other service gets one request, with a `traceparent` that names this span. Several calls may be under way at once,
+#   with one client.
 # - The status is the attribute `http.response.status_code`.
 # - A status of 400 or more raises (`raise_for_status`), and so does a lost connection. Then the span's status is an error.
 
@@ -865,8 +872,9 @@ metrics = httpx.get(finished.url + "/metrics", trust_env=False).text
 print(*(line for line in metrics.splitlines() if line.startswith("http_requests_total")), sep="\n")
 
 # %% [markdown]
-# One line for each request, the good id and no bad one, and routes instead of paths. `workshop/logs.py` writes the
-# lines, with the trace's id if there is one. `workshop/traces.py` sets up traces, also for Ray Serve.
+# The log has one line for each request, with the good id and no bad one. The metrics have routes instead of paths. A further
+# series, `other` with 200, is the request with which `run_command` saw that the service was up.
+# `workshop/logs.py` writes the lines, with the trace's id if there is one. `workshop/traces.py` sets up traces, also for Ray Serve.
 #
 # Requests are not all that counts. For an answer of the cascade, the service also keeps what it cost:
 
@@ -900,8 +908,9 @@ print(*(line for line in lines if line.startswith("cascade_") and "_bucket" not 
 # - All that exercise 2 says of ids, and all that exercise 3 says of durations.
 # - When an HTTP request has ended, one record is logged, with the attributes `path`, `status` and `complete`, as in
 #   exercise 1. No query appears in the log.
-# - Pages of `https://ward.example` may read every response and its `X-Request-ID`, and no other pages.
-# - Every response has an `X-Process-Time`. Whatever is said of every response holds for a 404, a 500 and a preflight.
+# - Only pages of the origin `https://ward.example` may read responses, each with its `X-Request-ID`.
+# - Every response has an `X-Process-Time`, in seconds. A 404, a 500 and a preflight have all headers, a record and a
+#   duration, too.
 # - A stream stays a stream, and one that breaks off, breaks off.
 
 # %% exercise="07.5"

@@ -1,5 +1,7 @@
 """Answers to lesson 07: middleware and observability."""
 
+import asyncio
+import logging
 import re
 import threading
 import time
@@ -19,6 +21,24 @@ from starlette.responses import Response
 from workshop.api.metrics import METHODS
 from workshop.api.middleware.observation import _route
 from workshop.api.middleware.timing import TimingMiddleware
+
+
+def one_at_a_time(made):
+    """The same, with a lock around each request. The state of both is the answer's."""
+
+    def locked(*args):
+        app, lock = made(*args), asyncio.Lock()
+
+        async def wait(scope, receive, send):
+            if scope["type"] != "http":
+                return await app(scope, receive, send)
+            async with lock:
+                await app(scope, receive, send)
+
+        return wait
+
+    return locked
+
 
 # 07.1: a record of each request
 
@@ -229,6 +249,60 @@ class AccessAlwaysComplete(Access):
         record["complete"] = True
 
 
+class AccessCompleteFromTheStart(Access):
+    async def note(self, record, send, message):
+        await super().note(record, send, message)
+        record["complete"] = not message.get("more_body", False)
+
+
+class AccessWithoutCancellation(AccessWithoutFinally):
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        record = {"path": scope["path"], "status": 500, "bytes": 0, "complete": False}
+        start = time.perf_counter()
+        try:
+            await self.app(scope, receive, partial(self.note, record, send))
+        except Exception:
+            self.records.append(record | {"seconds": time.perf_counter() - start})
+            raise
+        self.records.append(record | {"seconds": time.perf_counter() - start})
+
+
+class AccessTwice(Access):
+    async def __call__(self, scope, receive, send):
+        try:
+            await super().__call__(scope, receive, send)
+        except Exception:
+            self.records.append(self.records[-1])
+            raise
+
+
+class AccessWithRecordsUnderWay(Access):
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        record = {"path": scope["path"], "status": 500, "bytes": 0, "complete": False, "seconds": 0.0}
+        start = time.perf_counter()
+        self.records.append(record)
+        try:
+            await self.app(scope, receive, partial(self.note, record, send))
+        finally:
+            record["seconds"] = time.perf_counter() - start
+
+
+class AccessWithItsOwnError(Access):
+    async def __call__(self, scope, receive, send):
+        try:
+            await super().__call__(scope, receive, send)
+        except Exception as error:
+            raise RuntimeError("the app has failed") from error
+
+
+async def async_function(app, *_):
+    return app
+
+
 # 07.2: one id in everything
 
 request_id = ContextVar("request_id", default="-")
@@ -383,6 +457,53 @@ class AlwaysNewId(RequestId):
         return str(uuid4())
 
 
+class CleanedIds(RequestId):
+    def own(self, scope):
+        return re.sub(r"[^A-Za-z0-9._-]", "", Headers(scope=scope).get("X-Request-ID", ""))[:64] or str(uuid4())
+
+
+class IdsFromAToz(RequestId):
+    def own(self, scope):
+        sent = Headers(scope=scope).get("X-Request-ID", "")
+        return sent if re.fullmatch(r"[A-z0-9._-]{1,64}", sent) else str(uuid4())
+
+
+class IdInItsOwnState(RequestId):
+    async def __call__(self, scope, receive, send):
+        scope["state"] = {}
+        await super().__call__(scope, receive, send)
+
+
+class IdAsTheOnlyHeader(RequestId):
+    async def __call__(self, scope, receive, send):
+        async def alone(message):
+            if message["type"] in self.messages:
+                message["headers"] = [pair for pair in message["headers"] if pair[0] == b"x-request-id"]
+            await send(message)
+
+        await super().__call__(scope, receive, alone if scope["type"] != "lifespan" else send)
+
+
+class IdThatSwallows(RequestId):
+    async def __call__(self, scope, receive, send):
+        try:
+            await super().__call__(scope, receive, send)
+        except Exception:
+            return
+
+
+class IdOfTheLifespan(RequestId):
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            self.variable.set(str(uuid4()))
+        await super().__call__(scope, receive, send)
+
+
+class IdOnlyOnInfo(RequestId):
+    def mark(self, record):
+        return super().mark(record) if record.levelno == logging.INFO else True
+
+
 def id_with_call_next(app, logger):
     made = RequestId(app, logger)
 
@@ -529,6 +650,39 @@ class MeasureOnlyHttp(Measure):
             await super().__call__(scope, receive, send)
 
 
+class MeasureWithoutCancellation(Measure):
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        seen = SimpleNamespace(status=self.status, start=time.perf_counter())
+        try:
+            await self.app(scope, receive, partial(self.note, seen, send))
+        except Exception:
+            self.observe(scope, seen)
+            raise
+        self.observe(scope, seen)
+
+
+class MeasureFourMethods(Measure):
+    def method(self, scope):
+        return scope["method"] if scope["method"] in ("GET", "POST", "PUT", "DELETE") else "other"
+
+
+class MeasureWithOneStatus(Measure):
+    async def note(self, seen, send, message):
+        if message["type"] == "http.response.start":
+            self.last = message["status"]
+        await send(message)
+
+    def observe(self, scope, seen):
+        seen.status = self.last
+        super().observe(scope, seen)
+
+    async def __call__(self, scope, receive, send):
+        self.last = 500
+        await super().__call__(scope, receive, send)
+
+
 def measure_with_call_next(app, durations):
     async def watch(request, call_next):
         start = time.perf_counter()
@@ -666,6 +820,47 @@ async def fetch_that_returns_the_response(tracer, client, path):
         return response.raise_for_status()
 
 
+async def fetch_of_server_errors(tracer, client, path):
+    with tracer.start_as_current_span(f"GET {path}", kind=SpanKind.CLIENT) as span:
+        headers = {}
+        inject(headers)
+        response = await client.get(path, headers=headers)
+        span.set_attribute("http.response.status_code", response.status_code)
+        if response.status_code >= 500:
+            response.raise_for_status()
+        return response.json()
+
+
+async def fetch_twice(tracer, client, path):
+    with tracer.start_as_current_span(f"GET {path}", kind=SpanKind.CLIENT) as span:
+        headers = {}
+        inject(headers)
+        await client.get(path, headers=headers)
+        response = await client.get(path, headers=headers)
+        span.set_attribute("http.response.status_code", response.status_code)
+        return response.raise_for_status().json()
+
+
+async def fetch_that_ends_early(tracer, client, path):
+    with tracer.start_as_current_span(f"GET {path}", kind=SpanKind.CLIENT) as span:
+        headers = {}
+        inject(headers)
+        request = client.build_request("GET", path, headers=headers)
+        response = await client.send(request, stream=True)
+        span.set_attribute("http.response.status_code", response.status_code)
+        response.raise_for_status()
+    await response.aread()
+    return response.json()
+
+
+turns = asyncio.Lock()
+
+
+async def fetch_one_at_a_time(tracer, client, path):
+    async with turns:
+        return await fetch(tracer, client, path)
+
+
 # 07.5: the whole stack
 
 PAGE = "https://ward.example"
@@ -742,6 +937,37 @@ def hidden_id(app):
     return CORSMiddleware(app, allow_origins=[PAGE])
 
 
+def open_to_patterns(pattern):
+    return partial(CORSMiddleware, allow_origin_regex=pattern, expose_headers=["X-Request-ID"])
+
+
+def measure_inside(app, logger, durations):
+    app = access_in_functions(cors(Measure(app, durations)), Lines(logger))
+    return RequestId(TimingMiddleware(app), logger)
+
+
+def access_inside(app, logger, durations):
+    app = Measure(cors(access_in_functions(app, Lines(logger))), durations)
+    return RequestId(TimingMiddleware(app), logger)
+
+
+def access_outside(app, logger, durations):
+    app = ids_in_functions(TimingMiddleware(Measure(cors(app), durations)), logger)
+    return Access(app, Lines(logger))
+
+
+def no_time(app):
+    async def zero(scope, receive, send):
+        async def note(message):
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-process-time", b"0")]
+            await send(message)
+
+        await app(scope, receive, note)
+
+    return zero
+
+
 def nothing(app, *_):
     return app
 
@@ -775,6 +1001,13 @@ BANK = {
             (AccessWithBodyAlways, "KeyError"),
             (AccessAlwaysComplete, "The record of /cut"),
             (lambda app, records: None, "not an ASGI app"),
+            (one_at_a_time(Access), "has to wait until the first"),
+            (AccessCompleteFromTheStart, "The record of /waiting"),
+            (AccessWithoutCancellation, "no record of /waiting"),
+            (AccessTwice, "Each request gets one record"),
+            (AccessWithRecordsUnderWay, "when it has ended"),
+            (AccessWithItsOwnError, "the app has failed"),
+            (async_function, "Only the app itself is `async`"),
         ],
     },
     "07.2": {
@@ -782,14 +1015,22 @@ BANK = {
         "wrong": [
             (IdInAGlobal, "has the id of another one, or none"),
             (IdInTheThread, "has the id of another one, or none"),
-            (IdOfTheApp, "must not come back"),
+            (IdOfTheApp, "need a new id each"),
             (IdWithoutFilter, "no attribute request_id"),
-            (FilterThatDrops, "A line that the app logs is missing"),
+            (FilterThatDrops, "Does the filter return `True`?"),
             (IdOfHttpOnly, "The response to a WebSocket needs"),
             (IdWithoutAccept, "The response to a WebSocket needs"),
             (IdNotInTheState, "request.state.request_id"),
             (AnyId, "must not come back"),
             (ShortIds, "must not come back"),
+            (CleanedIds, "need a new id each"),
+            (IdsFromAToz, "must not come back"),
+            (IdInItsOwnState, "what the app's lifespan puts there"),
+            (IdAsTheOnlyHeader, "lost its other headers"),
+            (IdThatSwallows, "must go on to the caller"),
+            (IdOfTheLifespan, "A line outside of all requests"),
+            (IdOnlyOnInfo, "no attribute request_id"),
+            (one_at_a_time(RequestId), "has to wait until the first"),
             (IdWithDollar, "A line break at the end"),
             (AlwaysNewId, "A good id is kept"),
             (id_with_call_next, "The response to a WebSocket needs"),
@@ -810,6 +1051,10 @@ BANK = {
             (MeasureWithoutErrors, "('GET', '/v1/crash', '500'): 1"),
             (MeasureOnlyHttp, "must pass through"),
             (measure_with_call_next, "it took"),
+            (MeasureWithoutCancellation, "('GET', 'other', '200'): 1"),
+            (MeasureFourMethods, "'other', '404'): no such series"),
+            (MeasureWithOneStatus, "This series is not right"),
+            (one_at_a_time(Measure), "has to wait until the first"),
         ],
     },
     "07.4": {
@@ -825,6 +1070,10 @@ BANK = {
             (fetch_with_an_open_span, "which ends"),
             (fetch_without_await, "await"),
             (fetch_that_returns_the_response, "The JSON of the response"),
+            (fetch_of_server_errors, "An error must be raised"),
+            (fetch_twice, "How many requests"),
+            (fetch_that_ends_early, "before the whole response is there"),
+            (fetch_one_at_a_time, "has to wait until another"),
         ],
     },
     "07.5": {
@@ -835,7 +1084,7 @@ BANK = {
         ],
         "wrong": [
             (only_added, "status 500 has no X-Request-ID"),
-            (cors_outside, "OPTIONS /v1/cases/3"),
+            (cors_outside, "OPTIONS /v1/cases/"),
             (stack(cors=open_to_all), "Only pages of"),
             (stack(cors=hidden_id), "does not let the page read"),
             (stack(cors=nothing), "needs one Access-Control-Allow-Origin"),
@@ -848,6 +1097,12 @@ BANK = {
             (stack(lines=partial(Lines, drop=("complete",))), "`status` and `complete`"),
             (stack(access=access_with_call_next), "held back"),
             (lambda app, logger, durations: app, "no X-Request-ID"),
+            (measure_inside, "A preflight is not measured"),
+            (access_inside, "given    OPTIONS /v1/cases/"),
+            (access_outside, "has no request id"),
+            (stack(cors=open_to_patterns(r"https://ward.example")), "wardxexample"),
+            (stack(cors=open_to_patterns(r"https://ward\.example.*")), "evil.com"),
+            (stack(timing=no_time), "The X-Process-Time is wrong"),
         ],
     },
 }

@@ -115,8 +115,8 @@ sure = {name: 100 * reply.json()["probability"] for name, reply in answers.items
 bars({name: {"%": percent} for name, percent in sure.items()}, y="% sure", title="How sure the model is of its label")
 
 # %% [markdown]
-# Not one of them is refused. The same tumour in another order is now benign. Of thirty times nothing, the model is surer
-# than of the tumour. And a missing name breaks the service, although the client has made the mistake.
+# Not one is refused as the client's mistake. The same tumour in another order is now benign. Given thirty missing values,
+# the model is surer than about the real tumour. And a missing name breaks the service.
 #
 # ## What just happened?
 #
@@ -486,7 +486,7 @@ from workshop.lab.fixtures.lesson_02 import find_result
 find_result(7)
 
 # %% [markdown]
-# A client needs three of these. If the signature of an endpoint says what it returns, FastAPI validates the answer as
+# A client needs only a few of these. If the signature of an endpoint says what it returns, FastAPI validates the answer as
 # well, and sends only the fields of that model.
 
 # %%
@@ -519,8 +519,8 @@ def get(path, server=results_server, **options):
 get("/typed/7").json()
 
 # %% [markdown]
-# Some results were damaged when the database was moved. In that of patient 13, the probability is NaN, in that of 14 it
-# is 7.3, and 17 has no label. Which status does a client get? Or if it is 200: which probability?
+# Some results were damaged when the database was moved. For patient 13, the probability is NaN. For 14, it is 7.3. And
+# 17 has no label. Which status does a client get? Or if it is 200: which probability?
 
 # %%
 guess = {"/plain/13": ..., "/typed/13": ..., "/typed/14": ..., "/typed/17": ...}
@@ -535,7 +535,7 @@ compare(guess, {path: probability(get(path)) for path in guess})
 
 # %% [markdown]
 # Without a contract, NaN cannot be sent. With one, it becomes `null`: Pydantic writes it so, since `float` allows NaN.
-# 7.3 is a `float`, too. Only the missing label is noticed. The client gets a 500 without details, and the log says why.
+# 7.3 is a `float`, too. Only the missing label is noticed. The client gets a 500 without details.
 #
 # A 500 is better than a wrong answer. But the contract of a response must be as exact as that of a request.
 #
@@ -543,7 +543,7 @@ compare(guess, {path: probability(get(path)) for path in guess})
 #
 # `GET /results/{patient}` returns `label`, `probability` and `model_version` of `find_result(patient)`, and nothing else,
 # also when the database gets new columns. A result that lacks one of the three, or whose probability is not a number
-# from 0 to 1, must end with status 500. `/openapi.json` names the three fields.
+# from 0 to 1, must end with status 500, which tells nothing of the rest. `/openapi.json` names the three fields.
 
 # %% exercise="02.3"
 clinic = FastAPI()
@@ -688,8 +688,8 @@ schema = careful.openapi()["components"]["schemas"]["Measurements"]
 schema["properties"]["mean_area"], schema["additionalProperties"]
 
 # %% [markdown]
-# An example says more than a schema, and is a promise: who copies it from `/docs` expects an answer. So validate your
-# examples. The package's own example is its model's first row:
+# An example says more than a schema, and is a promise: anyone who copies it from `/docs` expects an answer. So validate
+# your examples. The package's own example is the first row of the training data:
 
 # %%
 from workshop.api.schemas import tumours as package
@@ -818,7 +818,7 @@ compare(guess, refusal(20_000), "ms")
 # - `POST /predict` takes one tumour, and returns its `label`, `probability` and `model_version`.
 # - `POST /batch-predict` takes `{"records": [tumour, …]}` with 1 to 1000 tumours, asks the model once, and returns
 #   `{"predictions": [{"label": …, "probability": …}, …], "model_version": …}`.
-# - Everything else gets a 422, and the model never sees it. Its body is `{"errors": […]}` with `field` (such as
+# - Every other body gets a 422, and the model never sees it. Its body is `{"errors": […]}` with `field` (such as
 #   `records.2.mean_area`), `rule` and `message` of each mistake, at most 100. It repeats no value that was sent.
 #
 # You may use everything in this lesson: `Measurements`, `row_of`, `refuse`.

@@ -289,6 +289,10 @@ class WithDefaults(Scan):
     worst_radius: Length = Field(LARGEST_VALUE, alias="worst radius")
 
 
+class WithoutWorst(Scan):
+    worst_radius: Length = Field(0.0, alias="worst radius")
+
+
 class Camel(Scan):
     model_config = ConfigDict(extra="forbid", alias_generator=to_camel, validate_by_name=True)
     mean_radius: Length
@@ -349,6 +353,10 @@ class NotNegative(Unbounded):
 
 class BoundedAbove(Unbounded):
     probability: Annotated[float, Field(le=1, allow_inf_nan=False)]
+
+
+class NeverCertain(Unbounded):
+    probability: Annotated[float, Field(gt=0, lt=1)]
 
 
 class WithoutVersion(BaseModel):
@@ -435,6 +443,13 @@ def refused(patient: int) -> Any:
         return Result(**find_result(patient))
     except ValidationError as error:
         raise HTTPException(422) from error
+
+
+def told(patient: int) -> Any:
+    try:
+        return Result(**find_result(patient))
+    except ValidationError:
+        raise HTTPException(500, f"damaged: {find_result(patient)}") from None
 
 
 def nothing(patient: int) -> None:
@@ -610,6 +625,24 @@ def word_pattern(
     ward: Ward,
     listing: Annotated[Listing, Query()],
     x_request_id: Annotated[str | None, Header(pattern=r"^[\w-]{8,64}$")] = None,
+    language: Language = "en",
+) -> Any:
+    return echo(ward, listing.limit, x_request_id, language)
+
+
+def dotted_pattern(
+    ward: Ward,
+    listing: Annotated[Listing, Query()],
+    x_request_id: Annotated[str | None, Header(pattern=r"^[A-Za-z0-9.-]{8,64}$")] = None,
+    language: Language = "en",
+) -> Any:
+    return echo(ward, listing.limit, x_request_id, language)
+
+
+def no_hyphen_at_the_ends(
+    ward: Ward,
+    listing: Annotated[Listing, Query()],
+    x_request_id: Annotated[str | None, Header(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{6,62}[A-Za-z0-9]$")] = None,
     language: Language = "en",
 ) -> Any:
     return echo(ward, listing.limit, x_request_id, language)
@@ -1116,6 +1149,7 @@ BANK = {
             (Lax, "This mean radius is not a measurement"),
             (HalfChecked, "This worst radius is not a measurement"),
             (WithDefaults, "The mean radius is missing"),
+            (WithoutWorst, "The worst radius is missing"),
             (Length, "This is a scan"),
         ],
     },
@@ -1147,6 +1181,8 @@ BANK = {
             (clinic(Unbounded, only_thirteen), "which is damaged"),
             (clinic(Result, constructed), "which is damaged"),
             (clinic(Result, refused), "which is damaged"),
+            (clinic(Result, told), "The 500 gives away"),
+            (clinic(NeverCertain), "GET /results/"),
             (clinic(ClosedResult), "Extra inputs are not permitted"),
             (clinic(WithoutVersion), "Return what `find_result` says"),
             (clinic(Result, the_first), "GET /results/8"),
@@ -1171,6 +1207,8 @@ BANK = {
             (wards(a_cookie_as_query), "'de'"),
             (wards(open_pattern), "This breaks a rule"),
             (wards(word_pattern), "abc_12345678"),
+            (wards(dotted_pattern), "abc.12345678"),
+            (wards(no_hyphen_at_the_ends), "string_pattern_mismatch"),
             (wards(lengths_only), "This breaks a rule"),
             (wards(any_language), "language=fr"),
             (wards(loose_language), "language=english"),

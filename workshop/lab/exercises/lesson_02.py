@@ -121,7 +121,8 @@ def scans(answer: Answer) -> None:
         for name in ("note", "mean_radus", "mean-radius"):
             _expect_refused(answer, contract, record("1", "2", spaces, f', "{name}": 1'), f"`{name}` is no known name.")
         _expect_refused(answer, contract, record(None, "25.38", spaces), "The mean radius is missing.")
-        _expect_refused(answer, contract, record("17.99", None, spaces), "The worst radius is missing.")
+        for mean in ("17.99", "0"):
+            _expect_refused(answer, contract, record(mean, None, spaces), "The worst radius is missing.")
         for text in ATTACKS:
             _expect_refused(answer, contract, record(text, "25.38", spaces), "This mean radius is not a measurement.")
             _expect_refused(answer, contract, record("0", text, spaces), "This worst radius is not a measurement.")
@@ -149,6 +150,9 @@ def sends_nothing_more(answer: Answer) -> None:
         for wrong in ({"probability": 1.001}, {"probability": math.inf}, {"label": None}):
             with damaged(patient := random.randrange(1000, 10_000), **wrong):
                 _expect_withheld(client, patient)
+        for certain in (0.0, 1.0):
+            with damaged(patient := random.randrange(1000, 10_000), probability=certain):
+                _expect_public(client, patient)
         _expect_public(client, 9)
 
 
@@ -182,6 +186,9 @@ def _expect_withheld(client: Client, patient: int) -> None:
             expected="status 500",
             got=f"status {got.status_code}: {show(got.text)}",
         )
+    private = {name: value for name, value in find_result(patient).items() if name not in PUBLIC}
+    if leaked := [name for name, value in private.items() if str(value) in got.text]:
+        raise NotYet("The 500 gives away what must stay inside.", got=", ".join(leaked))
 
 
 @exercise(
@@ -204,6 +211,7 @@ def lists_a_ward(answer: Answer) -> None:
             ("/wards/12", {}, {"ward": 12, "limit": 20, "request_id": None, "language": "en"}),
             ("/wards/12", {"X-Request-Id": "a" * 64, "Cookie": "theme=dark; language=en"}, {"request_id": "a" * 64}),
             ("/wards/12", {"X-Request-Id": "8-Zz-019", "X-Forwarded-For": "10.0.0.1"}, {"request_id": "8-Zz-019"}),
+            ("/wards/12", {"X-Request-Id": "-abcd-12-"}, {"request_id": "-abcd-12-"}),
             ("/wards/12?limit=50", {}, {"ward": 12, "limit": 50, "request_id": None, "language": "en"}),
         ):
             got = client.get(path, headers=headers)
@@ -217,7 +225,7 @@ def lists_a_ward(answer: Answer) -> None:
             ("/wards/7?limit=5&language=de", {}),
             *(
                 ("/wards/7", {"X-Request-Id": text})
-                for text in ("1234567", "a" * 65, "abc_12345678", "abc 12345678", "12345678!", "!12345678")
+                for text in ("1234567", "a" * 65, "12345678!", "!12345678", *(f"abc{sign}12345678" for sign in "_ .+"))
             ),
             *(("/wards/7", {"Cookie": f"language={text}"}) for text in ("fr", "EN", "english", "wide")),
         ]

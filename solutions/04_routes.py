@@ -214,7 +214,7 @@ compare(guess, added, "cases")
 #
 # - `POST /scans` stores a scan: status 201, `Location`, and the scan with its `number`. A number is never used again.
 # - `GET /scans/{number}` returns a scan in the same form, `GET /scans/latest` the one that was added last.
-# - `PUT /scans/{number}` replaces a scan and returns it; it creates none.
+# - `PUT /scans/{number}` replaces this scan only, and returns it; it creates none.
 # - `DELETE /scans/{number}` removes it: status 204.
 # - Where there is no such scan, the status is 404.
 #
@@ -430,8 +430,8 @@ noticed = {status: send("POST", versions_url + "/noticed/predict", json=body) fo
 compare(guess, {status: "Deprecation" in reply.headers for status, reply in noticed.items()})
 
 # %% [markdown]
-# `response` belongs to the endpoint. An error is another response. But a route sees everything that is sent for it: a
-# class of its own can look at each message, as a middleware does, for these routes alone.
+# `response` belongs to the endpoint, and an error is another response. A route class can look at each message, as a
+# middleware does, for these routes alone. It does not see a 405, or the 500 of an error that nobody expected.
 
 # %%
 from fastapi.routing import APIRoute
@@ -461,8 +461,8 @@ versions.include_router(signed)
 # `POST /predict` answers as last year: `prediction`, where 0 is malignant, and `probability`, a list with malignant first.
 # It says what version 1 says, whatever model and threshold are behind that.
 #
-# Each of its responses has the headers of `NOTICE`, also a 422; version 1 has none of them. `/openapi.json` marks the
-# path as deprecated.
+# Its answers with 200 and 422 have the headers of `NOTICE`; version 1 has none of them. `/openapi.json` marks the path as
+# deprecated.
 
 # %% exercise="04.2"
 bridge = FastAPI()
@@ -584,7 +584,7 @@ from workshop.contracts.errors import InvalidInputError, NotFoundError, ServiceE
 print(errors.__doc__)
 
 # %% [markdown]
-# One table gives each branch a status. The most specific class counts. Which status do these three get?
+# A table gives some branches a status. The most specific class counts. Which status do these three get?
 
 # %%
 STATUS = {InvalidInputError: 400, NotFoundError: 404, UnavailableError: 503, ServiceError: 500}
@@ -651,7 +651,7 @@ compare(guess, {path: "problem" in kind for path, kind in types.items()})
 # - an `HTTPException`, also Starlette's, with its headers,
 # - any other error: 500. Its text stays inside.
 #
-# `error` is the name of the error's class, and `InternalError` for any other error.
+# `error` is the name of the error's class, and `InternalError` for any other error. `instance` is the path, as in `problem`.
 
 
 # %% exercise="04.3"
@@ -830,7 +830,8 @@ compare(guess, {doctor: "sent" if doctor in sent else "lost" for doctor in guess
 statuses
 
 # %% [markdown]
-# Every client that waited has a 200. Tasks run one after the other, and the first that fails ends the rest: only the log
+# Every client that waited has a 200. Cruz's mail is sent although nobody waits, and Diaz's because a stop waits for tasks
+# that are running. Tasks run one after the other, and the first that fails ends the rest: only the log
 # knows. And they live in the memory of one process. After Egli, not even a log does.
 #
 # ## A job is something that is stored
@@ -861,9 +862,11 @@ job = when_ended(service_server.url + accepted.headers["Location"])
 # running.
 #
 # - `POST /jobs?picture=…` answers with 202 and `{"number": …}` at once, and the job is done later.
-# - In the end, each job is `"succeeded"` with its result, or `"failed"`.
+# - In the end, each job is `"succeeded"` with its result, or `"failed"`. It is done once.
 # - A job that was accepted is done even if the service is stopped before, and started again. Jobs that have ended are
 #   not done again, and the service does not wait for its jobs when it starts.
+#
+# Create queues and locks in the lifespan: each start has an event loop of its own.
 
 # %% exercise="04.4"
 import asyncio
@@ -1088,8 +1091,8 @@ again.status_code, again.content, result.text.splitlines()[0][-40:]
 # - `POST /v1/predict` stays as it is. `POST /predict` is for ward 7, as in exercise 2, from the same diagnosis.
 # - `POST /v1/scores` takes a CSV file in a form, as `file`, and streams CSV: `line,label,error`, and a row for each row of
 #   the file that is not blank, in its order. A good row has a label and no error, a bad one an error and no label.
-# - The model gets at most 100 rows at a time, and no file is in memory as a whole. A file without the right columns
-#   gets a 422.
+# - At least 20 and at most 100 rows are read at a time, and no file is in memory as a whole. A file may begin with a byte
+#   order mark (`utf-8-sig`). One without the right columns gets a 422. Several uploads may come at once.
 # - Every error is a problem document with `error`, and gives nothing away.
 
 # %% exercise="04.5"
@@ -1164,8 +1167,8 @@ check("04.5", service)
 # ## Quiz
 #
 # **1.** A new version sends `"probability": null` where the old one always sent a number. Is that a compatible change?
-# <details><summary>Answer</summary>No. The name is the same, but a client that computes with it fails. Adding is
-# compatible, changing a type or a meaning is not.</details>
+# <details><summary>Answer</summary>No. The name is the same, but the type is another: a client that computes with the number
+# fails on `null`.</details>
 #
 # **2.** Why does the client of an old path need the `Deprecation` header on errors too?
 # <details><summary>Answer</summary>A program that only gets errors may be the one that has to move. And whoever looks for
@@ -1189,7 +1192,7 @@ check("04.5", service)
 # |---|---|---|
 # | a field gets a better name | ward 7 calls nobody | a new version; the old one translates it |
 # | the threshold changes | two diagnoses for one tumour | one function behind all versions |
-# | an old client sends nonsense | an error without a notice | `Deprecation` and `Link` on every response |
+# | an old client sends nonsense | an error without a notice | `Deprecation` and `Link` on a 422 too |
 # | something fails | three formats, a password | one tree, one table, a problem document |
 # | a client speaks another protocol | an error that it cannot read | a route class with that format |
 # | the process is killed | accepted work is lost | stored first, resumed at the start |

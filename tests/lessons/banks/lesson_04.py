@@ -42,7 +42,7 @@ def scans(
     latest_first: bool = True,
     latest: str = "max",
     number: str = "count",
-    put_creates: bool = False,
+    put: str = "one",
     deleted: int = 204,
     delete_checks: bool = True,
     missing: int = 404,
@@ -70,19 +70,32 @@ def scans(
             response.headers["Location"] = f"{request.url.path}/{n}"
         elif location == "fixed":
             response.headers["Location"] = f"/scans/{n}"
+        elif location == "relative":
+            response.headers["Location"] = f"scans/{n}"
+        elif location == "latest":
+            response.headers["Location"] = request.url_for("get_latest").path
         return find(n)
 
     async def get_latest():
-        n = max(kept, default=0) if latest == "max" else min(kept, default=0) if latest == "min" else 1
+        if latest == "null" and not kept:
+            return None
+        n = max(kept, default=0) if latest in ("max", "null") else min(kept, default=0) if latest == "min" else 1
         return find(n if latest != "len" else len(kept))
 
     async def get_scan(number: int):
         return find(number)
 
     async def replace_scan(number: int, scan: Scan):
-        if not put_creates:
+        if put != "creates" and not (put == "creates unknown" and number > max(kept)):
             find(number)
         kept[number] = scan
+        if put == "all":
+            kept.update(dict.fromkeys(kept, scan))
+        return find(number)
+
+    async def replace_with_anything(number: int, scan: dict[str, Any]):
+        find(number)
+        kept[number] = Scan.model_construct(**scan)
         return find(number)
 
     async def delete_scan(number: int):
@@ -96,7 +109,7 @@ def scans(
     router.get("/{number}")(get_scan)
     if not latest_first:
         router.get("/latest")(get_latest)
-    router.put("/{number}")(replace_scan)
+    router.put("/{number}")(replace_with_anything if put == "anything" else replace_scan)
     router.delete("/{number}", status_code=deleted)(delete_scan)
     return router
 
@@ -320,6 +333,11 @@ async def as_text(measurements: Measurements):
     return old | {"prediction": str(old["prediction"])}
 
 
+async def as_bool(measurements: Measurements):
+    old = await translate(measurements)
+    return old | {"prediction": old["prediction"] == 1}
+
+
 async def only_the_prediction(measurements: Measurements):
     return {"prediction": (await translate(measurements))["prediction"]}
 
@@ -360,9 +378,12 @@ async def service_error(request, error):
     return problem(request, status_of(error), type(error).__name__, error.message, headers)
 
 
+def fields_of(error):
+    return [{"field": ".".join(map(str, item["loc"])), "message": item["msg"]} for item in error.errors()]
+
+
 async def invalid_request(request, error):
-    details = [{"field": ".".join(map(str, item["loc"])), "message": item["msg"]} for item in error.errors()]
-    return problem(request, 422, type(error).__name__, "invalid", details=details)
+    return problem(request, 422, type(error).__name__, "invalid", details=fields_of(error))
 
 
 async def http_exception(request, error):
@@ -437,6 +458,16 @@ async def rounded_down(request, error):
     return problem(request, status_of(error), type(error).__name__, error.message, wait)
 
 
+async def rounded(request, error):
+    wait = {"Retry-After": str(round(getattr(error, "retry_after_s", 0)))}
+    return problem(request, status_of(error), type(error).__name__, error.message, wait)
+
+
+async def one_more(request, error):
+    wait = {"Retry-After": str(int(getattr(error, "retry_after_s", 0)) + 1)}
+    return problem(request, status_of(error), type(error).__name__, error.message, wait)
+
+
 async def retry_with_exact_class(request, error):
     wait = {"Retry-After": str(math.ceil(error.retry_after_s))} if type(error) is errors.UnavailableError else {}
     return problem(request, status_of(error), type(error).__name__, error.message, wait)
@@ -478,6 +509,20 @@ async def lists_the_first(request, error):
     first = error.errors()[0]
     details = [{"field": ".".join(first["loc"]), "message": first["msg"]}]
     return problem(request, response.status_code, "RequestValidationError", "invalid", details=details)
+
+
+async def gives_the_body_back(request, error):
+    return problem(request, 422, "RequestValidationError", {"body": error.body}, details=fields_of(error))
+
+
+async def joins_numbers(request, error):
+    details = [{"field": ".".join(item["loc"]), "message": item["msg"]} for item in error.errors()]
+    return problem(request, 422, "RequestValidationError", "invalid", details=details)
+
+
+async def names_the_last(request, error):
+    details = [{"field": str(item["loc"][-1]), "message": item["msg"]} for item in error.errors()]
+    return problem(request, 422, "RequestValidationError", "invalid", details=details)
 
 
 async def as_400(request, error):
@@ -588,6 +633,16 @@ async def with_create_task(picture: str):
     tasks.add(task)
     task.add_done_callback(tasks.discard)
     return {"number": number}
+
+
+async def starts_it_twice(picture: str, background: BackgroundTasks):
+    answer = await with_create_task(picture)
+    background.add_task(run_job, answer["number"])
+    return answer
+
+
+async def only_the_number(picture: str):
+    return await job_store.add(picture)
 
 
 async def in_the_endpoint(picture: str):
@@ -759,6 +814,25 @@ def writing(write):
     return score
 
 
+class newest:
+    reader: Any = None
+
+
+async def one_reader_for_all(file: UploadFile):
+    newest.reader = reader_of(file)
+
+    class Newest:
+        def read(self, n):
+            return newest.reader.read(n)
+
+    return StreamingResponse(rows_of(Newest()), media_type="text/csv")
+
+
+async def without_a_mark(file: UploadFile):
+    reader = TumourCsvReader(TextIOWrapper(file.file, "utf-8", newline=""))
+    return StreamingResponse(rows_of(reader), media_type="text/csv")
+
+
 async def all_at_once(file: UploadFile):
     text = "".join([piece async for piece in rows_of(reader_of(file))])
     return Response(text, media_type="text/csv")
@@ -902,20 +976,26 @@ BANK = {
             scans(),
             scans(location="whole url", delete_checks=True),
             scans(location="request"),
+            scans(location="relative"),
             scans_in_a_list(),
         ],
         "wrong": [
             (scans(status=200), "expected 201"),
             (scans(location="none"), "There is no `Location`"),
             (scans(location="fixed"), "from `Location`"),
-            (scans(latest_first=False), "/scans/latest"),
+            (scans(location="latest"), "after other scans were added"),
+            (scans(latest_first=False), "Routes are tried in their order"),
+            (scans(latest="null"), "no scan is left"),
             (scans(latest="min"), NEWEST),
             (scans(latest="first"), NEWEST),
             (scans(latest="len"), NEWEST),
             (scans(number="len"), "A new scan has the number of a deleted one"),
             (scans(number="max"), "A new scan has the number of a deleted one"),
             (scans(number="slow"), "A new scan has the number of a deleted one"),
-            (scans(put_creates=True), "A PUT creates no scan"),
+            (scans(put="creates"), "A PUT creates no scan"),
+            (scans(put="creates unknown"), "A PUT creates no scan"),
+            (scans(put="all"), "after a PUT of another scan"),
+            (scans(put="anything"), "This is no scan"),
             (scans(deleted=200), "expected 204"),
             (scans(delete_checks=False), "expected 404"),
             (scans(missing=400), "expected 404"),
@@ -937,8 +1017,9 @@ BANK = {
             (bridge(the_order_of_version_1), "`probability` is wrong"),
             (bridge(swapped), SAYS_ELSE),
             (bridge(as_text), SAYS_ELSE),
-            (bridge(only_the_prediction), "`probability` is wrong"),
-            (bridge(predict_v1), "`probability` is wrong"),
+            (bridge(as_bool), "`prediction` is a number"),
+            (bridge(only_the_prediction), "A name is missing"),
+            (bridge(predict_v1), "A name is missing"),
             (bridge(without_await), "is an `await` missing"),
             (bridge(redirected), "expected 200"),
             (with_a_dependency(), "status 422"),
@@ -959,6 +1040,8 @@ BANK = {
             (adding(ServiceError=first_that_fits), "expected 404"),
             (adding(ServiceError=without_retry_after), "`Retry-After` is missing"),
             (adding(ServiceError=rounded_down), "`Retry-After` is missing or wrong"),
+            (adding(ServiceError=rounded), "`Retry-After` is missing or wrong"),
+            (adding(ServiceError=one_more), "raises OverloadedError"),
             (adding(ServiceError=retry_with_exact_class), "raises OverloadedError"),
             (adding(HTTPException=as_plain_json), "This is not a problem document"),
             (adding(HTTPException=without_headers), "The headers of the error are lost"),
@@ -968,11 +1051,19 @@ BANK = {
             (adding(RequestValidationError=passes_everything_on), "repeats what was sent"),
             (adding(RequestValidationError=lists_nothing), "`details` must list each mistake"),
             (adding(RequestValidationError=lists_the_first), "`details` must list each mistake"),
+            (adding(RequestValidationError=gives_the_body_back), "repeats what was sent"),
+            (adding(RequestValidationError=joins_numbers), "expected 422"),
+            (adding(RequestValidationError=names_the_last), "has a `field`"),
             (adding(RequestValidationError=as_400), "expected 422"),
         ],
     },
     "04.4": {
-        "right": [laboratory(), with_a_worker(), with_a_queue(), laboratory(create=with_create_task)],
+        "right": [
+            laboratory(stores_the_text_of_the_error),
+            with_a_worker(),
+            with_a_queue(),
+            laboratory(create=with_create_task),
+        ],
         "wrong": [
             (laboratory(lifespan=False), "A job does not end"),
             (laboratory(create=in_the_endpoint), "The client waits for the work"),
@@ -983,7 +1074,8 @@ BANK = {
             (laboratory(fails_when_stopped), "The job has not ended"),
             (laboratory(succeeds_too_early), "The job has the wrong status"),
             (laboratory(forgets_the_result), "which can be counted"),
-            (laboratory(stores_the_text_of_the_error), "for which `count_cells` fails"),
+            (laboratory(create=starts_it_twice), "A job is done more than once"),
+            (laboratory(create=only_the_number), "The answer has no `number`"),
             (laboratory(lifespan=waits_for_them), "The service waits for its jobs"),
             (laboratory(lifespan=resumes_at_the_stop), "A job does not end"),
             (laboratory(lifespan=fails_what_is_open), "after a stop and a start"),
@@ -995,16 +1087,19 @@ BANK = {
     "04.5": {
         "right": [service(), service_with_handlers_of_its_own(), service(with_batches_of(50))],
         "wrong": [
-            (as_it_was(), "`probability` is wrong"),
+            (as_it_was(), "A name is missing"),
             (service(old=a_copy), "is wrong"),
             (service(reader_in_the_stream), "response already started"),
-            (service(old=predict_v1), "`probability` is wrong"),
+            (service(old=predict_v1), "A name is missing"),
             (service(route_class=APIRoute), "`Deprecation` is missing"),
             (service(handlers=False), "This is not a problem document"),
             (service(old=leaks_the_model), "The response shows the error's text"),
+            (service(with_batches_of(105)), "The model gets too many rows at a time"),
             (service(with_batches_of(1000)), "The model gets too many rows at a time"),
             (service(with_batches_of(1)), "The model is asked for a few rows at a time"),
             (service(all_at_once), "The first rows come only with the last"),
+            (service(one_reader_for_all), "I/O operation on closed file"),
+            (service(without_a_mark), "a file with a byte order mark"),
             (service(reads_it_whole), "The file is in memory as a whole"),
             (service(late_reader), "response already started"),
             (service(as_text_html), "The answer is CSV"),

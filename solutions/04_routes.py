@@ -50,7 +50,7 @@ def call_list(url: str, patients: dict[str, dict[str, float]] = PATIENTS) -> lis
 
 # %% [markdown]
 # This is the endpoint that it was written for. The model gives a probability for each class, malignant first, and
-# `prediction` is the place of the larger one.
+# `prediction` is the position of the larger one.
 
 # %%
 from typing import Annotated
@@ -189,7 +189,7 @@ send("GET", clinic_url + "/ordered/latest").json()
 
 # %% [markdown]
 # A network loses the answer to a request, and the client sends it again. It does so once with POST, and once with PUT.
-# How many cases are there on top, each time?
+# How many cases are added each time?
 
 # %%
 guess = {"POST": ..., "PUT": ...}
@@ -301,8 +301,8 @@ compare(guess, {request: reply.status_code for request, reply in replies.items()
 {request: reply.headers.get("Allow") for request, reply in replies.items()}
 
 # %% [markdown]
-# FastAPI adds no HEAD to a GET, and redirects a path with a slash too many. A 405 comes with `Allow`. But look at its
-# value: a case also takes PUT. Starlette names the methods of the first route that fits. Our service looks at all:
+# FastAPI adds no HEAD to a GET, and redirects a path with an extra slash at the end. A 405 comes with `Allow`. But look at
+# its value: a case also takes PUT. Starlette names the methods of the first route that fits. Our service looks at all:
 
 # %%
 from workshop.lab.fixtures.lesson_04 import start_service
@@ -601,7 +601,7 @@ compare(guess, {name: status_of(getattr(errors, name)("a message")) for name in 
 
 # %% [markdown]
 # And one function makes the body: a *problem document* (RFC 9457). Its members have fixed meanings: `title` is the same
-# for all errors of a kind, `detail` is about this one. Members of one's own may be added. `error` is ours, for ward 7.
+# for all errors of a kind, `detail` is about this one. You may add members of your own. `error` is ours, for ward 7.
 
 # %%
 from http import HTTPStatus

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 
+import httpx
 import pytest
 from websockets.sync.client import connect
 
@@ -14,8 +15,10 @@ from tests.postgresql import PostgreSQL, running_postgresql
 from tests.redis_server import running_redis
 from workshop.machine import free_port
 
-# The default is ten seconds, in which a busy machine may not complete a handshake.
+# The defaults are ten and five seconds, in which a busy machine may not complete a handshake or answer a request.
 connect.__kwdefaults__["open_timeout"] = 60
+for phase in ("connect", "read", "write", "pool"):
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, phase, 60)
 
 # Debian keeps PostgreSQL's programs out of the PATH.
 PLACES = os.pathsep.join([os.environ.get("PATH", os.defpath), *glob("/usr/lib/postgresql/*/bin")])

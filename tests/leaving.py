@@ -58,9 +58,9 @@ def leave_lines(client: httpx.Client) -> None:
 
 def leave_socket(client: httpx.Client) -> None:
     with connect(socket_url(client), additional_headers={"Authorization": client.headers["Authorization"]}) as chat:
-        assert json.loads(chat.recv(timeout=10))["type"] == "ready"
+        assert json.loads(chat.recv(timeout=60))["type"] == "ready"
         chat.send(json.dumps({"type": "ask", "id": "1", "content": HOT_QUESTION} | LONG))
-        assert json.loads(chat.recv(timeout=10))["type"] == "text"
+        assert json.loads(chat.recv(timeout=60))["type"] == "text"
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class Talk:
         self.send("ask", id=id, content=content, **fields)
 
     def receive(self) -> Received:
-        text = self.socket.recv(timeout=10)
+        text = self.socket.recv(timeout=60)
         SERVER_MESSAGE.validate_json(text)
         return json.loads(text)
 
@@ -113,7 +113,7 @@ class Talk:
         """The close code and reason, once the server has closed the connection."""
         with suppress(ConnectionClosed):
             while True:
-                self.socket.recv(timeout=10)
+                self.socket.recv(timeout=60)
         return self.socket.close_code, self.socket.close_reason
 
 

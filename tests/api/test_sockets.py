@@ -27,7 +27,7 @@ def first_message(service, headers) -> tuple[int | None, str]:
     """``None`` and the service's first message, or the code and reason with which it closes instead."""
     with connect(address(service), additional_headers=headers) as socket:
         try:
-            return None, socket.recv(timeout=10)
+            return None, socket.recv(timeout=60)
         except ConnectionClosed:
             return socket.close_code, socket.close_reason
 
@@ -36,7 +36,7 @@ def test_open_connections_are_limited_per_caller_and_in_total(serve):
     with serve(max_websockets=3, max_websockets_per_principal=2) as service, ExitStack() as stack:
         for headers in (ADA, ADA, GRACE):
             socket = stack.enter_context(connect(address(service), additional_headers=headers))
-            assert '"ready"' in socket.recv(timeout=10)
+            assert '"ready"' in socket.recv(timeout=60)
         assert first_message(service, GRACE) == (1013, "too many WebSockets are open; try again later")
         socket.close()
         assert until(lambda: first_message(service, ADA), lambda found: found[0] == 1008)[1].endswith(
@@ -49,7 +49,7 @@ def opened(service, stack: ExitStack) -> ClientConnection | None:
     """A connection that the service has accepted, or None if no slot is free."""
     socket = stack.enter_context(connect(address(service)))
     try:
-        socket.recv(timeout=10)
+        socket.recv(timeout=60)
     except ConnectionClosed:
         return None
     return socket

@@ -809,7 +809,7 @@ def test_web_sockets():
     def echoes(answer):
         with answer.serve() as client, connect(client.socket_url("/ws")) as socket:
             socket.send("hi")
-            expect(socket.recv(timeout=3), "hi")
+            expect(socket.recv(timeout=9), "hi")
 
     good, bad = FastAPI(), FastAPI()
 
@@ -841,10 +841,10 @@ def test_an_app_that_uses_the_answer_and_an_error_in_a_group():
         with answer.serve(app) as client:
             with connect(client.socket_url("/ws")) as socket:
                 socket.send("hi")
-                expect(socket.recv(timeout=3), "HI", why="Louder.")
+                expect(socket.recv(timeout=9), "HI", why="Louder.")
             with connect(client.socket_url("/ws")) as socket:
                 socket.send("you")
-                expect(socket.recv(timeout=3), "YOU", why="Again.")
+                expect(socket.recv(timeout=9), "YOU", why="Again.")
 
     def talk(reply):
         async def talk_in_a_group(websocket):

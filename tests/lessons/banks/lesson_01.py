@@ -481,7 +481,7 @@ BANK = {
         "wrong": [
             (one_request, "an endpoint that"),
             (always, "an endpoint that awaits"),
-            (fixed_limit, "an endpoint that blocks for 30 ms"),
+            (fixed_limit, "an endpoint that"),
             (one_by_one, "an endpoint that awaits"),
             (without_a_margin, "an endpoint that awaits"),
             (the_other_way_round, "an endpoint that"),

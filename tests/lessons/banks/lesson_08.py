@@ -892,7 +892,14 @@ class ListAsKey(WithTasks):
 
 
 class IdAsKey(WithTasks):
+    """Keeps the rows, so that no other row ever has the same id."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.rows = []
+
     async def predict(self, row):
+        self.rows.append(row)
         key = (self.model.version, id(row))
         if key not in self.tasks:
             self.tasks[key] = asyncio.create_task(self.model.predict(row))

@@ -173,7 +173,7 @@ def _endpoint(seconds: float, *, blocking: bool) -> FastAPI:
 )
 def finds_blocking(answer: Answer) -> None:
     # No fixed limit tells these apart: ten of the first take less time than one of the last, and more than the second.
-    for seconds, blocking in ((0.03, True), (0.05, False), (0.4, False)):
+    for seconds, blocking in ((0.02, True), (0.05, False), (0.6, False)):
         with run_app(_endpoint(seconds, blocking=blocking)) as server:
             # A machine that is busy with something else at the wrong moment spoils a measurement, not three of them.
             for _ in range(3):

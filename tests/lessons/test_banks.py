@@ -8,6 +8,7 @@ and, if the lesson by then runs something that is slow to start, a function `pre
 """
 
 import importlib.util
+import random
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -36,7 +37,12 @@ def bank_of(lesson: Lesson) -> ModuleType:
 
 @pytest.fixture
 def bank(request: pytest.FixtureRequest, lesson: Lesson, exercise: str) -> dict[str, list]:
-    """The answers to one exercise. If its lesson needs Ray, its check uses the tests' cluster."""
+    """The answers to one exercise. If its lesson needs Ray, its check uses the tests' cluster.
+
+    Checks draw what they ask. Here they draw the same each time: with other numbers, an answer with several mistakes
+    is told of another one first.
+    """
+    random.seed(exercise)
     if request.node.get_closest_marker("ray"):
         request.getfixturevalue("cluster")
     answers = bank_of(lesson)

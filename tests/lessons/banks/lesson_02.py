@@ -1038,6 +1038,44 @@ def repeats_it_as_text(request: Any, error: Any) -> Response:
     return JSONResponse({"errors": details}, 422)
 
 
+def repeats_numbers(request: Any, error: Any) -> Response:
+    def with_number(item: dict[str, Any], value: Any) -> dict[str, Any]:
+        return item | {"message": f"{item['message']}, not {value}"} if isinstance(value, float) else item
+
+    inputs = [item.get("input") for item in error.errors()]
+    details = [with_number(*pair) for pair in zip(details_of(error), inputs, strict=False)]
+    return JSONResponse({"errors": details}, 422)
+
+
+def repeats_an_unreadable_body(request: Any, error: Any) -> Response:
+    is_unreadable = error.errors()[0]["type"] == "json_invalid"
+    details = [item | {"message": f"{item['message']}: {error.body}"} for item in details_of(error)]
+    return JSONResponse({"errors": details if is_unreadable else details_of(error)}, 422)
+
+
+def repeats_it_in_a_header(request: Any, error: Any) -> Response:
+    first = str(error.errors()[0].get("input")).encode("ascii", "replace").decode()[:1000].replace("\n", " ")
+    return JSONResponse({"errors": details_of(error)}, 422, {"X-Input": first})
+
+
+def says_invalid(request: Any, error: Any) -> Response:
+    return JSONResponse({"errors": [item | {"rule": "invalid"} for item in details_of(error)]}, 422)
+
+
+def remembers() -> Callable[[Any, Any], Response]:
+    mistakes: list[dict[str, Any]] = []
+
+    def refuse_all(request: Any, error: Any) -> Response:
+        mistakes[:0] = details_of(error)
+        return JSONResponse({"errors": mistakes[:100]}, 422)
+
+    return refuse_all
+
+
+def with_the_row(record: Any) -> Any:
+    return ask_one(record) | {"row": row_of(record)}
+
+
 def names_the_first_only(request: Any, error: Any) -> Response:
     return JSONResponse({"errors": details_of(error)[:1]}, 422)
 
@@ -1273,6 +1311,12 @@ BANK = {
             (service(answer_many=collects), "other numbers"),
             (service(handler=repeats_the_input), "repeats what was sent"),
             (service(handler=repeats_it_as_text), "repeats what was sent"),
+            (service(handler=repeats_numbers), "repeats what was sent"),
+            (service(handler=repeats_an_unreadable_body), "repeats what was sent"),
+            (service(handler=repeats_it_in_a_header), "repeats what was sent"),
+            (service(handler=says_invalid), "different rules"),
+            (service(handler=remembers()), "no mistake of this request"),
+            (service(answer_one=with_the_row), "'row'"),
             (service(handler=names_the_first_only), "A mistake is not named"),
             (service(handler=names_no_record), "A mistake is not named"),
             (service(handler=names_all), "At most 100"),

@@ -28,6 +28,8 @@ NOT_NUMBERS = ('"17.99"', '"NaN"', '"nan"', '"Infinity"', '"1e999"', '""', "true
 OUT_OF_RANGE = ("-1", "-1e-9", "1000000000001", "1e13")
 ATTACKS = (*NOT_FINITE, *NOT_NUMBERS, *OUT_OF_RANGE)
 """What is not a measurement, as it can be written in JSON."""
+SECRET = "4711.25"
+"""A number that is in requests, and must not be in their answers."""
 
 
 def _contract(kind: Any) -> TypeAdapter[Any]:
@@ -278,13 +280,14 @@ def closes_the_hole(answer: Answer) -> None:
         for text in ATTACKS:
             watched.attack(_as_json(rows[0]), {random.choice(FEATURES): text})
             watched.attack({}, dict.fromkeys(FEATURES, text))
-        watched.attack(_as_json(rows[0]), {random.choice(FEATURES): '"Anna, 4711.25"'})
-        whole = _as_json(rows[0]) | {"worst_area": "4711.25"}
-        watched.attack(whole, {"mean_radus": "1.0"})
+        whole = _as_json(rows[0]) | {"worst_area": SECRET}
+        for text in (f'"Anna, {SECRET}"', f"-{SECRET}", f"[{SECRET}]"):
+            watched.attack(_as_json(rows[0]), {random.choice(FEATURES): text})
+        watched.attack(whole, {"mean_radus": SECRET})
         missing = random.choice(FEATURES[:20])
         watched.attack({name: value for name, value in whole.items() if name != missing}, {}, [missing])
         watched.attack({}, {}, FEATURES)
-        for body in ("", "{", "[]", "[1.0]", "null", "NaN", '"Anna, 4711.25"'):
+        for body in ("", "{", _object(whole)[:-1], "[]", "[1.0]", "null", "NaN", f'"Anna, {SECRET}"'):
             watched.expect_refused("/predict", body)
 
         for text in ATTACKS:
@@ -303,6 +306,9 @@ def closes_the_hole(answer: Answer) -> None:
         )
         nothing_good = _batch([dict.fromkeys(FEATURES, "NaN")] * 1000)
         watched.expect_refused("/batch-predict", nothing_good, given="1000 records of 30 times NaN")
+        if len(watched.rules) < 3:
+            given = "missing names, unknown names, and values that are no measurements"
+            raise NotYet("Different mistakes break different rules.", given=given, got=show(watched.rules))
 
 
 def _as_json(row: FloatMatrix) -> dict[str, str]:
@@ -330,17 +336,18 @@ class _WatchedService:
     def __init__(self, client: Client, seen: list[FloatMatrix]) -> None:
         self.client = client
         self.seen = seen
+        self.rules: set[str] = set()
 
     def expect_prediction(self, row: FloatMatrix, members: dict[str, str] | None = None) -> None:
         """Ask about a row, sent as these members or as its numbers in the model's order."""
         got = self._expect_answer("/predict", _object(members or _as_json(row)), row[None], "one tumour")
         [expected] = _predictions(row[None])
-        expect(got, expected | {"model_version": model.version})
+        expect(got, expected | {"model_version": model.version}, exact=True)
 
     def expect_predictions(self, rows: FloatMatrix) -> None:
         given = f"{len(rows)} records"
         got = self._expect_answer("/batch-predict", _batch(map(_as_json, rows)), rows, given)
-        expect(got, {"predictions": _predictions(rows), "model_version": model.version}, given=given)
+        expect(got, {"predictions": _predictions(rows), "model_version": model.version}, given=given, exact=True)
 
     def attack(self, members: dict[str, str], wrong: dict[str, str], missing: Sequence[str] = ()) -> None:
         """Send a tumour with these wrong values, and without some; each must be named in the answer."""
@@ -371,10 +378,15 @@ class _WatchedService:
             texts = [error.get(name) for name in ("field", "rule", "message")]
             if not all(isinstance(text, str) and text for text in texts):
                 raise NotYet("A mistake has three texts.", given=given, expected=expected, got=show(error))
-        if lacking := sorted(set(fields) - {error["field"] for error in errors}):
+        self.rules |= {error["rule"] for error in errors}
+        named = {error["field"] for error in errors}
+        if lacking := sorted(set(fields) - named):
             raise NotYet("A mistake is not named.", given=given, expected=", ".join(lacking[:3]), got=_shown(reply))
-        if "4711.25" in reply.text:
-            raise NotYet("The answer repeats what was sent.", given=given, got=_shown(reply))
+        if fields and (others := sorted(named - set(fields))):
+            raise NotYet("This is no mistake of this request.", given=given, got=", ".join(others[:3]))
+        if SECRET in reply.text or SECRET in str(reply.headers):
+            got = _shown(reply) if SECRET in reply.text else show(dict(reply.headers))
+            raise NotYet("The answer repeats what was sent.", given=given, got=got)
 
     def _expect_answer(self, path: str, body: str, rows: FloatMatrix, given: str) -> Any:
         reply = self._post(path, body)

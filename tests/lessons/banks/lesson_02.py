@@ -1062,7 +1062,7 @@ def says_invalid(request: Any, error: Any) -> Response:
     return JSONResponse({"errors": [item | {"rule": "invalid"} for item in details_of(error)]}, 422)
 
 
-def remembers() -> Callable[[Any, Any], Response]:
+def accumulates() -> Callable[[Any, Any], Response]:
     mistakes: list[dict[str, Any]] = []
 
     def refuse_all(request: Any, error: Any) -> Response:
@@ -1315,7 +1315,7 @@ BANK = {
             (service(handler=repeats_an_unreadable_body), "repeats what was sent"),
             (service(handler=repeats_it_in_a_header), "repeats what was sent"),
             (service(handler=says_invalid), "different rules"),
-            (service(handler=remembers()), "no mistake of this request"),
+            (service(handler=accumulates()), "no mistake of this request"),
             (service(answer_one=with_the_row), "'row'"),
             (service(handler=names_the_first_only), "A mistake is not named"),
             (service(handler=names_no_record), "A mistake is not named"),

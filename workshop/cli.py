@@ -122,8 +122,11 @@ def add_user(
     """Add a user, or give one a new role and password. Ends the sessions of the user."""
     from workshop.integration.users import add
 
-    add(read_settings(), name, role, password)
+    settings = read_settings()
+    add(settings, name, role, password)
     print(f"{name} may log in as {role}.")
+    if settings.token_keys is None:
+        print("First start the service with WORKSHOP_TOKEN_KEYS: docs/security.md says how to make a key.")
 
 
 @users_app.command("list")

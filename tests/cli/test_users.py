@@ -43,6 +43,12 @@ def log_in(database: str, password: str) -> httpx.Response:
         return httpx.post(f"{server.url}/v1/auth/token", data={"username": "ada", "password": password})
 
 
+def test_without_a_key_for_tokens_nobody_can_log_in_yet(database, monkeypatch):
+    assert "WORKSHOP_TOKEN_KEYS" in users("add", "ada", typed=twice(PASSWORD))
+    monkeypatch.setenv("WORKSHOP_TOKEN_KEYS", '{"1": "a key that is long enough for tests, really"}')
+    assert "WORKSHOP_TOKEN_KEYS" not in users("add", "ada", typed=twice(PASSWORD))
+
+
 def test_a_user_is_added_listed_changed_and_removed(database):
     assert "ada may log in as member." in users("add", "ada", typed=twice(PASSWORD))
     assert log_in(database, PASSWORD).status_code == 200

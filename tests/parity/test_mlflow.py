@@ -281,6 +281,10 @@ WHERE: dict[str, tuple[Payload, list[tuple[str, str]]]] = {
         as_csv("\n".join([*LINES, NUMBERS.replace("17.99", "large"), "", NUMBERS.replace("10.38", "")])),
         [("line 42: mean_radius", "float_parsing"), ("line 44: mean_texture", "float_parsing")],
     ),
+    "an underscore": (
+        as_csv("\n".join([*LINES, NUMBERS.replace("17.99", "1_7.99")])),
+        [("line 42: mean_radius", "float_parsing")],
+    ),
     "a length": (as_csv("\n".join([*LINES, "1,2"])), [("line 42", "row_length")]),
     "an open quote": (as_csv("\n".join([*LINES, '"1'])), [("line 42", "csv")]),
     "an impossible row": (
@@ -293,6 +297,7 @@ WHERE: dict[str, tuple[Payload, list[tuple[str, str]]]] = {
     ),
     "a column": (as_csv(csv_of(FRAME.drop(columns="mean_area"))), [("mean_area", "missing")]),
     "a record": (as_json(inputs=with_cell("large")), [("row 1: mean_radius", "float_parsing")]),
+    "a record with an underscore": (as_json(inputs=with_cell("1_7")), [("row 1: mean_radius", "float_parsing")]),
     "an impossible record": (
         as_json(dataframe_records=[RECORD, IMPOSSIBLE]),
         [("row 1: worst_radius", "impossible_value")],

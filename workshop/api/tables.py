@@ -105,7 +105,7 @@ def from_rows(columns: Sequence[str], rows: Iterable[Row]) -> Table:
             found.append((place, "row_length", f"There should be {len(columns)} values, not {len(cells)}"))
         else:
             try:
-                numbers.append([float(cells[i]) for i in indices])
+                numbers.append([_number(cells[i]) for i in indices])
             except (TypeError, ValueError, OverflowError):
                 wrong = [name for name, i in zip(FEATURES, indices, strict=True) if not _is_number(cells[i])]
                 found += ((f"{place}: {name}", "float_parsing", "Input should be a valid number") for name in wrong)
@@ -123,9 +123,16 @@ def _numbered(items: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     return ((f"row {number}", item) for number, item in enumerate(items))
 
 
+def _number(cell: Any) -> float:
+    """The cell as a number. Raises TypeError, ValueError or OverflowError if it is not one."""
+    if isinstance(cell, str) and "_" in cell:  # Python accepts 1_000
+        raise ValueError(cell)
+    return float(cell)
+
+
 def _is_number(cell: Any) -> bool:
     try:
-        float(cell)
+        _number(cell)
     except (TypeError, ValueError, OverflowError):
         return False
     return True

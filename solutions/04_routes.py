@@ -13,7 +13,7 @@
 # - say what becomes of work after the response, and which work needs more than that,
 # - take and send files of any size.
 #
-# On an idle machine, the code takes {{ minutes }} and {{ memory }} of memory. Allow 60 minutes, exercises included.
+# On an idle machine, the code takes {{ minutes }} and {{ memory }} of memory. Allow 75 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("04.3")` runs what exercise 3 builds on.
 

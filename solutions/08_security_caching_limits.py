@@ -11,7 +11,7 @@
 # - limit callers, however many processes answer,
 # - cache predictions without returning those of an older model.
 #
-# On an idle machine, the code takes {{ minutes }} and {{ memory }} of memory. Allow 60 minutes, exercises included.
+# On an idle machine, the code takes {{ minutes }} and {{ memory }} of memory. Allow 75 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("08.3")` runs what exercise 3 builds on.
 

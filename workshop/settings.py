@@ -270,6 +270,8 @@ class Settings(BaseSettings):
     """How long a client may take to send a file; above it, 408."""
     max_stored_bytes: Annotated[int, Gt(0), Le(2**50)] = 4 * 2**30
     """Space for all files together. While a file is read, it counts fourfold; above it, uploads are turned away."""
+    max_stored_bytes_per_principal: Annotated[int, Gt(0), Le(2**50)] = 2 * 2**30
+    """The same for the files of one principal; above it, 429."""
     result_ttl_s: Seconds = 86_400.0
     """How long the files of a prediction job are kept."""
 

@@ -380,6 +380,19 @@ def test_uploads_that_do_not_fit_are_turned_away_until_there_is_space(tmp_path):
         upload(service.client, content)
 
 
+def test_one_principal_cannot_use_up_the_space_of_all(tmp_path):
+    content = csv_of([GOOD] * 1000)
+    space = 4 * len(content) + 2**20
+    with serving(tmp_path, max_stored_bytes=3 * space, max_stored_bytes_per_principal=space) as service:
+        service.classifier.may_answer.clear()
+        upload(service.client, content)
+        refused = service.client.post(JOBS, content=content, headers=CSV)
+        assert (refused.status_code, refused.json()["error"]) == (429, "RateLimitedError")
+        assert int(refused.headers["Retry-After"]) > 0
+        graces = service.client.post(JOBS, content=content, headers=CSV | GRACE)
+        assert graces.status_code == 202
+
+
 class FullFileSystem(LocalFileSystem):
     """A disk on which files with some names do not fit."""
 

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from workshop.contracts.errors import NotFoundError, OverloadedError, UnavailableError
+from workshop.contracts.errors import NotFoundError, OverloadedError, RateLimitedError, UnavailableError
 from workshop.contracts.prediction_jobs import JobFile, JobStatus, Progress
 from workshop.storage import prediction_jobs
 from workshop.storage.prediction_jobs import SqlJobStore
@@ -20,8 +20,8 @@ ALL = Progress(20, 3, 1.0)
 SIZES = {JobFile.RESULT: 30, JobFile.ERRORS: 5}
 
 
-def replica(url, max_stored_bytes=1000):
-    return aclosing(SqlJobStore(url, max_stored_bytes))
+def replica(url, max_owner_bytes=2000):
+    return aclosing(SqlJobStore(url, 1000, max_owner_bytes))
 
 
 @pytest.fixture
@@ -195,6 +195,31 @@ async def test_space_is_limited_and_given_back(store):
     await queued(store, n_bytes=1000)
     assert await store.fail(await store.claim(), "no")
     await store.reserve("grace", 1000, 60)
+
+
+async def test_one_owner_cannot_use_all_space(url):
+    async with replica(url, max_owner_bytes=600) as store:
+        first = await queued(store, n_bytes=600)
+        with pytest.raises(RateLimitedError, match="delete jobs") as refused:
+            await store.reserve("ada", 1, 60)
+        assert refused.value.retry_after_s > 0
+        await store.remove(await store.reserve("grace", 400, 60))
+        await store.remove(first.id)
+        await store.reserve("ada", 600, 60)
+
+
+async def test_owners_take_turns(store):
+    adas = [await queued(store, "ada") for _ in range(4)]
+
+    async def next_job():
+        claimed = await store.claim()
+        assert await store.succeed(claimed, ALL, SIZES, 60)
+        return claimed.id
+
+    assert [await next_job(), await next_job()] == [adas[0].id, adas[1].id]
+    graces = [await queued(store, "grace") for _ in range(3)]
+    order = [await next_job() for _ in range(5)]
+    assert order == [graces[0].id, graces[1].id, adas[2].id, graces[2].id, adas[3].id]
 
 
 async def test_replicas_together_reserve_no_more_than_there_is(store, url):

@@ -87,6 +87,7 @@ class PredictionJobs(Protocol):
 
         Raises:
             InvalidFileError: no row of the file could be read.
+            RateLimitedError: the owner's files use up the space for them.
             OverloadedError: there is no space for it.
         """
         ...

@@ -1,6 +1,6 @@
 """Prediction jobs: their state in the database, their files in a folder or bucket that all replicas reach.
 
-A job is not tied to the process that has accepted it. Each process runs the oldest one that waits, one at a time, and
+A job is not tied to the process that has accepted it. Each process runs one job at a time, of those that wait, and
 reports its progress to the database. If it stops reporting, another process begins the job again.
 """
 
@@ -55,7 +55,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def open_prediction_jobs(settings: Settings, classifier: Classifier) -> "StoredPredictionJobs":
     """The jobs of the service. Raises StartError: see ``folder_at``."""
     return StoredPredictionJobs(
-        SqlJobStore(settings.database_url, settings.max_stored_bytes),
+        SqlJobStore(settings.database_url, settings.max_stored_bytes, settings.max_stored_bytes_per_principal),
         folder_at(settings.files_url),
         classifier,
         upload_s=settings.file_timeout_s,

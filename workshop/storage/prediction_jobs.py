@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import BigInteger, ColumnElement, DateTime, Text, and_, delete, func, or_, select, update
 from sqlalchemy.orm import Mapped, mapped_column
 
-from workshop.contracts.errors import NotFoundError, OverloadedError, UnavailableError
+from workshop.contracts.errors import NotFoundError, OverloadedError, RateLimitedError, UnavailableError
 from workshop.contracts.prediction_jobs import JobFile, JobStatus, PredictionJob, Progress
 from workshop.storage.database import MAX_TEXT, Base, Database
 
@@ -61,16 +61,19 @@ class SqlJobStore:
     Args:
         url: see ``engine_at``.
         max_stored_bytes: the space for the files of all jobs together.
+        max_owner_bytes: the space for those of one owner.
     """
 
-    def __init__(self, url: str, max_stored_bytes: int) -> None:
+    def __init__(self, url: str, max_stored_bytes: int, max_owner_bytes: int) -> None:
         self._database = Database(url)
         self._max_stored_bytes = max_stored_bytes
+        self._max_owner_bytes = max_owner_bytes
 
     async def reserve(self, owner: str, n_bytes: int, seconds: float) -> UUID:
         """Reserve space for the files of a new job, for as long as its file may take to arrive.
 
         Raises:
+            RateLimitedError: there is too little space for this owner.
             OverloadedError: there is too little space.
         """
         now = datetime.now(UTC)
@@ -94,8 +97,10 @@ class SqlJobStore:
                 await session.execute(select(func.pg_advisory_xact_lock(func.hashtext(PredictionJobRow.__tablename__))))
             session.add(row)
             await session.flush()
-            stored_bytes = await session.scalar(select(func.sum(PredictionJobRow.stored_bytes))) or 0
-            if stored_bytes > self._max_stored_bytes:
+            used = select(func.sum(PredictionJobRow.stored_bytes))
+            if (await session.scalar(used.where(PredictionJobRow.owner == owner)) or 0) > self._max_owner_bytes:
+                raise RateLimitedError("your files use up the space for them; delete jobs, or try again later", 60.0)
+            if (await session.scalar(used) or 0) > self._max_stored_bytes:
                 raise OverloadedError("the space for files is used up; delete jobs, or try again later", 60.0)
         return row.id
 
@@ -127,20 +132,23 @@ class SqlJobStore:
             raise _not_found(job_id)
 
     async def claim(self) -> PredictionJob | None:
-        """The oldest job that waits, or whose process has died. It belongs to the caller for the time of a lease.
+        """A job that waits, or whose process has died. It belongs to the caller for the time of a lease.
 
-        Its progress starts from the beginning.
+        Owners take turns: nobody waits for all jobs of another. Its progress starts from the beginning.
         """
         now = datetime.now(UTC)
         is_abandoned = and_(PredictionJobRow.status == JobStatus.RUNNING, PredictionJobRow.leased_until <= now)
-        oldest = (
+        number = func.row_number().over(partition_by=PredictionJobRow.owner, order_by=PredictionJobRow.created)
+        numbered = select(PredictionJobRow.id, number.label("number")).subquery()  # with those that have ended
+        first = (
             select(PredictionJobRow)
+            .join(numbered, numbered.c.id == PredictionJobRow.id)
             .where(PredictionJobRow.expires > now, or_(PredictionJobRow.status == JobStatus.QUEUED, is_abandoned))
-            .order_by(PredictionJobRow.created)
+            .order_by(numbered.c.number, PredictionJobRow.created)
             .limit(1)
         )
         async with self._database.transaction() as session:
-            row = await session.scalar(oldest)
+            row = await session.scalar(first)
         if row is None:
             return None
         values = _columns(Progress()) | {

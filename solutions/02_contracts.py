@@ -7,7 +7,7 @@
 # Afterwards you can
 #
 # - describe a request with a Pydantic model: types, bounds, names, rules between fields,
-# - say what becomes of NaN, `"12.5"` and `true`, and decide whether it should,
+# - say what becomes of NaN, `"17.99"` and `true`, and decide whether it should,
 # - send errors that a program can use, and answers that give nothing away,
 # - find out what it costs to check a thousand records, and set a limit.
 #
@@ -240,8 +240,8 @@ class ClosedOptions(Options):
 explain(ClosedOptions, {"treshold": 0.9})
 
 # %% [markdown]
-# Not every client uses your names. Where the data set came from, the features have names with spaces: `mean radius`. An
-# *alias* is another name for the same field. A function can make it for all fields.
+# Not every client uses your names. In scikit-learn, where the data set comes from, the features have names with spaces:
+# `mean radius`. An *alias* is another name for the same field. A function can make it for all fields.
 
 # %%
 from pydantic import ConfigDict
@@ -256,7 +256,7 @@ class Spaced(BaseModel):
 Spaced.model_validate({"mean texture": 10.4})
 
 # %% [markdown]
-# The alias takes the place of the name. Is the name itself still good? Predict `"accepted"` or `"refused"`, for this
+# The alias takes the place of the name. Does the name itself still work? Predict `"accepted"` or `"refused"`, for this
 # class and for one that also has `validate_by_name=True`.
 
 # %%
@@ -300,7 +300,7 @@ Measurements.model_config
 # ## Rules of your own
 #
 # Some rules are about values, some about several fields together. A *field validator* gets one value. A *model validator*
-# in the mode `"after"` gets the whole object. It runs only if every field is valid.
+# in `"after"` mode gets the whole object. It runs only if every field is valid.
 
 # %%
 from typing import Self
@@ -331,8 +331,8 @@ for doctor in ("  ", 7):
     explain(Review, {"diagnosis": "benign", "doctor": doctor})
 
 # %% [markdown]
-# A `ValueError` becomes one more mistake in Pydantic's list. That of the model belongs to no field. For doctor 7, only the
-# field was found wrong. Every validator must return the value, or the object, changed or not.
+# A `ValueError` becomes one more mistake in Pydantic's list. The one from the model validator belongs to no
+# field. For doctor 7, that validator did not run. Every validator must return the value, or the object, changed or not.
 #
 # ### Exercise 2: a scan
 #
@@ -401,7 +401,7 @@ f"requests that reached the model: {len(seen)}"
 
 # %% [markdown]
 # The model has seen one request: the one that only had another order, and that is a good one. But look at the two with
-# status 500. Who has failed there?
+# status 500. Whose fault is that?
 #
 # ## The refusal that failed
 #
@@ -426,7 +426,7 @@ len(send(typed_server, ten).content) / len(ten)
 
 # %% [markdown]
 # So we write the answer ourselves. The package turns each of Pydantic's errors into three texts: where, which rule, and
-# a sentence for people. What was sent is not among them.
+# a sentence for people. No value that was sent is among them.
 
 # %% mirrors="workshop.api.errors:ProblemDetail workshop.api.errors:_problem_detail"
 from collections.abc import Mapping
@@ -534,7 +534,7 @@ def probability(reply):
 compare(guess, {path: probability(get(path)) for path in guess})
 
 # %% [markdown]
-# Without a contract, NaN cannot be sent. With one, it becomes `null`: Pydantic writes it so, since `float` allows NaN.
+# Without a contract, NaN cannot be sent. With one, it becomes `null`: `float` allows NaN, and Pydantic writes it as `null`.
 # 7.3 is a `float`, too. Only the missing label is noticed. The client gets a 500 without details.
 #
 # A 500 is better than a wrong answer. But the contract of a response must be as exact as that of a request.
@@ -613,7 +613,7 @@ compare(guess, {path: get(path, cases_server).status_code for path in guess})
 
 # %% [markdown]
 # `on` is a fine way to say true, and a strict number can never come in a query. The last one is the misspelt threshold
-# again: unknown parameters are ignored. To forbid them, put the query parameters into a model.
+# again: unknown parameters are ignored. To forbid them, put the query parameters into a model with `extra="forbid"`.
 
 
 # %%
@@ -681,7 +681,7 @@ check("02.4", wards)
 # ## The contract, in writing
 #
 # FastAPI writes the contract into the OpenAPI document, which `/docs` shows and client generators read. This is what it
-# says of one measurement:
+# says of one measurement, and of unknown names (`False`: not allowed):
 
 # %%
 schema = careful.openapi()["components"]["schemas"]["Measurements"]
@@ -718,8 +718,8 @@ text = json.dumps({"records": records})
 f"{len(text) / 1000:.0f} kB"
 
 # %% [markdown]
-# For such a body, FastAPI parses the JSON, validates 30 000 numbers, and asks the model. How many milliseconds does the
-# validation take, and how many the model?
+# For such a body, the service parses the JSON, validates 30 000 numbers, and asks the model. How many milliseconds does
+# each of the three take?
 
 # %%
 guess = {"parse": ..., "validate": ..., "model": ...}
@@ -769,7 +769,7 @@ times |= {
 bars({name: {"ms": ms} for name, ms in times.items()}, y="milliseconds", title="1000 records of 30 numbers")
 
 # %% [markdown]
-# Valid records are cheap. What costs most is to explain 30 000 mistakes, of which the client gets to see a hundred.
+# The highest bar is the last: it costs most to explain 30 000 mistakes, of which the client gets to see a hundred.
 # `FailFast` stops at the first bad record.
 
 # %% start_at=false
@@ -790,7 +790,7 @@ def first_mistakes():
 f"{len(first_mistakes())} mistakes in {best_ms(first_mistakes):.2f} ms"
 
 # %% [markdown]
-# The price: a client with mistakes in ten records needs ten tries. The package does without it, and limits how much can
+# The price: a client with mistakes in ten records is refused ten times. The package does without it, and limits how much can
 # go wrong: `Batch` takes at most 1000 records. What does it cost to refuse twenty thousand?
 
 # %%
@@ -808,8 +808,8 @@ def refusal(count):
 compare(guess, refusal(20_000), "ms")
 
 # %% [markdown]
-# The validation stops at record 1001, but the whole text has been parsed before. A limit on records is no limit on the
-# size of a body: that takes a 413, in lesson 08.
+# The validation stops at record 1001, but the whole text has been parsed by then. A limit on records is no limit on the
+# size of a body. The package has one in `workshop/api/middleware/body_limit.py`, which responds with a 413.
 #
 # ### Exercise 5: close the hole
 #
@@ -818,7 +818,7 @@ compare(guess, refusal(20_000), "ms")
 # - `POST /predict` takes one tumour, and returns its `label`, `probability` and `model_version`.
 # - `POST /batch-predict` takes `{"records": [tumour, …]}` with 1 to 1000 tumours, asks the model once, and returns
 #   `{"predictions": [{"label": …, "probability": …}, …], "model_version": …}`.
-# - Every other body gets a 422, and the model never sees it. Its body is `{"errors": […]}` with `field` (such as
+# - Every other body gets a 422, and the model never sees it. The answer is `{"errors": […]}` with `field` (such as
 #   `records.2.mean_area`), `rule` and `message` of each mistake, at most 100. It repeats no value that was sent.
 #
 # You may use everything in this lesson: `Measurements`, `row_of`, `refuse`.
@@ -874,15 +874,15 @@ check("02.5", service)
 # <details><summary>Answer</summary>JSON has numbers, so text in the place of a number is a mistake. A query string has
 # nothing but text.</details>
 #
-# **3.** A valid request to your service ends with status 500, and only since yesterday. The log says
+# **3.** Since yesterday, a valid request to your service has ended with status 500. The log says
 # <code>ResponseValidationError</code>. Whose mistake is it?
 # <details><summary>Answer</summary>The service's: it was about to send something that its own contract forbids. The
 # data, or the code that reads them, have changed.</details>
 #
 # **4.** A client sends 1001 records, and another a single NaN. Neither reaches the model. What has the service
 # paid for each?
-# <details><summary>Answer</summary>For both it has parsed the whole body. Then it has validated a thousand records of
-# the first.</details>
+# <details><summary>Answer</summary>For both it has parsed the whole body. Then it has validated 1001 records of the
+# first, and all that the second has sent.</details>
 #
 # **5.** Why do we not raise the error in the endpoint, with an <code>if</code> for NaN?
 # <details><summary>Answer</summary>An <code>if</code> is in one endpoint and looks at one field. A type holds wherever it
@@ -899,7 +899,7 @@ check("02.5", service)
 # | a misspelt option | the default | `extra="forbid"` | 422 |
 # | values that contradict each other | nothing noticed | a model validator | 422 |
 # | too many records | all of them validated | `max_length` | 422 |
-# | a damaged result | sent, as `null` or 7.3 | an exact response model | 500 |
+# | a damaged result | `null`, 7.3 or a 500 | an exact response model | 500 |
 #
 # The schemas of the package are in `workshop/api/schemas/`; its classifier has rules of its own, because not every caller
 # comes through HTTP. Next: lesson 03 asks where the model comes from, and who closes the database.

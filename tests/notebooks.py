@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 from typing import Any
 
 import psutil
@@ -55,12 +56,17 @@ class SharedRay:
     """A Ray without Serve, in a process of its own: the tests of this process may have another one."""
 
     def __init__(self) -> None:
+        self._errors = TemporaryFile("w+")  # noqa: SIM115  # as long as the process
         self._process = subprocess.Popen(
-            [sys.executable, "-c", RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
         self.address = self._read()
         self.environment = {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token"}
         """The variables of a process that uses it."""
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
 
     def clear(self) -> list[str]:
         """Stop what a notebook has left running on it, and return what that was."""
@@ -74,7 +80,8 @@ class SharedRay:
     def _read(self) -> str:
         assert self._process.stdout is not None
         if not (line := self._process.stdout.readline()):
-            raise RuntimeError("the Ray of the notebooks does not answer")
+            self._errors.seek(0)
+            raise RuntimeError(f"the Ray of the notebooks does not answer: {self._errors.read()[-3000:]}")
         return line.strip()
 
 
@@ -82,8 +89,8 @@ SHARED_RAY = pytest.StashKey[SharedRay]()
 
 
 def shared_ray(config: pytest.Config) -> SharedRay:
-    """The shared Ray of this process; the first call starts it."""
-    if SHARED_RAY not in config.stash:
+    """The shared Ray of this process; the first call starts it, and the next one after its end."""
+    if SHARED_RAY not in config.stash or config.stash[SHARED_RAY].has_ended:
         ray = config.stash[SHARED_RAY] = SharedRay()
         config.add_cleanup(ray.stop)
     return config.stash[SHARED_RAY]

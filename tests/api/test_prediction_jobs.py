@@ -7,8 +7,8 @@ import socket
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -391,6 +391,33 @@ def test_one_principal_cannot_use_up_the_space_of_all(tmp_path):
         assert int(refused.headers["Retry-After"]) > 0
         graces = service.client.post(JOBS, content=content, headers=CSV | GRACE)
         assert graces.status_code == 202
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 21, 34])
+async def test_an_upload_that_is_cancelled_twice_leaves_nothing(tmp_path, turns):
+    settings = Settings(database_url=database_url(tmp_path / "service.sqlite"), files_url=str(tmp_path / "files"))
+    jobs = open_prediction_jobs(settings, Classifier())
+    is_sending = asyncio.Event()
+
+    async def content() -> AsyncIterator[bytes]:
+        yield b"id,"
+        is_sending.set()
+        await asyncio.Event().wait()
+
+    async with aclosing(jobs):
+        upload = asyncio.create_task(jobs.create("ada", content(), LIMIT))
+        await is_sending.wait()
+        assert files_below(tmp_path / "files")
+        upload.cancel()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        upload.cancel()
+        await asyncio.wait([upload])
+        assert upload.cancelled()
+    assert not files_below(tmp_path / "files")
+    with closing(sqlite3.connect(tmp_path / "service.sqlite")) as connection:
+        assert connection.execute("SELECT count(*) FROM prediction_jobs").fetchone() == (0,)
 
 
 class FullFileSystem(LocalFileSystem):

@@ -98,6 +98,7 @@ class StoredPredictionJobs:
         self._wakes = asyncio.Event()
         self._is_closing = False
         self._worker: asyncio.Task[None] | None = None
+        self._removals: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """See ``PredictionJobs.start``."""
@@ -112,8 +113,12 @@ class StoredPredictionJobs:
                 await run_sync(TumourCsvReader, _text(file))  # raises if the file cannot be used
             job = await self._store.queue(job_id, _space_for(size), self._ttl_s)
         except BaseException:
+            # In a task, since a request may be cancelled twice: Serve cancels one that has just failed, too.
+            removal = asyncio.create_task(self._remove(job_id))
+            self._removals.add(removal)
+            removal.add_done_callback(self._removals.discard)
             with suppress(UnavailableError):
-                await self._remove(job_id)
+                await asyncio.shield(removal)
             raise
         self._wakes.set()
         return job
@@ -150,6 +155,8 @@ class StoredPredictionJobs:
             await asyncio.wait([self._worker], timeout=CLOSE_LIMIT_S)
             self._worker.cancel()
             await asyncio.wait([self._worker])
+        if self._removals:
+            await asyncio.wait(self._removals, timeout=CLOSE_LIMIT_S)
         await self._store.aclose()
 
     async def _save(self, job_id: UUID, content: AsyncIterator[bytes]) -> int:

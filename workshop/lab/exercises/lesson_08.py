@@ -230,7 +230,7 @@ def _people(**scopes: str) -> Iterator[dict[str, tuple[str, str]]]:
         'On the WebSocket, the caller is `allowed(await socket.receive_text(), "cases:read")`. For an '
         "`HTTPException`, `raise WebSocketException(1008)` closes. Then `async for case_id in socket.iter_text()`.",
     ],
-    right="Who may not see a case does not even learn that it exists.",
+    right="Whoever may not see a case does not even learn that it exists.",
     seconds=LIMIT_S,
 )
 def guards_the_cases(answer: Answer) -> None:

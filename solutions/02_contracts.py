@@ -331,8 +331,8 @@ for doctor in ("  ", 7):
     explain(Review, {"diagnosis": "benign", "doctor": doctor})
 
 # %% [markdown]
-# A `ValueError` becomes one more mistake in Pydantic's list. The one from the model validator belongs to no
-# field. For doctor 7, that validator did not run. Every validator must return the value, or the object, changed or not.
+# A `ValueError` becomes one more mistake in Pydantic's list. The one from the model validator belongs to no field. For
+# doctor 7, that validator did not run. Every validator must return the value, or the object, changed or not.
 #
 # ### Exercise 2: a scan
 #

@@ -84,7 +84,7 @@ timeline({f"ten users, {path}": load(f"{server.url}{path}/19", requests=10) for 
 # ## What just happened?
 #
 # A load reads a file, compares its checksum and builds a hundred models out of it. That is computing. The threads of the
-# server begin all ten loads, but Python computes in one thread at a time, so the loads slow each other down.
+# server work on many loads at once, but Python computes in one thread at a time, so they slow each other down.
 #
 # ## The tempting fix: a global
 #
@@ -107,11 +107,11 @@ def version():
 
 
 # %% [markdown]
-# Requests are quick now. But whoever imports the module loads the model: each worker, each test, each tool that only wants
-# the OpenAPI document.
+# No request loads the model now. But whoever imports the module loads the model: each worker, each test, each tool that
+# only wants the OpenAPI document.
 #
-# And if there is no model? For each command, predict whether it `"ends"` or `"starts again"` and again. (A test may want to
-# replace the model. It begins with the import.)
+# And if there is no model? For each command, predict whether it `"ends"`, or `"starts again"` without end. (A test may
+# want to replace the model. Such a test first imports the module.)
 
 # %%
 guess = {"a test": ..., "uvicorn": ..., "uvicorn --workers 2": ...}
@@ -188,8 +188,8 @@ async def careless(app):
 start_error(FastAPI(lifespan=careless)), events
 
 # %% [markdown]
-# The service does not start, and says why. That is right: it could not answer anyway. But the database is still open: the lines
-# after the `yield` never run if a line before it fails.
+# The service does not start, and its error says why. That is right: it could not answer anyway. But the database is
+# still open: the lines after the `yield` never run if a line before it fails.
 #
 # An `AsyncExitStack` keeps a list of what is to be closed. At the end of its block, whatever
 # ends it, it closes the last one first.
@@ -257,8 +257,8 @@ check("03.1", clinic)
 # %% [markdown]
 # ## What happened to `on_event`?
 #
-# Older code starts with `@app.on_event("startup")`. FastAPI still has it, and warns that it is deprecated. Here it meets our
-# lifespan. Which events follow from a start: `"load"`, `"on_event"`, or both?
+# Older code starts with `@app.on_event("startup")`. FastAPI still has it, and warns that it is deprecated. Here it
+# meets our lifespan. Which events does a start add to the list: `"load"`, `"on_event"`, or both?
 
 # %%
 both = FastAPI(lifespan=lifespan)
@@ -270,8 +270,8 @@ with run_app(both, name="both"):
     compare(guess, ", ".join(events))
 
 # %% [markdown]
-# With a lifespan, the other handler never runs, and nothing says so. When you move a service to a lifespan, move all of
-# its handlers.
+# With a lifespan, the other handler never runs, and the warning does not say so. When you move a service to a lifespan,
+# move all of its handlers.
 #
 # ## One clear line
 #
@@ -368,7 +368,7 @@ ClassifierDep = Annotated[Classifier, Depends(get_classifier)]
 # %% [markdown]
 # ## Once per request
 #
-# A dependency needs a row of measurements, and the endpoint needs the same one. `get_row` notes each call.
+# A dependency needs a row of measurements, and the endpoint needs the same one. `get_row` records each call.
 
 # %%
 from workshop.models.tumours import training_data
@@ -577,8 +577,8 @@ marks({f"{path}: {name}": [ms] for path, times in watched.items() for name, ms i
 # By default, the clean-up belongs to the *request*. It runs last: after the response, and after the background tasks.
 # The client does not wait for it, but cannot learn that it failed either.
 #
-# With `scope="function"` it ends with the *endpoint*, before the response leaves. An error in it can still become a status.
-# A `commit` needs that, as you will see in exercise 3. What does a stream need?
+# With `scope="function"`, the clean-up runs when the *endpoint* has returned, before the response leaves. An error in
+# it can still become a status. A `commit` needs that, as you will see in exercise 3. What does a stream need?
 
 
 # %%
@@ -671,8 +671,9 @@ server_log.setLevel(logging.NOTSET)
 compare(guess, {name: f"{status}, {'closed' if name in closed else 'left open'}" for name, status in statuses.items()})
 
 # %% [markdown]
-# Without `finally`, each error leaves a session open, until there are none left. A dependency that swallows the error takes
-# away the response, too: FastAPI finds that nothing was sent, and makes it a 500. Clean up, and let the error through.
+# Without `finally`, each error leaves a session open, until no more can be opened. A dependency that swallows the error
+# takes away the response, too: FastAPI finds that nothing was sent, and makes it a 500. Clean up, and let the error
+# through.
 #
 # ## A client that leaves
 #
@@ -737,8 +738,8 @@ compare(guess, {path: await seconds_until_closed(path) for path in guess}, "s")
 # allows five open sessions. Complete `get_session`, and give it the right scope for each endpoint:
 #
 # - Each request opens one session, and it is closed at the end, whatever happens.
-# - If the endpoint succeeds, the note is committed. If it fails, with whatever error, the note is not, and the client gets
-#   the endpoint's error.
+# - If the endpoint succeeds, the note is committed. If it fails, whatever the error, the note is not, and the client
+#   gets the endpoint's error.
 # - A client with status 200 can rely on its note: if the commit fails, the status is 500.
 # - `GET /notes` streams all notes.
 
@@ -790,8 +791,8 @@ check("03.3", book)
 # %% [markdown]
 # ## Without a value
 #
-# Some dependencies only have to run: they check a key, or count. They stand in the decorator, at a router, or at the
-# app, and then belong to all its routes.
+# Some dependencies only have to run: they check a key, or count. They are given to the decorator, a router or the app,
+# and then belong to all its routes.
 
 # %%
 from fastapi import APIRouter, Header
@@ -826,7 +827,7 @@ statuses, asked
 # ## A stand-in for a test
 #
 # A test of `/version` needs no real model. Because the endpoint asks for its model, a test can answer instead: the app
-# has a dictionary of overrides. The key is the dependency, the value what FastAPI calls in its place.
+# has a dictionary of overrides. The key is the dependency, the value is what FastAPI calls instead.
 
 # %%
 from types import SimpleNamespace
@@ -906,9 +907,10 @@ compare(guess, {name: verdicts(*tests) for name, tests in orders.items()})
 # %% [markdown]
 # ### Exercise 4: for one block only
 #
-# Write `replaced(app, dependency, stand_in)`, to be used as `with replaced(…):`. In the block, the app uses the stand-in
-# for the dependency. After the block it is as it was before, whatever error ends the block (that of `pytest.fail` is no
-# `Exception`), and even if there was an override already. The overrides of other dependencies stay.
+# Write `replaced(app, dependency, stand_in)`, to be used as `with replaced(…):`. In the block, the app uses the
+# stand-in for the dependency. After the block it is as it was before, whatever error ends the block (`pytest.fail`
+# raises one that is not an `Exception`), and even if there was an override already. The overrides of other dependencies
+# stay.
 
 
 # %% exercise="03.4"
@@ -1002,7 +1004,8 @@ async def loads_behind(app):
 marks(watch_start(add_probes(FastAPI(lifespan=loads_behind))), title="loads in a task")
 
 # %% [markdown]
-# Alive at once, ready a second later. The price: the start can no longer fail. What if the model is damaged?
+# Alive from the first answer, ready about a second after the start. The price: the start can no longer fail. What if
+# the model is damaged?
 
 # %%
 from workshop.models.artifacts import ArtifactError
@@ -1021,9 +1024,9 @@ async def fails_behind(app):
 marks(watch_start(add_probes(FastAPI(lifespan=fails_behind))), title="fails in a task")
 
 # %% [markdown]
-# Alive forever, never ready, never restarted. So check before the `yield` whatever can be checked there, and
-# load in a task only what takes long. The final service loads its models first. Its readiness asks the parts, because a
-# model in another process can also go away later.
+# Alive, but not ready, and it stays so: nobody restarts it. So check before the `yield` whatever can be checked there,
+# and load in a task only what takes long. The final service loads its models first. Its readiness asks the parts,
+# because a model in another process can also go away later.
 
 # %%
 from workshop.api.app import create_app

@@ -10,7 +10,7 @@
 # - put a service together from routers, with the right methods, statuses and headers,
 # - serve several versions of an API with the same code, and announce the end of an old one,
 # - turn every error into one format, or into that of another protocol, and give nothing away,
-# - say what becomes of work after the response, and which work needs more than that,
+# - say what happens to work after the response, and which work needs more than that,
 # - take and send files of any size.
 #
 # On an idle machine, the code takes {{ minutes }} and {{ memory }} of memory. Allow 75 minutes, exercises included.
@@ -501,8 +501,9 @@ bridge.include_router(earlier)
 check("04.2", bridge)
 
 # %% [markdown]
-# The service does it in the same way. The paths of earlier services are in one file,
-# `workshop/api/routers/earlier.py`. There is a third header, `Sunset`: the day on which a path may be removed.
+# The service does it in the same way. Its own version 1 names the more probable class, without the hospital's lower
+# threshold, so Chiara is not on this list. The paths of earlier services are in one file,
+# `workshop/api/routers/earlier.py`. There is a third header, `Sunset`: the day from which a path may be removed.
 
 # %%
 anna = send("POST", service_server.url + "/predict", json=PATIENTS["Anna"])
@@ -535,7 +536,7 @@ async def get_any_case(number: int):
 
 
 # %% [markdown]
-# A client wants to show `detail` to its user. Of which type is it: `"str"`, `"list"`, or is the body `"not JSON"`?
+# A client wants to show `detail` to its user. What type is it: `"str"`, `"list"`, or is the body `"not JSON"`?
 
 # %%
 guess = {"/cases/99": ..., "/cases/x": ..., "/nothing": ..., "/cases/1": ...}
@@ -637,8 +638,9 @@ types = {path: send("GET", attempt_url + path).headers["Content-Type"] for path 
 compare(guess, {path: "problem" in kind for path, kind in types.items()})
 
 # %% [markdown]
-# Only the one that the endpoint raises itself. An unknown path is Starlette's error, and *its* `HTTPException` is the base
-# of FastAPI's. Invalid requests have a class of their own. Whatever nobody expects is an `Exception`.
+# Only `/cases/99`, whose error the endpoint raises itself. An unknown path is Starlette's error, and *its*
+# `HTTPException` is the base of FastAPI's. Invalid requests have a class of their own. Whatever nobody expects is an
+# `Exception`.
 #
 # ### Exercise 3: every error
 #
@@ -756,7 +758,7 @@ answered = {path: load(post_url + path, requests=1, method="POST")[0].ms for pat
 compare(guess, answered, "ms")
 
 # %% [markdown]
-# Here is the order of things, for three requests to each path, one after the other:
+# Here is when each thing happened, for three requests to each path, one after the other:
 
 # %% start_at=false
 import time
@@ -770,8 +772,8 @@ time.sleep(1)
 marks(moments, title="answers and mails")
 
 # %% [markdown]
-# The second client never waits. But what has it been promised? Five doctors are to get a mail, each after a letter that is
-# printed. (This app runs in a process of its own.)
+# The second client does not wait for the mail. But what has it been promised? Five doctors are to get a mail, each
+# after a letter that is printed. (This app runs in a process of its own.)
 
 # %%
 # %%writefile {folder}/post_app.py
@@ -830,9 +832,9 @@ compare(guess, {doctor: "sent" if doctor in sent else "lost" for doctor in guess
 statuses
 
 # %% [markdown]
-# Every client that waited has a 200. Cruz's mail is sent although nobody waits, and Diaz's because a stop waits for tasks
-# that are running. Tasks run one after the other, and the first that fails ends the rest: only the log
-# knows. And they live in the memory of one process. After Egli, not even a log does.
+# Every client that waited has a 200. Cruz's mail is sent although nobody waits, and Diaz's because a stop waits for
+# tasks that are running. Tasks run one after the other, and the first that fails ends the rest: only the log knows. And
+# they live in the memory of one process. Egli's is lost without even a line in the log.
 #
 # ## A job is something that is stored
 #
@@ -856,8 +858,8 @@ job = when_ended(service_server.url + accepted.headers["Location"])
 #
 # ### Exercise 4: jobs that survive
 #
-# `await count_cells(picture)` takes long, and raises an error for some pictures. `job_store` stands for a database. All of
-# its methods are to be awaited: `add(picture)` returns a number, `update(number, status, result)` changes a job,
+# `await count_cells(picture)` takes long, and raises an error for some pictures. `job_store` stands for a database. All
+# of its methods have to be awaited: `add(picture)` returns a number, `update(number, status, result)` changes a job,
 # `get(number)` returns it, with `text`, `status` and `result`, and `unfinished()` the numbers of all that are queued or
 # running.
 #
@@ -1041,8 +1043,9 @@ marks({path: [1000 * at for at in record.arrivals] for path, record in downloads
 #
 # ## Half a file
 #
-# A connection breaks in the middle of a download. The client has 1000 bytes, and asks for the rest: `Range: bytes=1000-`.
-# Meanwhile, the file was replaced. With `If-Range`, the client also says of which version it has a part.
+# A connection breaks in the middle of a download. The client has 1000 bytes, and asks for the rest: `Range:
+# bytes=1000-`. Meanwhile, the file has been replaced. With `If-Range`, the client also says which version its part
+# comes from.
 
 # %%
 from fastapi.responses import FileResponse
@@ -1072,9 +1075,9 @@ compare(guess, dict(zip(guess, [reply.status_code for reply in replies], strict=
 (half.content[:1000] + replies[0].content)[980:1020]
 
 # %% [markdown]
-# With `Range` alone, the client has half of the old file and half of the new one, as the last line shows. With `If-Range`, it
-# gets the new one. A stream knows neither header, one more reason to store results. The service's files know both, and
-# `If-None-Match`, for a client that has the whole file.
+# With `Range` alone, the client has the beginning of the old file and the end of the new one; the last line shows where
+# they meet. With `If-Range`, it gets the new one. A stream knows neither header, one more reason to store results. The
+# service's files know both, and `If-None-Match`, for a client that has the whole file.
 
 # %%
 result = send("GET", f"{service_server.url}{accepted.headers['Location']}/result")
@@ -1197,9 +1200,9 @@ check("04.5", service)
 # | a client speaks another protocol | an error that it cannot read | a route class with that format |
 # | the process is killed | accepted work is lost | stored first, resumed at the start |
 # | a large file comes | twice its size in memory | read, scored and sent in batches |
-# | a download breaks off | half old, half new | `ETag`, `If-Range`, 206 |
+# | a download breaks off | part old, part new | `ETag`, `If-Range`, 206 |
 #
-# Ward 7's doctors get their list. Next: lesson 05 looks closer at answers that come in pieces.
+# Ward 7's doctors get their list. Next: lesson 05 looks more closely at answers that come in pieces.
 #
 # ## Tear-down
 #

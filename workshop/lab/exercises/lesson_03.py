@@ -201,7 +201,7 @@ def _expect_events(row: int, limit: int) -> None:
         "The commit stands after the `yield`, in the `try`: an error in the endpoint is raised at the `yield`, and "
         'skips it. With `Depends(…, scope="function")`, it runs before the response leaves. A stream needs the other.',
     ],
-    right="Who gets a 200 can rely on it, and every session is closed.",
+    right="Whoever gets a 200 can rely on it, and every session is closed.",
     seconds=LIMIT_S,
 )
 def closes_its_sessions(answer: Answer) -> None:

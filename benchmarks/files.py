@@ -16,7 +16,7 @@ from typing import Annotated
 
 import httpx
 import typer
-from throughput import RUNTIMES, running
+from tools.services import RUNTIMES, running
 
 from workshop.contracts.tumours import FEATURES
 from workshop.lab.memory import MARKER, MB, PeakMemory

@@ -7,13 +7,16 @@ Rounds of both alternate, since the speed of a machine changes with what else it
 """
 
 import statistics
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+import sys
 from tempfile import TemporaryFile
 
 import typer
-from throughput import requests_per_second, running
+from tools.load import client_process, measure, request_bytes
+from tools.services import running
 
+from workshop.api.schemas.tumours import EXAMPLE
+
+CONNECTIONS = 32
 BARE = """
 from fastapi import FastAPI
 
@@ -30,15 +33,17 @@ def main(seconds: float = 5, rounds: int = 5) -> None:
     with (
         TemporaryFile() as log,
         running(["api"], {"WORKSHOP_LOG_LEVEL": "info"}, log=log) as port,
-        running(["api"], {}, program=["-c", BARE]) as bare_port,
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as client,
+        running(["api"], {}, program=[sys.executable, "-c", BARE]) as bare_port,
+        client_process() as client,
     ):
         ports = {"with": port, "without": bare_port}
-        for each in ports.values():
-            client.submit(requests_per_second, each, 2).result()  # warm up
+        requests = {name: [request_bytes(each, "/v1/predict", EXAMPLE)] for name, each in ports.items()}
+        for name, each in ports.items():
+            client.submit(measure, each, requests[name], CONNECTIONS, 2).result()  # warm up
         for _ in range(rounds):
             for name, each in ports.items():
-                rates[name].append(client.submit(requests_per_second, each, seconds).result())
+                measured = client.submit(measure, each, requests[name], CONNECTIONS, seconds).result()
+                rates[name].append(measured.rate)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     for name, rate in medians.items():
         print(f"{name:8} {rate:7.0f} requests/s")

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 import httpx
 import typer
-from throughput import running
+from tools.services import running
 
 from workshop.storage.usage import SqlUsageStore
 

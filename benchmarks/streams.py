@@ -1,7 +1,7 @@
 """Time to first token and tokens per second of streamed chat answers in every runtime, measured in one run.
 
 1 to 64 readers at a time, each on a connection of its own, ask the questions of the corpus one after another. As in
-``throughput.py``, the service and its readers run in separate processes, the readers use bare connections, and the
+``peers.py``, the service and its readers run in separate processes, the readers use bare connections, and the
 ratios matter more than the figures.
 
     make bench, or: python benchmarks/streams.py [--seconds 20] [--model workshop-main] [--no-serve]
@@ -11,21 +11,24 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle, islice
-from multiprocessing import get_context
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 import uvloop
-from throughput import RUNTIMES, running
+from tools.load import client_process, request_bytes
+from tools.services import RUNTIMES, running
 
 from workshop.corpus import entries
 
 READERS = (1, 4, 16, 64)
+PLACE = "serve, deployment"
+ROOM = {"WORKSHOP_DEPLOYMENTS__LANGUAGE_MODELS__MAX_ONGOING_REQUESTS": "8"}
+FULL = {f"{PLACE}, 8 at a time": (RUNTIMES[PLACE][0], RUNTIMES[PLACE][1] | ROOM)}
+"""A replica that is full with eight streams: the others wait until Serve's router finds room for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +74,21 @@ async def connection(port: int, model: str, questions: Iterator[str], until: flo
     while time.perf_counter() < until:
         question = next(questions)
         start = time.perf_counter()
-        writer.write(request_bytes(port, model, question))
+        writer.write(request_bytes(port, "/v1/chat/completions", content_of(model, question)))
         first_token_s = tokens = None
-        async for event in events(reader):
-            if first_token_s is None and any(choice["delta"].get("content") for choice in event["choices"]):
-                first_token_s = time.perf_counter() - start
-            if event.get("usage"):
-                tokens = event["usage"]["completion_tokens"]
+        try:
+            async for event in events(reader):
+                if first_token_s is None and any(choice["delta"].get("content") for choice in event["choices"]):
+                    first_token_s = time.perf_counter() - start
+                if event.get("usage"):
+                    tokens = event["usage"]["completion_tokens"]
+        except asyncio.IncompleteReadError as error:
+            if error.partial:
+                raise RuntimeError(f"the answer to {question!r} did not end") from error
+            # Another HAProxy has taken over, as it does when the replicas change.
+            writer.close()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            continue
         if first_token_s is None or tokens is None:
             raise RuntimeError(f"the answer to {question!r} has no text or did not end")
         answers.append(Answer(first_token_s, tokens))
@@ -85,18 +96,14 @@ async def connection(port: int, model: str, questions: Iterator[str], until: flo
     return answers
 
 
-def request_bytes(port: int, model: str, question: str) -> bytes:
-    """One POST."""
-    body = json.dumps(
-        {
-            "model": model,
-            "messages": [{"role": "user", "content": question}],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-    )
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+def content_of(model: str, question: str) -> dict[str, object]:
+    """The JSON of a request."""
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": question}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
 
 
 async def events(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]:
@@ -118,13 +125,12 @@ def main(seconds: float = 20, model: str = "workshop-main", serve: Annotated[boo
     """Print a table with a row for each runtime and number of readers."""
     print("| runtime | streams | first token, median | first token, 95th percentile | tokens/s |")
     print("|---|---|---|---|---|", flush=True)
-    with TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as client:
+    with TemporaryDirectory() as folder, client_process() as client:
         variables = {
             "WORKSHOP_LANGUAGE_MODELS": "true",
             "DATABASE_URL": f"sqlite+aiosqlite:///{folder}/usage.sqlite",  # each answer leaves a record
         }
-        for name in ("api", "serve, inline", "serve, deployment"):
-            arguments, runtime_variables = RUNTIMES[name]
+        for name, (arguments, runtime_variables) in (RUNTIMES | FULL).items():
             if arguments[0] == "serve" and not serve:
                 continue
             with running(arguments, runtime_variables | variables) as port:

@@ -7,63 +7,33 @@ are not as many rows as answers, or if memory has grown by more than a tenth aft
     python benchmarks/usage.py [--seconds 60] [--connections 64] [--no-serve]
 """
 
-import asyncio
-import json
 import sqlite3
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
-import uvloop
-from throughput import RUNTIMES, running
+from tools.load import client_process, measure, request_bytes
+from tools.services import RUNTIMES, running
 
 from workshop.lab.memory import MARKER, MB, PeakMemory
 
 ALLOWED_GROWTH = 1.1
 
 
-def request_bytes(port: int) -> bytes:
-    """One POST."""
-    body = json.dumps({"model": "workshop-draft", "prompt": "What is a replica?", "max_tokens": 1})
-    head = f"POST /v1/generate HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
-
-
-async def connection(port: int, until: float) -> tuple[int, int]:
-    """Ask over and over on one connection. Returns how many requests were answered, and how many were not."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    request = request_bytes(port)
-    answered = refused = 0
-    while time.perf_counter() < until:
-        writer.write(request)
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
-        if head.startswith(b"http/1.1 200"):
-            answered += 1
-        else:
-            refused += 1
-    writer.close()
-    return answered, refused
-
-
 def load(port: int, connections: int, seconds: float) -> tuple[int, int]:
-    """Answers and refusals of all connections together. Answers under way at the end are read."""
-
-    async def run() -> tuple[int, int]:
-        end = time.perf_counter() + seconds
-        counts = await asyncio.gather(*(connection(port, end) for _ in range(connections)))
-        return sum(answered for answered, _ in counts), sum(refused for _, refused in counts)
-
-    return uvloop.run(run())
+    """How many requests were answered, and how many were refused."""
+    content = {"model": "workshop-draft", "prompt": "What is a replica?", "max_tokens": 1}
+    requests = [request_bytes(port, "/v1/generate", content)]
+    measured = measure(port, requests, connections, seconds, refusals=True)
+    return len(measured.latencies), measured.refused
 
 
-def measure(name: str, seconds: float, connections: int, folder: Path, client: ProcessPoolExecutor) -> bool:
+def counted(name: str, seconds: float, connections: int, folder: Path, client: ProcessPoolExecutor) -> bool:
     """Print a row for the runtime. Returns whether the rows and the memory are as they should be."""
     file = folder / f"{name}.sqlite"
     variables = {"WORKSHOP_LANGUAGE_MODELS": "true", "DATABASE_URL": f"sqlite+aiosqlite:///{file}"}
@@ -89,9 +59,9 @@ def main(seconds: float = 60, connections: int = 64, serve: Annotated[bool, type
     """Print a table of the runtimes."""
     print("| runtime | answers | rows | refused | answers/s | MB over time |")
     print("|---|---|---|---|---|---|", flush=True)
-    with TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as client:
+    with TemporaryDirectory() as folder, client_process() as client:
         names = ["api", "serve, inline", "serve, deployment"] if serve else ["api"]
-        passed = [measure(name, seconds, connections, Path(folder), client) for name in names]
+        passed = [counted(name, seconds, connections, Path(folder), client) for name in names]
     sys.exit(0 if all(passed) else 1)
 
 

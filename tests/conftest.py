@@ -70,9 +70,10 @@ def cluster() -> Iterator[str]:
     from workshop.integration.serve_cluster import serve_cluster
     from workshop.settings import Settings
 
-    port = free_port()
-    with serve_cluster(Settings(ray_cpus=12, language_models=False), host="127.0.0.1", port=port):
-        yield f"http://127.0.0.1:{port}"
+    os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # as in a notebook
+    settings = Settings(ray_cpus=12, ray_gpus=1, language_models=False)
+    with serve_cluster(settings, host="127.0.0.1", port=0, is_fast=True) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import httpx
 from httpx_sse import connect_sse
 from websockets.sync.client import connect
 
-from tests.service import socket_url
+from tests.service import concurrently, socket_url
 
 
 class Watch:
@@ -22,8 +22,8 @@ class Watch:
         self._replicas: dict[int, dict] = {}
 
     def look(self, times: int = 12) -> "Watch":
-        for _ in range(times):  # any replica may answer
-            answer = self._client.get("/v1/activity")
+        # Any replica may answer; of requests at once, some reach those that are busy.
+        for answer in concurrently(lambda _: self._client.get("/v1/activity"), range(times), at_once=4):
             assert answer.status_code == 200, answer.text
             activity = answer.json()[self._model]
             self._replicas[activity["process"]] = activity

@@ -14,5 +14,7 @@ def running_redis(program: str, port: int, folder: Path) -> Iterator[tuple[str, 
         assert process.stdout
         while b"Ready to accept connections" not in process.stdout.readline():
             assert process.poll() is None
-        yield f"redis://127.0.0.1:{port}", process
-        process.kill()  # it may be stopped, and would not hear a SIGTERM
+        try:
+            yield f"redis://127.0.0.1:{port}", process
+        finally:
+            process.kill()  # it may be stopped, and would not hear a SIGTERM

@@ -26,8 +26,9 @@ class Upstream:
         models: the answer to every GET.
         asked: the bodies of the POSTs.
         paths, headers, ports: of each.
-        at_work: set when ``holding`` has sent all it has to send.
+        at_work: set when ``holding`` has sent all it has to send, and when ``pausing`` waits.
         gone: set when its reader has left.
+        resumed: set by the test, so that ``pausing`` goes on.
     """
 
     answers: list[Answer]
@@ -38,6 +39,7 @@ class Upstream:
     ports: list[int] = field(default_factory=list)
     at_work: threading.Event = field(default_factory=threading.Event)
     gone: threading.Event = field(default_factory=threading.Event)
+    resumed: threading.Event = field(default_factory=threading.Event)
     url: str = ""
 
     @contextmanager
@@ -77,6 +79,18 @@ class Upstream:
                 await asyncio.Event().wait()
             finally:
                 self.gone.set()
+
+        return lambda: StreamingResponse(body(), media_type="text/event-stream")
+
+    def pausing(self, *events: bytes) -> Answer:
+        """Send the first of these, and the others when the test says so."""
+
+        async def body() -> AsyncGenerator[bytes, None]:
+            yield events[0]
+            self.at_work.set()
+            await asyncio.to_thread(self.resumed.wait)
+            for event in events[1:]:
+                yield event
 
         return lambda: StreamingResponse(body(), media_type="text/event-stream")
 

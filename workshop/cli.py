@@ -1,13 +1,14 @@
-"""One entry point: ``python -m workshop api | serve | users | train | doctor``."""
+"""One entry point: ``python -m workshop api | serve | deploy-file | models | registry | model-server | users | …``."""
 
 import os
+import re
 import signal
-import socket
 import sys
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from threading import Event
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,16 +17,25 @@ from workshop.contracts.errors import StartError
 from workshop.contracts.principals import Role
 from workshop.integration.observability import observe
 from workshop.logs import set_up_logs
-from workshop.machine import bound_socket, listen
-from workshop.settings import WEIGHTS, Placement, Settings, read_settings
+from workshop.machine import bound_socket, listen, url_of
+from workshop.settings import PREFIX, WEIGHTS, Placement, Settings, read_settings, settings_in, variable_of
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 users_app = typer.Typer(help="Users, who log in with a password.", no_args_is_help=True)
 app.add_typer(users_app, name="users")
 
+models_app = typer.Typer(
+    help="Registered models, which the service runs as MLflow's registry says.", no_args_is_help=True
+)
+app.add_typer(models_app, name="models")
+
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(help="A YAML file with settings by name. Environment variables override it.", metavar="FILE"),
+]
 RootPath = Annotated[str, typer.Option(help="Path prefix that a proxy in front removes.")]
 
 
@@ -34,13 +44,15 @@ def api(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     root_path: RootPath = "",
+    config: Config = None,
     workers: Annotated[int, typer.Option(min=1, max=1000, help="Processes, each with models of its own.")] = 1,
 ) -> None:
     """Run the service on uvicorn alone, with the models in its process."""
-    settings = read_settings()
+    settings = _read(config)
     observe(settings)
     with bound_socket(host, port) as listener:  # a port in use is reported before anything is loaded
         _prepare(settings, host, processes=workers)
+        url = url_of(host, listener.getsockname()[1])
         print("Loading the models", flush=True)
         from workshop.api.app import create_app
         from workshop.integration.preflight import check_models
@@ -50,12 +62,12 @@ def api(
         if workers > 1:
             check_models(settings)
             listen(listener)
-            print(f"Serving on {_url(host, listener)} with {workers} workers. Ctrl-C stops it.", flush=True)
+            print(f"Serving on {url} with {workers} workers. Ctrl-C stops it.", flush=True)
             run_workers("workshop.integration.services:app", listener, workers, root_path)
             return
         application = create_app(build_services(settings), settings)
         listen(listener)
-        print(f"Serving on {_url(host, listener)}. Ctrl-C stops it.", flush=True)
+        print(f"Serving on {url}. Ctrl-C stops it.", flush=True)
         run(application, listener, root_path)
 
 
@@ -64,13 +76,19 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     root_path: RootPath = "",
+    config: Config = None,
     placement: Annotated[Placement | None, typer.Option(help="Where models run.")] = None,
+    name: Annotated[
+        str, typer.Option(help="Of the application. Another name serves it below /NAME, beside others on one Ray.")
+    ] = "workshop",
 ) -> None:
-    """Run the service on Ray Serve."""
-    settings = read_settings() if placement is None else read_settings(placement=placement)
+    """Run the service on Ray Serve: on a small Ray of its own, or on the one that RAY_ADDRESS names."""
+    if not re.fullmatch("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
+        raise StartError(f"--name {name!r}: it should have 1 to 63 letters from a to z, digits and hyphens")
+    settings = _read(config, **({} if placement is None else {"placement": placement}))
     set_up_logs(settings.log_format, settings.log_level)
-    with bound_socket(host, port) as listener:
-        url, port = _url(host, listener), listener.getsockname()[1]
+    if not os.environ.get("RAY_ADDRESS"):  # there, Serve may already be running, at another address
+        bound_socket(host, port).close()  # a port in use is reported before anything is loaded
     _prepare(settings, host, processes=settings.deployments.api.max_replicas)
     from workshop.integration.preflight import check_models
 
@@ -85,9 +103,25 @@ def serve(
 
     for number in SIGNALS:  # SIGINT too: a program started in the background by a script ignores it by default
         signal.signal(number, stop)
-    with suppress(KeyboardInterrupt), running_service(settings, host=host, port=port, root_path=root_path):
+    service = running_service(settings, host=host, port=port, root_path=root_path, name=name)
+    with suppress(KeyboardInterrupt), service as url:
         print(f"Serving on {url} ({settings.placement} placement). Ctrl-C stops it.", flush=True)
         Event().wait()
+
+
+@app.command()
+def deploy_file(
+    config: Annotated[Path, typer.Option(help="A YAML file with settings by name.", metavar="FILE")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the proxies of the cluster listen.")] = 8000,
+) -> None:
+    """Print what `serve deploy` takes, for the service that a settings file describes."""
+    _read(config)
+    from workshop.integration.serve_app import deploy_file  # imports Ray, which takes a while
+
+    arguments, secrets = settings_in(config)
+    print(deploy_file(arguments, port), end="")
+    for name in secrets:
+        print(f"{name} may be secret and is left out: set {variable_of(name)} on the cluster", file=sys.stderr)
 
 
 @app.command()
@@ -111,6 +145,91 @@ def train(
     from workshop.integration.training import train_all
 
     train_all(settings)
+
+
+@models_app.command("add")
+def add_model(
+    location: Annotated[str, typer.Argument(help="A folder or a URL, where the trained model is.")],
+    activate: Annotated[bool, typer.Option("--activate", help="Let it answer all callers.")] = False,
+) -> None:
+    """Register a model as a new version."""
+    from workshop.integration.registry import add
+
+    settings = read_settings()
+    number = add(settings, location)
+    print(f"Version {number} is registered.")
+    if activate:
+        activate_model(number)
+
+
+@models_app.command("list")
+def list_models() -> None:
+    """List the versions, the newest first."""
+    from workshop.integration.registry import find_all
+
+    for version in find_all(read_settings()):
+        share = f"{version.share:.0%} of the callers" if version.share else ""
+        withdrawn = f"withdrawn: {version.withdrawn}" if version.withdrawn else ""
+        print("\t".join(filter(None, (version.number, *version.aliases, share, withdrawn))))
+
+
+@models_app.command("activate")
+def activate_model(version: str) -> None:
+    """Let a version answer all callers. A running service follows within seconds."""
+    from workshop.integration.registry import activate
+
+    activate(read_settings(), version)
+    print(f"Version {version} answers all callers.")
+
+
+@models_app.command("canary")
+def try_out_model(
+    version: str, share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the callers, from 0 to 1.")] = 0.1
+) -> None:
+    """Try a version out: it answers some callers, always the same ones. It is withdrawn if it fails too often."""
+    from workshop.integration.registry import try_out
+
+    try_out(read_settings(), version, share)
+    print(f"Version {version} answers {share:.0%} of the callers.")
+
+
+@models_app.command("withdraw")
+def withdraw_model() -> None:
+    """End the trial of a version."""
+    from workshop.integration.registry import withdraw
+
+    number = withdraw(read_settings())
+    print("No version is on trial." if number is None else f"Version {number} answers nobody any more.")
+
+
+@app.command()
+def registry(host: Host = "127.0.0.1", port: Annotated[int, typer.Option(min=1, max=65535)] = 5000) -> None:
+    """Run MLflow's own server, which shows and changes the registered models."""
+    settings = read_settings()
+    from workshop.integration.preflight import check_access
+    from workshop.integration.registry import server_command
+
+    if not settings.unverified_names:  # MLflow checks no keys
+        check_access(settings.model_copy(update={"api_keys": None, "token_keys": None}), host)
+    bound_socket(host, port).close()  # a port in use is reported in one line
+    command, environment = server_command(settings, host, port)
+    os.execve(command[0], command, environment)
+
+
+@app.command()
+def model_server(host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Serve the same classifier with MLflow's own scoring server."""
+    settings = read_settings()
+    set_up_logs(settings.log_format, settings.log_level)
+    with bound_socket(host, port) as listener:
+        _prepare(settings, host, processes=1)
+        from workshop.integration.registry import mlflow_app
+        from workshop.integration.uvicorn_server import run
+
+        with mlflow_app(settings) as application:
+            listen(listener)
+            print(f"Serving on {url_of(host, listener.getsockname()[1])}. Ctrl-C stops it.", flush=True)
+            run(application, listener)
 
 
 @users_app.command("add")
@@ -188,5 +307,8 @@ def _prepare(settings: Settings, host: str, *, processes: int) -> None:
     check_database(settings)
 
 
-def _url(host: str, listener: socket.socket) -> str:
-    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+def _read(config: Path | None, **values: Any) -> Settings:
+    """The settings; Serve's processes read them too, and find the file by the variable."""
+    if config is not None:
+        os.environ[f"{PREFIX}SETTINGS_FILE"] = str(config.absolute())
+    return read_settings(**values)

@@ -36,13 +36,14 @@ _SUCCESSORS: Mapping[str, tuple[str, Callable[[str], str]]] = {
 
 
 def load() -> None:
-    """Add to the environment what ``.env`` says, and what the earlier services' variables mean.
+    """Add to the environment what ``.env`` says, and what the earlier services' variables mean. Keep MLflow quiet.
 
     A variable that is set in the environment comes before the same in the file, in small letters or capitals.
 
     Raises:
         StartError: the file cannot be read, or a value is wrong.
     """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would send statistics of its use
     translate(os.environ)
     if not os.environ.get("PYTHON_DOTENV_DISABLED"):  # python-dotenv's own switch, for the tests
         given = {name.upper() for name in os.environ}

@@ -94,6 +94,11 @@ def bound_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
+def url_of(host: str, port: int) -> str:
+    """The address of an HTTP server."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def listen(bound: socket.socket) -> None:
     """Let clients connect.
 

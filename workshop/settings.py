@@ -11,6 +11,7 @@ from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import yaml
 from annotated_types import Ge, Gt, Le
 from limits import parse_many
 from pydantic import (
@@ -127,13 +128,30 @@ def _sendable(key: SecretStr) -> SecretStr:
     return key
 
 
+_REGISTERED = re.compile(r"models:/(?P<name>[\w. -]+)@champion")
+
+
+def _location(value: str) -> str:
+    if value.startswith("models:") and not _REGISTERED.fullmatch(value):
+        raise ValueError("a registered model should be given as models:/NAME@champion")
+    return value
+
+
+def _registry_uri(value: str) -> str:
+    if re.match("https?://[^/]*@", value):  # the model's files would be read, and logged, with it
+        raise ValueError("the URL of a server should have no password")
+    return value
+
+
 FromJson = (NoDecode, BeforeValidator(_from_json))
 Seconds = Annotated[float, Gt(0), Le(86_400)]
+Delay = Annotated[float, Ge(0), Le(86_400)]
 Dollars = Annotated[float, Ge(0), Le(1e9)]
 Rows = Annotated[int, Ge(1), Le(10**9)]
 Replicas = Annotated[int, Ge(1), Le(10_000)]
 RateLimit = Annotated[str, AfterValidator(_rate_limit)]
 Origin = Annotated[str, StringConstraints(to_lower=True, pattern=r"^https?://[^/\s]+$")]
+Location = Annotated[str, StringConstraints(min_length=1), BeforeValidator(str), AfterValidator(_location)]
 RedisUrl = Annotated[str, Field(pattern="^rediss?://")]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(lambda value: str(value).lower())]
 BaseUrl = Annotated[str, Field(pattern=r"^https?://([\w.-]+|\[[\da-f:]+\])(:\d{1,5})?(/[^\s?#]*)?$")]
@@ -173,6 +191,10 @@ class Autoscaling(Part):
     max_replicas: Replicas
     target_ongoing_requests: Annotated[float, Gt(0), Le(10_000)] = 2.0
     """In each replica, on average: above it Serve starts replicas, below it stops some."""
+    upscale_delay_s: Delay = 3.0
+    """How long there must be too few replicas before Serve starts some. Its own default is 30 s."""
+    downscale_delay_s: Delay = 30.0
+    """How long there must be too many before Serve stops some. Its own default is ten minutes."""
 
     @model_validator(mode="after")
     def _check_range(self) -> Self:
@@ -198,6 +220,9 @@ class DeploymentOptions(Part):
     """GPUs that each replica gets; several may share one: ``0.5``."""
     max_ongoing_requests: Annotated[int, Ge(1), Le(1_000_000)] = 100
     """Requests that a replica takes at the same time; others wait at their callers."""
+    max_surge_percent: Annotated[int, Ge(0), Le(100)] = 20
+    """How many percent more replicas than usual there may be during an update, rounded up: each new one is ready before
+    an old one stops. 0 where there is no room for another one: then the old one stops first, and its requests wait."""
 
     @property
     def max_replicas(self) -> int:
@@ -248,7 +273,26 @@ class Settings(BaseSettings):
     settings_file: Path | None = None
     """A YAML file with settings by name: ``placement: deployment``. Environment variables override it."""
 
-    artifact: Path = PROJECT / "artifacts" / "tumour-classifier"
+    artifact: Location = str(PROJECT / "artifacts" / "tumour-classifier")
+    """The tumour classifier: a folder, a URL that fsspec knows, such as ``s3://bucket/folder`` or ``hf://owner/name``,
+    or ``models:/NAME@champion``, a registered model, of which the active version answers."""
+    customer_artifacts: dict[str, Location] = {}
+    """The classifiers of customers who have their own, by the ids of the customers: folders or URLs."""
+    max_loaded_models: Annotated[int, Ge(1), Le(10_000)] = 16
+    """How many of those stay in memory, in each process or replica: the ones that were used last. In a deployment, the
+    versions of a registered model count too."""
+    mlflow_tracking_uri: Annotated[
+        str, AfterValidator(_registry_uri), Field(validation_alias="MLFLOW_TRACKING_URI")
+    ] = f"sqlite:///{PROJECT}/artifacts/mlflow.sqlite"
+    """Where models are registered: MLflow's server or a database."""
+    mlflow_files: Annotated[Location, Field(validation_alias="MLFLOW_ARTIFACTS_DESTINATION")] = str(
+        PROJECT / "artifacts" / "mlflow"
+    )
+    """A folder or a URL for their files, unless a server decides that."""
+    registry_poll_s: Seconds = 5.0
+    """How often the service looks which versions should answer."""
+    max_challenger_failures: Annotated[int, Ge(1), Le(99)] = 5
+    """Of the last 100 requests to a version on trial, in one process. Above it, the version is withdrawn."""
     database_url: Annotated[str, Field(validation_alias="DATABASE_URL")] = (
         f"sqlite+aiosqlite:///{PROJECT}/artifacts/service.sqlite"
     )
@@ -292,6 +336,9 @@ class Settings(BaseSettings):
     """For that server; without one, ``openai_api_key``."""
     main_model: str = str(WEIGHTS / "workshop-main")
     """The cascade's better model: a folder, a name on the hub, or on the server that LLM_BASE_URL names."""
+    model_cache_tokens: Annotated[int, Ge(64), Le(10**9)] | None = None
+    """How many tokens all answers under way of one of our models may have together. By default 8192 on a CPU, and on a
+    GPU what fits into its memory: where models or replicas share one, each should have its part."""
     llm_base_url: Annotated[BaseUrl | None, Field(validation_alias="LLM_BASE_URL")] = None
     """A server that runs the main model for us: ``https://api.openai.com/v1``, or ``https://api.anthropic.com``."""
     llm_protocol: Annotated[Protocol, Field(validation_alias="LLM_PROTOCOL")] = "openai"
@@ -374,6 +421,8 @@ class Settings(BaseSettings):
     """Options of each deployment: ``WORKSHOP_DEPLOYMENTS__CLASSIFIER__REPLICAS=2``, or all as JSON."""
     ray_cpus: Replicas | None = None
     """Logical CPUs of our own Ray: a limit on replicas, not on the cores that they use. By default, enough for all."""
+    ray_gpus: Replicas | None = None
+    """Logical GPUs of our own Ray. By default those of this machine; if it has none, enough for all, on the CPU."""
     object_store_mb: Annotated[int, Ge(75), Le(10**9)] = 75
     """Ray's shared memory. Requests here are small: Ray's minimum is enough."""
 
@@ -422,6 +471,17 @@ class Settings(BaseSettings):
             return {}
         models = {self.draft_model: self.draft_server, self.main_model: self.main_server}
         return {Path(model).name: model for model, server in models.items() if server is None}
+
+    @property
+    def registered_model(self) -> str | None:
+        """The name of the registered model that ``artifact`` stands for."""
+        found = _REGISTERED.fullmatch(self.artifact)
+        return found["name"] if found else None
+
+    @property
+    def has_many_classifiers(self) -> bool:
+        """Whether callers may get different ones."""
+        return bool(self.customer_artifacts) or self.registered_model is not None
 
     @property
     def checks_credentials(self) -> bool:
@@ -496,8 +556,25 @@ def read_settings(**values: Any) -> Settings:
         setting, *inside = first["loc"]
         place = f"{setting}{''.join(f'[{part!r}]' for part in inside)}"
         value = repr(first["input"])
-        is_secret = variables.get(str(setting), setting) in SECRETS or "@" in value  # a URL may hold a password
+        is_secret = _may_be_secret(variables.get(str(setting), str(setting)), value)
         raise StartError(f"setting {place}{'' if is_secret else '=' + value}: {first['msg']}") from None
+
+
+def settings_in(file: Path) -> tuple[dict[str, Any], list[str]]:
+    """The settings in a file that ``read_settings`` can read, and the names of others in it that may be secret."""
+    found: dict[str, Any] = yaml.safe_load(file.read_text()) or {}
+    names = _variables()
+    secrets = [name for name, value in found.items() if _may_be_secret(names.get(name, name), value)]
+    return {name: value for name, value in found.items() if name not in secrets}, secrets
+
+
+def variable_of(name: str) -> str:
+    """The environment variable of a setting."""
+    return next(variable for variable, setting in _variables().items() if name in {setting, variable})
+
+
+def _may_be_secret(name: str, value: object) -> bool:
+    return name in SECRETS or re.search("://[^/]*@", str(value)) is not None  # a URL may hold a password
 
 
 def _variables() -> dict[str, str]:

@@ -22,7 +22,6 @@ from tests.service import concurrently
 from tests.stand_ins import application, database_url, draft, main, records_in
 from workshop.api.authentication import ApiKeys, CheckedCredentials, UnverifiedNames
 from workshop.api.clock import now
-from workshop.api.dependencies import get_authenticator
 from workshop.api.passwords import Passwords
 from workshop.contracts.errors import UnauthenticatedError
 from workshop.contracts.principals import Credential, Means, Principal, Role, Scope
@@ -170,8 +169,8 @@ class Permissive:
 def permissive(file) -> Iterator[tuple[Permissive, httpx.Client]]:
     authenticator = Permissive(0.5)
     app = application(file, draft(), main(), rate_limits={"/v1": "100/minute"}, daily_budget=1.0)
-    app.dependency_overrides[get_authenticator] = lambda: authenticator
     with run_app(app) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        app.state.authenticator = authenticator
         yield authenticator, client
 
 
@@ -183,9 +182,9 @@ def test_the_websocket_is_closed_when_the_credential_expires(permissive):
 def test_an_answer_ends_when_the_credential_expires_and_what_it_cost_is_charged(file):
     model = main(endless=True)
     app = application(file, draft(), model)
-    app.dependency_overrides[get_authenticator] = lambda: Permissive(0.5)
     question = {"messages": [{"role": "user", "content": "Why?"}]}
     with run_app(app) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        app.state.authenticator = Permissive(0.5)
         answer = client.post("/v1/chat/stream", json=question).text
         assert "the credential has expired" in answer
         assert model.over.wait(10)

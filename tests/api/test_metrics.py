@@ -39,6 +39,7 @@ pytestmark = pytest.mark.slow
 Samples = dict[tuple[str, ...], float]
 
 FAMILIES = {
+    "model_version_requests": "counter",
     "model_loaded": "gauge",
     "api_uptime_seconds": "gauge",
     "http_requests": "counter",

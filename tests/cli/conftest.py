@@ -54,7 +54,7 @@ class Run:
     def url(self) -> str:
         """The URL that it prints, once it serves."""
         end = time.monotonic() + START_S
-        while not (found := re.search(r"http://[\w.]+:\d+", self.out)):
+        while not (found := re.search(r"http://[\w.]+:\d+[/\w-]*", self.out)):
             assert self.process.poll() is None, self.err
             assert time.monotonic() < end, "it does not start"
             time.sleep(0.1)

@@ -15,8 +15,8 @@ from tests.service import RECORD
 pytestmark = pytest.mark.slow
 
 EXTRAS = ("serve", "language", "redis")
-SDK = {"opentelemetry.sdk", "opentelemetry.exporter"}
-"""The extra "telemetry". FastAPI needs other modules of the same package."""
+PARTS = {"opentelemetry.sdk", "opentelemetry.exporter", "mlflow"}
+"""The extras "telemetry" and "registry": modules that several distributions share."""
 BLOCK = """
 import sys
 
@@ -44,7 +44,7 @@ def without_extras(tmp_path) -> Iterator[dict[str, str]]:
         if {canonicalize_name(name) for name in distributions} <= optional - NEEDED_BY_OTHERS
     }
     assert {"ray", "torch", "redis", "faiss"} <= modules
-    (tmp_path / "sitecustomize.py").write_text(BLOCK.format(modules=modules | SDK))
+    (tmp_path / "sitecustomize.py").write_text(BLOCK.format(modules=modules | PARTS))
     return {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
 
 
@@ -61,6 +61,7 @@ def test_the_classifier_alone_needs_no_extras(run, without_extras):
         ("serve", {}, "workshop: this needs ray"),
         ("api", {"WORKSHOP_LANGUAGE_MODELS": "true"}, "workshop: this needs torch"),
         ("api", {"REDIS_URL": "redis://127.0.0.1"}, "workshop: this needs redis"),
+        ("api", {"WORKSHOP_ARTIFACT": "models:/tumours@champion"}, "workshop: this needs mlflow"),
         ("api", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}, "workshop: this needs opentelemetry"),
     ],
 )

@@ -151,8 +151,24 @@ def test_a_storage_for_files_that_is_not_there(fails, command, url):
 
 
 def test_too_little_memory_for_ray(fails):
-    words = ("10486.8 GB", "are free", "python -m workshop api")
+    words = ("10487.0 GB", "are free", "python -m workshop api")
     fails("serve", "--port", "0", WORKSHOP_OBJECT_STORE_MB="10000000", words=words)
+
+
+@pytest.mark.slow
+def test_a_proxy_that_takes_too_long(run):
+    run = run("serve", "--port", "0", RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="0.001")
+    assert run.wait() == 1
+    assert_is_one_line(run.err.splitlines()[-1], "Ray Serve does not come up", "too busy")
+    assert not run.leftovers()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="this machine may have a GPU")
+def test_a_deployment_that_reserves_a_gpu_runs_on_the_cpu_where_there_is_none(run):
+    run = run("serve", "--placement", "deployment", "--port", "0", WORKSHOP_DEPLOYMENTS__CLASSIFIER__GPUS="0.5")
+    assert httpx.post(f"{run.url()}/v1/predict", json=RECORD, timeout=60).status_code == 200
+    assert "this machine has no GPU" in run.err
 
 
 @pytest.mark.parametrize(

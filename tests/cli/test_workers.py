@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from tests.cli.conftest import Run
+from tests.processes import of_each
 from tests.service import RECORD, until
 from workshop.machine import free_port
 
@@ -55,11 +56,11 @@ def status(url: str, path: str = "/health") -> int | str:
 def workers(run: Run, url: str) -> set[psutil.Process]:
     """The processes that hold the service's port, other than their parent."""
     port = int(url.rpartition(":")[2])
+    connections = of_each(run.processes(), lambda process: process.net_connections("tcp"))
     return {
         process
-        for process in run.processes()
-        if process.pid != run.process.pid
-        and any(connection.laddr.port == port for connection in process.net_connections("tcp") if connection.laddr)
+        for process, found in connections.items()
+        if process.pid != run.process.pid and any(each.laddr.port == port for each in found if each.laddr)
     }
 
 

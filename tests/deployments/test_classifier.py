@@ -31,7 +31,15 @@ def handle(cluster, artifact):
         def imported(self) -> set[str]:
             return set(sys.modules)
 
-    yield serve.run(serve.deployment(Observed).bind(artifact), name="classifier-alone", route_prefix=None)
+    class Front:
+        """The application's ingress, which would be an HTTP server."""
+
+        def __init__(self, classifier: object) -> None:
+            pass
+
+    application = serve.deployment(Front).bind(serve.deployment(Observed).bind(artifact))
+    serve.run(application, name="classifier-alone", route_prefix=None)
+    yield serve.get_deployment_handle("Observed", "classifier-alone")
     serve.delete("classifier-alone")
 
 

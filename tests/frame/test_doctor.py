@@ -28,6 +28,7 @@ from workshop.lab.doctor import (
     doctor,
 )
 from workshop.machine import free_port, usable_cores
+from workshop.settings import Settings
 
 NO_TOOL = "no-such-program-anywhere"
 
@@ -84,12 +85,12 @@ def test_what_language_models_need(tmp_path):
 
 
 def test_model_missing_or_damaged(tmp_path):
-    missing = check_model(tmp_path)
+    missing = check_model(Settings(artifact=tmp_path))
     assert missing.status is Status.FAILURE
     assert "make artifacts" in missing.remedy
     (tmp_path / "model.skops").write_bytes(b"half a file")
     (tmp_path / "card.json").write_text('{"sha256": "0"}')
-    damaged = check_model(tmp_path)
+    damaged = check_model(Settings(artifact=tmp_path))
     assert damaged.status is Status.FAILURE
     assert "damaged" in damaged.seen
 

@@ -33,9 +33,9 @@ def test_every_make_target_exists(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_command_exists(document):
-    commands = {command.callback.__name__ for command in app.registered_commands}
+    commands = {command.callback.__name__.replace("_", "-") for command in app.registered_commands}
     commands |= {group.name for group in app.registered_groups}
-    assert set(re.findall(r"-m workshop (\w+)", DOCUMENTS[document])) <= commands
+    assert set(re.findall(r"-m workshop ([a-z-]+)", DOCUMENTS[document])) <= commands
     modules = set(re.findall(r"-m ((?:workshop|docs)(?:\.\w+)+)", DOCUMENTS[document]))
     assert [module for module in modules if find_spec(module) is None] == []
 

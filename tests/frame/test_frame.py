@@ -26,6 +26,7 @@ LOCK = (ROOT / "requirements.lock").read_text().splitlines()
 TORCH_LOCK = (ROOT / "torch.lock").read_text().splitlines()
 PINS = [Requirement(line) for line in LOCK]
 TORCH_PINS = [Requirement(line) for line in TORCH_LOCK]
+PEER_LOCKS = {path.stem: path.read_text().splitlines() for path in (ROOT / "benchmarks" / "apps").glob("*.lock")}
 
 
 # The lock
@@ -35,6 +36,17 @@ def test_every_line_of_the_lock_is_one_exact_pin():
     for line, pin in zip(LOCK + TORCH_LOCK, PINS + TORCH_PINS, strict=True):
         assert not pin.url, line
         assert [specifier.operator for specifier in pin.specifier] == ["=="], line
+
+
+@pytest.mark.parametrize("peer", ["bentoml", "litserve"])
+def test_a_peer_is_measured_with_the_same_classifier(peer):
+    """Its lock is one of exact pins, too, and those of the packages that run the classifier are ours."""
+    pins = [Requirement(line) for line in PEER_LOCKS[peer]]
+    assert [pin for pin in pins if pin.url or [each.operator for each in pin.specifier] != ["=="]] == []
+    of_the_classifier = {"numpy", "pydantic", "scikit-learn", "scipy", "skops"}
+    assert {str(pin) for pin in pins if pin.name in of_the_classifier} == {
+        str(pin) for pin in PINS if pin.name in of_the_classifier
+    }
 
 
 def test_the_lock_matches_pyproject():

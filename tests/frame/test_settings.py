@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -12,13 +13,11 @@ import yaml
 from pydantic import ValidationError
 
 from workshop.contracts.errors import StartError
-from workshop.settings import ModelServer, Settings, read_settings
+from workshop.settings import SECRETS, ModelServer, Settings, read_settings, settings_in, variable_of
 
 SECRET = "the-secret-key"
 NUMBERS = [
-    name
-    for name, field in Settings.model_fields.items()
-    if any(kind in str(field.annotation) for kind in ("int", "float"))
+    name for name, field in Settings.model_fields.items() if re.search(r"\b(int|float)\b", str(field.annotation))
 ]
 EXTREMES = ["inf", "-inf", "nan", "1e400", "-1", "-0.001", str(10**30), "9" * 5000, "", " ", "0x10", "1,5", "٣", "null"]
 
@@ -404,3 +403,37 @@ def test_a_wrong_server_is_refused(monkeypatch, variables, line):
     assert line in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [*SECRETS, *map(variable_of, SECRETS)])
+def test_a_secret_in_a_file_is_told_apart_whatever_it_is_called(tmp_path, name):
+    file = tmp_path / "settings.yaml"
+    file.write_text(json.dumps({name: SECRET, "port": 8000}))
+    assert settings_in(file) == ({"port": 8000}, [name])
+
+
+def test_a_url_with_a_password_in_a_file_is_a_secret(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("DATABASE_URL: postgresql+asyncpg://me:password@db/service")
+    assert settings_in(file) == ({}, ["DATABASE_URL"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("WORKSHOP_ARTIFACT", "models:/tumours", "models:/NAME@champion"),
+        ("WORKSHOP_ARTIFACT", "models:/tumours/3", "models:/NAME@champion"),
+        ("WORKSHOP_ARTIFACT", "", "at least 1 character"),
+        ("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@127.0.0.1:5000", "no password"),
+    ],
+)
+def test_where_models_are(monkeypatch, name, value, words):
+    assert words in refused(monkeypatch, name, value)
+
+
+@pytest.mark.parametrize("name", ["upscale_delay_s", "downscale_delay_s", "max_replicas"])
+@pytest.mark.parametrize("value", ["-1", "NaN", "1e9", '"soon"'])
+def test_autoscaling_out_of_bounds(monkeypatch, name, value):
+    scaling = f'{{"max_replicas": 2, "{name}": {value}}}'
+    line = refused(monkeypatch, "WORKSHOP_DEPLOYMENTS__CLASSIFIER__REPLICAS", scaling)
+    assert name in line

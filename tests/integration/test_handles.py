@@ -250,3 +250,54 @@ async def test_a_late_thread_is_abandoned_and_a_late_queued_call_never_starts(ha
     running.unlink()
     assert await HandleClassifier(Calls(handle, PATIENCE_S)).predict(7) == 7
     assert not queued.with_suffix(STARTED).exists()
+
+
+def dies_once() -> type:
+    class DiesOnce:
+        """Ends its replica, unless the file shows that another one has ended like this."""
+
+        def predict(self, file: Path) -> str:
+            if not file.exists():
+                file.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return "alive"
+
+        def always(self, file: Path) -> None:
+            with file.open("a") as log:
+                log.write("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        async def stream(self, file: Path, *, begins: bool) -> AsyncGenerator[str, None]:
+            if begins:
+                yield "begun"
+            yield self.predict(file)
+
+    return DiesOnce
+
+
+@pytest.fixture(scope="module")
+def mortal(cluster):
+    deployment = serve.deployment(num_replicas=2, health_check_period_s=1)(dies_once())
+    yield Calls(serve.run(deployment.bind(), name="mortal", route_prefix=None), PATIENCE_S)
+    serve.delete("mortal")
+
+
+async def test_a_call_whose_replica_ends_is_made_again(mortal, tmp_path):
+    assert await mortal(dies_once().predict, tmp_path / "file") == "alive"
+
+
+async def test_a_stream_that_has_not_begun_is_made_again(mortal, tmp_path):
+    assert [piece async for piece in mortal.stream(dies_once().stream, tmp_path / "file", begins=False)] == ["alive"]
+
+
+async def test_a_stream_that_has_begun_fails(mortal, tmp_path):
+    pieces = mortal.stream(dies_once().stream, tmp_path / "file", begins=True)
+    assert await anext(pieces) == "begun"
+    with pytest.raises(UnavailableError):
+        await anext(pieces)
+
+
+async def test_a_call_that_ends_every_replica_is_given_up(mortal, tmp_path):
+    with pytest.raises((UnavailableError, DeadlineExceededError)):
+        await mortal(dies_once().always, tmp_path / "file")
+    assert (tmp_path / "file").read_text()  # Serve itself may repeat a call, too

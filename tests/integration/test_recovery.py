@@ -2,15 +2,17 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from pathlib import Path
 from uuid import UUID
 
 import httpx
+import numpy as np
 import pytest
-import ray
+from sklearn.dummy import DummyClassifier
 
 from tests.deployed import deployed
-from tests.service import RECORD
+from tests.processes import descendants
+from tests.service import RECORD, ROWS
 from workshop.models.tumours import TumourClassifier, train
 from workshop.settings import Placement, Settings
 
@@ -18,11 +20,15 @@ VERSION_REQUESTS = 'http_requests_total{method="GET",route="/version",status="20
 
 
 @pytest.fixture(scope="module")
-def service(cluster, tmp_path_factory) -> Iterator[httpx.Client]:
-    """The service, with a card that lacks one class. Each prediction therefore runs into a bug."""
-    folder = tmp_path_factory.mktemp("service")
-    model = train()
-    TumourClassifier(model._pipeline, replace(model.card, classes=("malignant",))).save(folder / "artifact")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("service")
+
+
+@pytest.fixture(scope="module")
+def service(cluster, folder) -> Iterator[httpx.Client]:
+    """The service, with a model that has one class more than its card. Each prediction therefore runs into a bug."""
+    pipeline = DummyClassifier(strategy="uniform").fit(ROWS, np.arange(len(ROWS)) % 3)
+    TumourClassifier(pipeline, train().card).save(folder / "artifact")
     settings = Settings(
         artifact=folder / "artifact",
         database_url=f"sqlite+aiosqlite:///{folder}/service.sqlite",
@@ -34,23 +40,26 @@ def service(cluster, tmp_path_factory) -> Iterator[httpx.Client]:
 
 
 def kill(deployment: str) -> None:
-    """Kill its one replica."""
-    [name] = [name for name in ray.util.list_named_actors(all_namespaces=True) if f"#{deployment}#" in name["name"]]
-    ray.kill(ray.get_actor(**name), no_restart=True)
+    """Kill its one replica, and wait until it has ended: until then, it may still answer."""
+    [replica] = descendants(f":{deployment}")
+    replica.kill()
+    replica.wait(60)
 
 
 def wait_for(service: httpx.Client, status: int) -> httpx.Response:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while (answer := service.get("/readiness")).status_code != status:
         assert time.monotonic() < end, f"readiness is still {answer.status_code}"
         time.sleep(0.1)
     return answer
 
 
-def test_readiness_is_503_while_the_classifier_is_gone_and_comes_back(service):
+def test_readiness_is_503_while_the_classifier_is_gone_and_comes_back(service, folder):
     wait_for(service, 200)
+    (folder / "artifact").rename(folder / "away")  # otherwise another replica is there before anybody has looked
     kill("classifier")
     answer = wait_for(service, 503)
+    (folder / "away").rename(folder / "artifact")
     assert int(answer.headers["Retry-After"]) >= 1
     assert answer.json()["error"] == "UnavailableError"
     assert service.get("/liveness").status_code == 200

@@ -50,7 +50,7 @@ def test_a_ray_that_never_comes_up_is_a_one_line_error():
     done = run(failures=99, starts=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith(
-        "StartError: Ray does not come up: The current node timed out during startup."
+        "StartError: Ray does not come up: The current node timed out during startup"
     )
 
 

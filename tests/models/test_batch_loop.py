@@ -144,7 +144,7 @@ async def test_a_request_cancelled_while_it_waits_to_continue_alone_delays_no_ot
 async def test_closing_ends_what_is_under_way(breakable, options, earlier):
     await breakable.aclose()
     calls = [asyncio.create_task(breakable.complete(prompt_for(question, **options))) for question in QUESTIONS[:8]]
-    await until(lambda: breakable._loops._loops)
+    await until(lambda: breakable._running + sum(call.done() for call in calls) == len(calls))  # all have begun
     await breakable.aclose()
     answers = await asyncio.gather(*calls, return_exceptions=True)
     ends = {type(answer).__name__ for answer in answers}
@@ -255,3 +255,16 @@ async def test_a_model_that_is_closed_leaks_no_memory(breakable, earlier):
     await breakable.aclose()
     gc.collect()
     assert not caches() - earlier[1]
+
+
+async def test_answers_that_find_no_room_in_the_cache_wait_for_it(model):
+    small = LanguageModel.load(str(WEIGHTS / "workshop-draft"), cache_tokens=96)
+    try:
+        assert (await small.card()).context_length == 96
+        expected = [await model.complete(prompt_for(question)) for question in QUESTIONS[:8]]
+        answers = await asyncio.gather(*(small.complete(prompt_for(question)) for question in QUESTIONS[:8]))
+        assert [answer.text for answer in answers] == [answer.text for answer in expected]
+        with pytest.raises(PromptTooLongError):
+            await small.complete(prompt_for("why " * 96))
+    finally:
+        await small.aclose()

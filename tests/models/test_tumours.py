@@ -7,14 +7,17 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import skops.io
 from sklearn.preprocessing import FunctionTransformer
+from starlette.staticfiles import StaticFiles
 
 from tests.service import ROWS
 from workshop.contracts.errors import InvalidInputError, StartError
 from workshop.contracts.tumours import FEATURES, LARGEST_VALUE
+from workshop.lab.app_server import run_app
 from workshop.models.artifacts import ArtifactError
 from workshop.models.tumours import TumourClassifier, train, training_data
 
@@ -93,6 +96,37 @@ def test_a_saved_model_is_the_same_model(trained, artifact):
     np.testing.assert_array_equal(loaded.predict(ROWS).probabilities, trained.predict(ROWS).probabilities)
 
 
+def test_a_model_is_loaded_from_any_url_that_fsspec_knows(artifact):
+    fsspec.filesystem("memory").put(str(artifact), "/models/", recursive=True)
+    with run_app(StaticFiles(directory=artifact)) as server:
+        for url in (f"file://{artifact}", f"memory://models/{artifact.name}", server.url):
+            assert TumourClassifier.load(url).card == TumourClassifier.load(artifact).card
+        with pytest.raises(ArtifactError, match=f"{server.url}/nowhere/model.skops"):
+            TumourClassifier.load(f"{server.url}/nowhere")
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense://x", "http://127.0.0.1:9/x", "s3://", "memory://nowhere", "http://[", "\0", "#"]
+)
+def test_a_url_that_cannot_be_read_is_a_one_line_error(url):
+    with pytest.raises(ArtifactError, match="cannot read the model") as caught:
+        TumourClassifier.load(url)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_location_names_the_checksum_that_the_model_must_have(artifact):
+    checksum = hashlib.sha256((artifact / MODEL).read_bytes()).hexdigest()
+    assert TumourClassifier.load(f"{artifact}#sha256={checksum}").card.version == "1.0.0"
+    assert TumourClassifier.load(f"{artifact}#sha256={checksum}&version=3").card.version == "3"
+    with pytest.raises(ArtifactError, match="is another one"):
+        TumourClassifier.load(f"{artifact}#sha256={'0' * 64}")
+    for wrong in (checksum[1:], checksum.upper(), f"{checksum}0", "", f"{checksum}&version="):
+        with pytest.raises(ArtifactError, match="should be followed by 64 hexadecimal digits"):
+            TumourClassifier.load(f"{artifact}#sha256={wrong}")
+    folder = artifact.rename(artifact.with_name("c#sharp"))
+    assert TumourClassifier.load(folder).card.sha256 == checksum
+
+
 def test_the_artifact_is_two_files_and_nothing_unfinished(artifact):
     assert {path.name for path in artifact.iterdir()} == {MODEL, CARD}
 
@@ -114,6 +148,11 @@ def put_in_untrusted_code(artifact: Path) -> None:
     edit_card(artifact, sha256=hashlib.sha256(content).hexdigest())
 
 
+def put_in_something_else(artifact: Path) -> None:
+    (artifact / MODEL).write_bytes(b"not an archive")
+    edit_card(artifact, sha256=hashlib.sha256(b"not an archive").hexdigest())
+
+
 DAMAGES = {
     "no folder": lambda folder: folder.rename(folder.with_name("elsewhere")),
     "a file in place of the folder": lambda folder: (
@@ -131,7 +170,12 @@ DAMAGES = {
     "a card that is a list": lambda folder: (folder / CARD).write_text("[]"),
     "an empty card": lambda folder: (folder / CARD).write_text("{}"),
     "a card with text for a number": lambda folder: edit_card(folder, accuracy="good"),
-    "a card with other classes": lambda folder: edit_card(folder, classes=3),
+    "a card with a number of classes": lambda folder: edit_card(folder, classes=3),
+    "a card with other classes": lambda folder: edit_card(folder, classes=["yes", "no"]),
+    "a card with the classes in another order": lambda folder: edit_card(folder, classes=["benign", "malignant"]),
+    "a card with another positive class": lambda folder: edit_card(folder, positive_class="benign"),
+    "a card without features": lambda folder: edit_card(folder, features=[]),
+    "a model that is not one of skops": put_in_something_else,
 }
 
 

@@ -45,7 +45,7 @@ class Replicas:
 
     def start(self, folder: Path) -> None:
         """Start them with the model in a folder, in place of those that run."""
-        settings = self.settings.model_copy(update={"artifact": folder})
+        settings = self.settings.model_copy(update={"artifact": str(folder)})
         if self._cluster:
             serve.run(build_application(settings), name=APP_NAME)
             urls = [self._cluster]
@@ -112,6 +112,8 @@ def test_all_routes_share_the_answers(replicas, computed):
         "/batch-predict": {"records": [RECORDS[2]]},
         "/invocations": {"dataframe_split": {"columns": list(FEATURES), "data": row}},
         "/v2/models/tumour-classifier/infer": {"inputs": [tensor]},
+        "/v2/models/tumour-classifier@1.0.0/infer": {"inputs": [tensor]},
+        "/v2/models/tumour-classifier/versions/1.0.0/infer": {"inputs": [tensor]},
     }
     for client in replicas.clients:
         for path, body in requests.items():
@@ -146,7 +148,7 @@ def test_an_error_is_not_kept(replicas, reference, computed):
 
 def test_a_new_model_never_answers_with_what_the_old_one_has_computed(replicas, artifact, tmp_path):
     first = TumourClassifier.load(artifact)
-    scaler, _ = steps = list(first._pipeline)
+    scaler, _ = steps = list(first.pipeline)
     rows, labels = training_data()
     steps[1] = LogisticRegression(C=0.001, max_iter=1000).fit(scaler.transform(rows), labels)
     models = {

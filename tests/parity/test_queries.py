@@ -107,7 +107,7 @@ def leave_whole(method: str, path: str, options: dict, client: httpx.Client) -> 
     made = watch.total("generated_tokens")
     end = time.monotonic() + 60
     with leaving(client, method, path, **options) as connection:
-        while watch.look(1).total("generated_tokens") <= made + 2 and not has_answer(connection):
+        while watch.look(4).total("generated_tokens") <= made + 2 and not has_answer(connection):
             assert time.monotonic() < end
 
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, closing, suppress
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Engine, event, func, select, text
+from sqlalchemy import event, func, select, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from tests.storage.test_migrations import start
@@ -110,8 +110,8 @@ async def test_a_wrong_statement_is_our_error(connected, url):
 
 
 @asynccontextmanager
-async def counted():
-    """The number of open connections, and the highest so far."""
+async def counted(connected: Database):
+    """The number of its open connections, and the highest so far."""
     seen = {"open": 0, "most": 0}
 
     def opened(*_):
@@ -123,19 +123,19 @@ async def counted():
 
     listeners = [("connect", opened), ("close", closed)]
     for name, listener in listeners:
-        event.listen(Engine, name, listener)
+        event.listen(connected._engine.sync_engine, name, listener)
     try:
         yield seen
     finally:
         for name, listener in listeners:
-            event.remove(Engine, name, listener)
+            event.remove(connected._engine.sync_engine, name, listener)
 
 
 @pytest.mark.anyio
 async def test_a_burst_shares_the_connections(connected, monkeypatch):
     monkeypatch.setattr(database, "MAX_WAIT_S", 300.0)  # on a busy machine the last ones wait a long time
     await count(connected)
-    async with counted() as seen:
+    async with counted(connected) as seen:
         assert await asyncio.gather(*(count(connected) for _ in range(300))) == [0] * 300
     assert 0 < seen["most"] <= MAX_CONNECTIONS
 

@@ -16,7 +16,7 @@ from workshop.storage.users import SqlUserStore
 pytestmark = pytest.mark.anyio
 
 ADA = User("ada", Role.MEMBER, "$argon2id$a")
-LATER = datetime.now(UTC) + timedelta(hours=1)
+LATER = datetime.now(UTC) + timedelta(days=1)
 
 
 @pytest.fixture

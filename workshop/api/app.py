@@ -119,8 +119,7 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
         app.state.health = HealthCheck()
         try:
             await wait_until_ready(services)
-            if services.prediction_jobs is not None:
-                services.prediction_jobs.start()
+            services.start()
             yield
         finally:  # also after a failed start
             await services.aclose()
@@ -160,16 +159,17 @@ def create_app(services: Services, settings: Settings) -> FastAPI:
     # uvicorn includes it too, but trusts every caller on the same machine by default. This one also works behind Serve.
     app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=[str(network) for network in settings.trusted_proxies])
     add_error_handlers(app)
-    # Public: these routes and FastAPI's documentation. All others require a key if keys are set.
+    # The routes of models first: FastAPI tries one after the other. All of these require a key if keys are set.
+    has_language, has_jobs = services.language is not None, services.prediction_jobs is not None
+    for router in _protected_routers(settings, has_language=has_language, has_jobs=has_jobs):
+        app.include_router(router, dependencies=[Depends(get_principal)], responses=error_responses(*PROTECTED))
+    # Public: these routes and FastAPI's documentation.
     app.include_router(service.router)
     app.include_router(inference.health_router)
     app.include_router(playground.router)
     if sessions is not None:
         app.include_router(auth.oauth_router)
         app.include_router(auth.page_router)
-    has_language, has_jobs = services.language is not None, services.prediction_jobs is not None
-    for router in _protected_routers(settings, has_language=has_language, has_jobs=has_jobs):
-        app.include_router(router, dependencies=[Depends(get_principal)], responses=error_responses(*PROTECTED))
     return app
 
 

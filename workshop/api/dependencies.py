@@ -2,9 +2,13 @@
 
 All are ``async def``, even those that await nothing: FastAPI runs a plain ``def`` dependency in a thread, which costs
 more than the rest of the request.
+
+What every request depends on has few dependencies of its own. FastAPI calls each dependency once, but goes through what
+it depends on wherever it occurs.
 """
 
 from collections.abc import AsyncIterator, Mapping
+from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Annotated, Any, cast
 
@@ -26,7 +30,7 @@ from workshop.contracts.classifier import Classifier, ModelCard
 from workshop.contracts.errors import ForbiddenError, NotFoundError, UnauthenticatedError, UnavailableError
 from workshop.contracts.generator import TextGenerator
 from workshop.contracts.prediction_jobs import PredictionJobs
-from workshop.contracts.principals import ANONYMOUS, Authenticator, Credential, Principal, Scope
+from workshop.contracts.principals import ANONYMOUS, CALLER, Authenticator, Credential, Principal, Scope
 from workshop.contracts.services import Health, LanguageServices, Services
 from workshop.contracts.usage import UsageStore
 from workshop.logs import add_log_fields
@@ -81,11 +85,6 @@ async def get_prediction_jobs(services: Annotated[Services, Depends(get_services
     return cast(PredictionJobs, services.prediction_jobs)  # without it, these routes do not exist
 
 
-async def get_authenticator(connection: HTTPConnection) -> Authenticator:
-    """The authenticator. Tests override this dependency."""
-    return cast(Authenticator, connection.app.state.authenticator)
-
-
 async def get_rate_limits(connection: HTTPConnection) -> RateLimits:
     return cast(RateLimits, connection.app.state.rate_limits)
 
@@ -104,10 +103,8 @@ async def get_principal(
     connection: HTTPConnection,
     credential: Annotated[Credential, Security(ReadCredential())],
     _log_in: Annotated[None, Security(LogIn())],
-    authenticator: Annotated[Authenticator, Depends(get_authenticator)],
-    rate_limits: RateLimitsDep,
 ) -> Principal:
-    """The principal of the request's credential. All protected routes depend on it.
+    """The principal of the request's credential. All protected routes depend on it, before anything else.
 
     Wrong credentials are counted by address. A valid one is accepted however many wrong ones came from its address, so
     callers who share an address cannot lock each other out.
@@ -118,13 +115,17 @@ async def get_principal(
     """
     # FastAPI caches a dependency below ``Security`` by scopes too, and would call this again for each set of them.
     if not hasattr(connection.state, "principal"):
+        authenticator: Authenticator = connection.app.state.authenticator
+        rate_limits: RateLimits = connection.app.state.rate_limits
         try:
             principal = await authenticator.authenticate(credential)
         except UnauthenticatedError:
             if credential.value:
                 spend(connection, await rate_limits.count_wrong_key(client_address(connection)))
             raise
+        CALLER.set(principal.id)
         if principal.id == ANONYMOUS:
+            CALLER.set(client_address(connection))
             spend(connection, await rate_limits.count_anonymous(client_address(connection)))
         if principal.id != credential.value:  # without keys, a name may be a real key, sent to the wrong service
             add_log_fields(principal=principal.id)
@@ -158,7 +159,11 @@ def client_address(connection: HTTPConnection) -> str:
 
     Of an IPv6 address it is the network, since one subscriber has all addresses of a /64.
     """
-    host = connection.client.host if connection.client else ""
+    return _network(connection.client.host if connection.client else "")
+
+
+@lru_cache(maxsize=4096)
+def _network(host: str) -> str:
     try:
         address = ip_address(host)
     except ValueError:
@@ -173,9 +178,11 @@ def rate_limit_key(connection: HTTPConnection, principal: Principal) -> str:
     return client_address(connection) if principal.id == ANONYMOUS else f"principal {principal.id}"
 
 
-async def limit_rate(connection: HTTPConnection, principal: PrincipalDep, rate_limits: RateLimitsDep) -> None:
-    """Raise RateLimitedError for a caller who sends too many requests to a route."""
-    spend(connection, await rate_limits.count(request_path(connection), rate_limit_key(connection, principal)))
+async def limit_rate(connection: HTTPConnection) -> None:
+    """Raise RateLimitedError for a caller who sends too many requests to a route. Comes after ``get_principal``."""
+    rate_limits: RateLimits = connection.app.state.rate_limits
+    caller = rate_limit_key(connection, connection.state.principal)
+    spend(connection, await rate_limits.count(request_path(connection), caller))
 
 
 async def count_question(websocket: WebSocket, principal: Principal, rate_limits: RateLimits) -> None:

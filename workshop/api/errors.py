@@ -91,6 +91,19 @@ class Problem(BaseModel):
     request_id: str
 
 
+def bare_problem(status: HTTPStatus, detail: str, request_id: str) -> Problem:
+    """The document of a server that refuses a request before the application has seen it."""
+    return Problem(
+        title=status.phrase,
+        status=status,
+        detail=detail,
+        instance="",
+        error=status.phrase.title().replace(" ", ""),
+        timestamp=now(),
+        request_id=request_id,
+    )
+
+
 PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
 """A problem document in OpenAPI."""
 

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from workshop.contracts.metrics import MetricStore, Series
+from workshop.contracts.registry import VERSION_REQUESTS
 
 OTHER = "other"
 """The route of a request to no route, or to a file. Methods that HTTP does not define have this name too."""
@@ -158,12 +159,25 @@ class MetricsCollector(Collector):
         """The metrics."""
         yield GaugeMetricFamily("model_loaded", "Whether the classifier answers: 1 or 0.", float(self._model_loaded))
         yield GaugeMetricFamily("api_uptime_seconds", "Uptime of the process that answers.", self._uptime_s)
+        yield _versions(self._totals)
         requests = REQUESTS.read(self._totals)
         yield from _requests(requests)
         yield from _predictions(requests)
         answers, costs = ANSWERS.read(self._totals), COSTS.read(self._totals)
         for prefix in self._cascades:
             yield from _cascade(prefix, answers, costs)
+
+
+def _versions(totals: Mapping[Series, float]) -> Metric:
+    labels = ["version", "outcome"]
+    requests = CounterMetricFamily(
+        VERSION_REQUESTS, "Requests to each version of a registered classifier.", labels=labels
+    )
+    for series, total in totals.items():
+        if series.name == VERSION_REQUESTS:
+            named = dict(series.labels)
+            requests.add_metric([named[label] for label in labels], total)
+    return requests
 
 
 def _requests(found: Mapping[LabelValues, Distribution]) -> Iterator[Metric]:

@@ -20,17 +20,24 @@ An exception is pickled as its class and its ``args``. So every constructor must
 ``super().__init__``, or the error cannot be rebuilt on the other side of a process boundary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class if it has none."""
+    line, *_ = str(error).strip().splitlines() or [type(error).__name__]
+    return line
 
 
 class StartError(Exception):
     """The service cannot start. The message is one line that says what to do."""
 
     @classmethod
-    def because(cls, what: str, reason: BaseException) -> Self:
-        """An error that says what failed, with the first line of the reason."""
-        first_line, *_ = str(reason).strip().splitlines() or [type(reason).__name__]
-        return cls(f"{what}: {first_line}")
+    def because(cls, what: str, reason: BaseException, remedy: str = "") -> Self:
+        """An error that says what failed, with the first line of the reason, and what to do."""
+        return cls(f"{what}: {first_line(reason).rstrip('.')}" + (f"; {remedy}" if remedy else ""))
 
 
 class ServiceError(Exception):
@@ -46,6 +53,15 @@ class ServiceError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+
+@contextmanager
+def start_errors() -> Iterator[None]:
+    """Raise a ServiceError of the block as a StartError: the service does not run yet."""
+    try:
+        yield
+    except ServiceError as error:
+        raise StartError(error.message) from error
 
 
 class InvalidInputError(ServiceError):

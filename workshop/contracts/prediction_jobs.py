@@ -47,6 +47,7 @@ class PredictionJob:
 
     Attributes:
         id: chosen by the store.
+        owner: id of the principal that has sent the file.
         attempt: how often a process has begun it. A process that dies leaves it to another.
         status: its state.
         progress: how far it is.
@@ -57,6 +58,7 @@ class PredictionJob:
     """
 
     id: UUID
+    owner: str
     attempt: int
     status: JobStatus
     progress: Progress

@@ -1,5 +1,6 @@
 """Callers: how they identify themselves, and what they may do."""
 
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -8,6 +9,8 @@ from uuid import UUID
 
 ANONYMOUS = "anonymous"
 """The id of a caller without a credential, if none is required."""
+CALLER = ContextVar("caller", default=ANONYMOUS)
+"""Who sent the request under way: the principal's id, or the address of an anonymous caller."""
 
 
 class Scope(StrEnum):

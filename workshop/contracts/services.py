@@ -97,12 +97,21 @@ class Resource(Protocol):
         ...
 
 
+class BackgroundWork(Resource, Protocol):
+    """Something that goes on beside requests."""
+
+    def start(self) -> None:
+        """Begin it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """Everything that endpoints may call, whatever runs behind it.
 
     Without ``language`` or ``prediction_jobs``, their routes do not exist. Without ``users``, nobody can log in.
-    ``cache`` is what some of them use; endpoints do not.
+    ``champion`` is the classifier without versions on trial, if it may have some.
+    ``cache`` and ``registered`` are what some of them use; endpoints do not.
     """
 
     classifier: Classifier
@@ -112,6 +121,14 @@ class Services:
     prediction_jobs: PredictionJobs | None = None
     metrics: MetricStore = field(default_factory=ProcessMetrics)
     cache: Resource | None = None
+    registered: BackgroundWork | None = None
+    champion: Classifier | None = None
+
+    def start(self) -> None:
+        """Begin what goes on beside requests."""
+        for part in (self.prediction_jobs, self.registered):
+            if part is not None:
+                part.start()
 
     async def health(self) -> Health:
         """Ask every part. Classifier and database are required; ``language`` is not, whoever runs its models."""
@@ -122,5 +139,5 @@ class Services:
 
     async def aclose(self) -> None:
         """Release all resources."""
-        parts = self.prediction_jobs, self.cases, self.users, self.language, self.metrics, self.cache
+        parts = self.registered, self.prediction_jobs, self.cases, self.users, self.language, self.metrics, self.cache
         await gather(*(part.aclose() for part in parts if part is not None))

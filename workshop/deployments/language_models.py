@@ -13,16 +13,17 @@ class LanguageModelsDeployment:
 
     Args:
         sources: folder or hub name of each model, by the name that callers use.
+        cache_tokens: of each model, see ``LanguageModel``.
 
     Raises:
         StartError: a model cannot be loaded; the replica does not start.
     """
 
-    def __init__(self, sources: Mapping[str, str]) -> None:
+    def __init__(self, sources: Mapping[str, str], cache_tokens: int | None = None) -> None:
         # Only a replica needs PyTorch; code that only refers to this class does not.
         from workshop.models.language_model import LanguageModel
 
-        self._models = {name: LanguageModel.load(source, name) for name, source in sources.items()}
+        self._models = {name: LanguageModel.load(source, name, cache_tokens) for name, source in sources.items()}
 
     async def complete(self, model: str, prompt: Prompt) -> Completion:
         """See ``TextGenerator.complete``."""

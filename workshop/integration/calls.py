@@ -1,12 +1,13 @@
 """The one way to call a deployment. No Ray type and no Ray exception leaves this file."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from ray.exceptions import RayError, RayTaskError, UnserializableException
+from ray.exceptions import RayActorError, RayError, RayTaskError, UnserializableException
 from ray.serve import context as serve_context
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -46,8 +47,16 @@ def contract_errors() -> Iterator[None]:
         raise UnavailableError("the model is not available") from error
 
 
+RETRY_PAUSES_S = (0.05, 0.1, 0.2)
+"""Before a call is tried again. Serve chooses a replica, and soon knows which one is gone."""
+
+
 class Calls:
     """The one way to call a deployment: within a time limit, and with the contract's errors.
+
+    A call whose replica ends is tried again with another one, and so is a stream that has not begun. That is safe: all
+    methods of our deployments may be called twice. After a few tries it is an UnavailableError, so that a request that
+    crashes its replica does not crash all of them.
 
     When the time is up or the caller is cancelled, the call is cancelled too. If it still waits for a replica, it never
     starts. In a replica, an ``async def`` method is cancelled, and with it the calls that it awaits. A plain method
@@ -59,8 +68,16 @@ class Calls:
     """
 
     def __init__(self, handle: DeploymentHandle[Any], timeout_s: float) -> None:
-        self._handle = handle
+        self._bound = handle
         self._timeout_s = timeout_s
+
+    @cached_property
+    def _handle(self) -> DeploymentHandle[Any]:
+        """Calls through Ray, also where ``RAY_SERVE_USE_GRPC_BY_DEFAULT`` is set: gRPC has other errors.
+
+        Made late: until the service runs, Serve has not replaced what was bound by a handle.
+        """
+        return self._bound.options(_by_reference=True)
 
     async def __call__(
         self,
@@ -69,7 +86,7 @@ class Calls:
         **kwargs: Given.kwargs,
     ) -> Result:
         """What a method of the deployment's class returns."""
-        return await self._within(self._timeout_s, method, *args, **kwargs)
+        return await self._within(self._timeout_s, RETRY_PAUSES_S, method, *args, **kwargs)
 
     async def probe(
         self,
@@ -77,26 +94,32 @@ class Calls:
         *args: Given.args,
         **kwargs: Given.kwargs,
     ) -> Result:
-        """The same for a method that a healthy replica answers at once, within ``PROBE_TIMEOUT_S``."""
-        return await self._within(PROBE_TIMEOUT_S, method, *args, **kwargs)
+        """The same for a method that a healthy replica answers at once: within ``PROBE_TIMEOUT_S``, in one try."""
+        return await self._within(PROBE_TIMEOUT_S, (), method, *args, **kwargs)
 
     async def _within(
         self,
         timeout_s: float,
+        pauses_s: Sequence[float],
         method: Callable[Concatenate[Any, Given], Awaitable[Result] | Result],
         *args: Given.args,
         **kwargs: Given.kwargs,
     ) -> Result:
         async with deadline(timeout_s):
-            with contract_errors():
-                _pass_request_id_on()
-                response = getattr(self._handle, method.__name__).remote(*args, **kwargs)
+            for pause_s in (*pauses_s, None):
                 try:
-                    result: Result = await response
-                except asyncio.CancelledError:
-                    response.cancel()
-                    raise
-                return result
+                    with contract_errors():
+                        _pass_request_id_on()
+                        response = getattr(self._handle, method.__name__).remote(*args, **kwargs)
+                        try:
+                            result: Result = await response
+                        except asyncio.CancelledError:
+                            response.cancel()
+                            raise
+                        return result
+                except UnavailableError as error:
+                    await _pause_or_fail(error, pause_s)
+        raise AssertionError("the last try returns or raises")
 
     def stream(
         self,
@@ -107,16 +130,30 @@ class Calls:
         """What a method of the deployment's class yields. Closing the stream cancels the call."""
 
         async def pieces() -> AsyncGenerator[Result, None]:
-            with contract_errors():
-                _pass_request_id_on()
-                response = getattr(self._handle.options(stream=True), method.__name__).remote(*args, **kwargs)
+            has_begun = False
+            for pause_s in (*RETRY_PAUSES_S, None):
                 try:
-                    async for piece in response:
-                        yield piece
-                finally:
-                    response.cancel()  # does nothing once the stream has ended
+                    with contract_errors():
+                        _pass_request_id_on()
+                        response = getattr(self._handle.options(stream=True), method.__name__).remote(*args, **kwargs)
+                        try:
+                            async for piece in response:
+                                has_begun = True
+                                yield piece
+                        finally:
+                            response.cancel()  # does nothing once the stream has ended
+                        return
+                except UnavailableError as error:
+                    await _pause_or_fail(error, None if has_begun else pause_s)
 
         return each_in_time(pieces(), self._timeout_s)
+
+
+async def _pause_or_fail(error: UnavailableError, pause_s: float | None) -> None:
+    """Wait before the next try. Raise the error if there is none, or if the replica has not ended."""
+    if pause_s is None or not isinstance(error.__cause__, RayActorError):
+        raise error
+    await asyncio.sleep(pause_s)
 
 
 def _pass_request_id_on() -> None:

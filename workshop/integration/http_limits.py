@@ -1,6 +1,6 @@
 """Limits on what clients may send before the application sees it: uvicorn has none for headers.
 
-Used by our own uvicorn, and by the proxies of Serve, which run uvicorn too: see ``proxy_middleware``.
+Used by our own uvicorn, and by the servers of Serve, which run uvicorn too: see ``ingress.server_middleware``.
 """
 
 import asyncio
@@ -8,20 +8,15 @@ from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
 
-import uvicorn.protocols.http.auto
-from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from workshop.api.clock import now
-from workshop.api.errors import Problem
+from workshop.api.errors import bare_problem
 from workshop.api.middleware import request_id
 from workshop.api.middleware.header_limit import MAX_HEADER_BYTES, TOO_LARGE
-from workshop.api.middleware.request_id import RequestIdMiddleware
-from workshop.api.middleware.security_headers import SecurityHeadersMiddleware, security_headers
+from workshop.api.middleware.security_headers import security_headers
 from workshop.api.sockets import MAX_MESSAGE_BYTES
 from workshop.machine import open_file_limit
-from workshop.settings import read_settings
 
 MAX_CONNECTIONS = min(4096, open_file_limit() * 3 // 4)
 """In one process, idle ones and WebSockets included. The rest of the files is for models, databases and logs."""
@@ -155,30 +150,8 @@ class BodyPauseMiddleware:
         await self.app(scope, receive_until_too_long, send)
 
 
-def proxy_middleware() -> list[Middleware]:
-    """Serve calls this in each proxy before it listens, by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``.
-
-    There is no option for the protocol: the proxy asks uvicorn for its default one.
-    """
-    uvicorn.protocols.http.auto.AutoHTTPProtocol = LimitedHttpProtocol
-    settings = read_settings()
-    return [
-        Middleware(RequestIdMiddleware),  # Serve sends back whatever id a client sends
-        Middleware(SecurityHeadersMiddleware),  # some answers are the proxy's own
-        Middleware(BodyPauseMiddleware, settings.max_body_bytes, settings.max_file_bytes),
-    ]
-
-
 def _refusal(status: HTTPStatus, detail: str) -> bytes:
-    problem = Problem(
-        title=status.phrase,
-        status=status,
-        detail=detail,
-        instance="",
-        error=status.phrase.title().replace(" ", ""),
-        timestamp=now(),
-        request_id=str(uuid4()),
-    )
+    problem = bare_problem(status, detail, str(uuid4()))
     body = problem.model_dump_json().encode()
     headers = {
         "Content-Type": "application/problem+json",

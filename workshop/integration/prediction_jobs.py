@@ -30,6 +30,7 @@ from workshop.contracts.errors import (
     UnavailableError,
 )
 from workshop.contracts.prediction_jobs import JobFile, PredictionJob, Progress
+from workshop.contracts.principals import CALLER
 from workshop.models.tumour_csv import Batch, PredictionCsvWriter, TumourCsvReader, Utf8Check
 from workshop.settings import Settings
 from workshop.storage.prediction_jobs import SqlJobStore
@@ -251,6 +252,7 @@ class Scoring:
 
     async def run(self) -> Mapping[JobFile, int]:
         """Read the file, and write the job's files. Returns their lengths in bytes. Raises ServiceError."""
+        CALLER.set(self._job.owner)
         paths = {file: _output(self._job, file) for file in JobFile}
         upload = _upload(self._job.id)
         with storage_errors():

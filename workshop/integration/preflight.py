@@ -6,7 +6,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from workshop.contracts.errors import ServiceError, StartError
 from workshop.integration.retriever import make_embedding
-from workshop.integration.services import require_pytorch
+from workshop.integration.services import active_location, require_pytorch
 from workshop.machine import is_loopback
 from workshop.models.tumours import TumourClassifier
 from workshop.settings import Settings
@@ -69,7 +69,7 @@ def check_models(settings: Settings) -> None:
     Raises:
         StartError: a model is missing or damaged.
     """
-    TumourClassifier.load(settings.artifact)
+    TumourClassifier.load(active_location(settings))
     if not settings.language_models:
         return
     from workshop.models.retriever import CorpusRetriever

@@ -4,6 +4,7 @@ Heavy modules are imported where they are used: PyTorch alone takes seconds and 
 service without language models nor an API in front of replicas needs it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,19 +15,23 @@ from fastapi import FastAPI
 from workshop import environment
 from workshop.api.app import create_app
 from workshop.contracts.classifier import Classifier
-from workshop.contracts.errors import StartError
+from workshop.contracts.errors import StartError, start_errors
 from workshop.contracts.generator import TextGenerator
+from workshop.contracts.metrics import MetricStore
 from workshop.contracts.rag import QuestionAnswerer
+from workshop.contracts.registry import ModelRegistry, ModelVersion
 from workshop.contracts.retriever import DEFAULT_EMBEDDING, Retriever
 from workshop.contracts.services import LanguageServices, Services
 from workshop.integration.batching import MicroBatched
 from workshop.integration.caching import CachedClassifier
 from workshop.integration.classifier import HandleClassifier, InProcessClassifier
+from workshop.integration.customers import CustomerClassifiers, RecentClassifiers
 from workshop.integration.generator import HandleGenerator, WithDeadline
 from workshop.integration.observability import observe
 from workshop.integration.prediction_jobs import open_prediction_jobs
 from workshop.integration.rag import HandleQuestionAnswerer
 from workshop.integration.retriever import HandleRetriever, make_embedding
+from workshop.integration.rollout import RegisteredClassifier
 from workshop.models.cascade import PricedModel, TwoModelCascade
 from workshop.models.tumours import TumourClassifier
 from workshop.settings import ModelServer, Settings, read_settings
@@ -64,17 +69,39 @@ def build_services(settings: Settings, handles: Handles = IN_PROCESS) -> Service
         StartError: a model is missing or damaged.
     """
     cache = Cache.at(settings.redis_url, settings.cache_bytes)
-    classifier = _classifier(settings, handles)
+    metrics = SqlMetricStore(settings.database_url)
+
+    def cached(classifier: Classifier) -> Classifier:
+        if not settings.cache_predictions:
+            return classifier
+        return CachedClassifier(classifier, cache, settings.predict_timeout_s)
+
+    registered = None
+    if settings.registered_model is None:
+        uncached = _classifier(settings, handles)
+    else:
+        registered = _registered(settings, handles, cached, metrics)
+        uncached = registered.champion
+    champion = cached(uncached)
+    classifier = registered or champion
+    if settings.customer_artifacts:
+        own = _own(settings, handles)
+        own_cached = {id: cached(each) for id, each in own.items()}
+        uncached = CustomerClassifiers(uncached, own)
+        champion = CustomerClassifiers(champion, own_cached)
+        classifier = CustomerClassifiers(classifier, own_cached)
     cases = SqlCaseStore(settings.database_url)
     language = _language(settings, handles, cache) if settings.language_models else None
     return Services(
-        CachedClassifier(classifier, cache, settings.predict_timeout_s) if settings.cache_predictions else classifier,
+        classifier,
         cases,
         language,
         users=SqlUserStore(settings.database_url) if settings.token_keys else None,
-        prediction_jobs=open_prediction_jobs(settings, classifier),  # not cached: a file would displace all else
-        metrics=SqlMetricStore(settings.database_url),
+        prediction_jobs=open_prediction_jobs(settings, uncached),  # not cached: a file would displace all else
+        metrics=metrics,
         cache=cache,
+        registered=registered,
+        champion=champion,
     )
 
 
@@ -111,12 +138,66 @@ def _calls(handle: Any, timeout_s: float) -> "Calls":
 
 def _classifier(settings: Settings, handles: Handles) -> Classifier:
     if handles.classifier is None:
-        inner: Classifier = InProcessClassifier(TumourClassifier.load(settings.artifact))
-        max_calls = 1
-    else:
-        inner = HandleClassifier(_calls(handles.classifier, settings.predict_timeout_s))
-        max_calls = settings.deployments.classifier.max_calls
-    return batched(inner, settings, max_calls=max_calls)
+        return batched(InProcessClassifier(TumourClassifier.load(settings.artifact)), settings)
+    if settings.has_many_classifiers:
+        return _multiplexed(settings, handles, settings.artifact)
+    return _behind(settings, handles.classifier)
+
+
+def _behind(settings: Settings, handle: Any) -> Classifier:
+    """The classifier behind a handle."""
+    inner = HandleClassifier(_calls(handle, settings.predict_timeout_s))
+    return batched(inner, settings, max_calls=settings.deployments.classifier.max_calls)
+
+
+def _multiplexed(settings: Settings, handles: Handles, location: str) -> Classifier:
+    """One of those behind the handle of a ``ClassifiersDeployment``."""
+    return _behind(settings, handles.classifier.options(multiplexed_model_id=location))
+
+
+def _own(settings: Settings, handles: Handles) -> dict[str, Classifier]:
+    """The classifiers of customers who have their own, not loaded yet."""
+    if handles.classifier is not None:
+        return {id: _multiplexed(settings, handles, place) for id, place in settings.customer_artifacts.items()}
+    recent = RecentClassifiers(settings.max_loaded_models)
+    return {id: batched(recent.at(place), settings) for id, place in settings.customer_artifacts.items()}
+
+
+def active_location(settings: Settings) -> str:
+    """Where the classifier is that should answer now. Raises StartError."""
+    if settings.registered_model is None:
+        return settings.artifact
+    with start_errors():
+        return _registry(settings).rollout().champion.location
+
+
+def _registry(settings: Settings) -> ModelRegistry:
+    from workshop.storage.registry import MlflowRegistry  # MLflow takes seconds and 200 MB
+
+    return MlflowRegistry(settings.mlflow_tracking_uri, str(settings.registered_model))
+
+
+def _registered(
+    settings: Settings, handles: Handles, cached: Callable[[Classifier], Classifier], metrics: MetricStore
+) -> RegisteredClassifier:
+    """The registered classifier, of which other versions may become active."""
+
+    def open_version(version: ModelVersion) -> Classifier:
+        if handles.classifier is None:
+            return batched(InProcessClassifier(TumourClassifier.load(version.location)), settings)
+        return _multiplexed(settings, handles, version.location)
+
+    with start_errors():
+        registry = _registry(settings)
+    return RegisteredClassifier(
+        registry,
+        open_version,
+        cached,
+        metrics,
+        timeout_s=settings.predict_timeout_s / 2,
+        poll_s=settings.registry_poll_s,
+        max_failures=settings.max_challenger_failures,
+    )
 
 
 def _language(settings: Settings, handles: Handles, cache: Cache) -> LanguageServices:
@@ -159,7 +240,7 @@ def _generator(
     require_pytorch()
     from workshop.models.language_model import LanguageModel
 
-    return WithDeadline(LanguageModel.load(model, name), timeout_s)
+    return WithDeadline(LanguageModel.load(model, name, settings.model_cache_tokens), timeout_s)
 
 
 def _upstream(server: ModelServer, model: str, timeout_s: float, needs_logprobs: bool) -> TextGenerator:

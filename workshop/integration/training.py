@@ -51,7 +51,7 @@ _MAKERS: dict[str, Callable[[Settings, Path], str]] = {
 def train_all(settings: Settings) -> None:
     """Train everything again, and report it."""
     for setting, make in _MAKERS.items():
-        folder: Path = getattr(settings, setting)
+        folder = Path(getattr(settings, setting))
         print(f"{make(settings, folder)}, in {folder}", flush=True)
 
 
@@ -78,11 +78,13 @@ def make_missing(settings: Settings) -> None:
 
 def _missing(settings: Settings) -> list[str]:
     needed = _MAKERS if settings.language_models else ["artifact"]
-    return [name for name in needed if name not in settings.model_fields_set and not getattr(settings, name).exists()]
+    return [
+        name for name in needed if name not in settings.model_fields_set and not Path(getattr(settings, name)).exists()
+    ]
 
 
 def _make(settings: Settings, setting: str) -> None:
-    folder: Path = getattr(settings, setting)
+    folder = Path(getattr(settings, setting))
     print(f"{folder} does not exist yet. Making it takes a few seconds.", flush=True)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     print(_MAKERS[setting](settings, unfinished), flush=True)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from workshop.api.passwords import MAX_PASSWORD, MIN_PASSWORD, Passwords
-from workshop.contracts.errors import ServiceError, StartError
+from workshop.contracts.errors import StartError, start_errors
 from workshop.contracts.principals import ANONYMOUS, Role
 from workshop.contracts.users import NAME_PATTERN, User, UserStore
 from workshop.settings import Settings
@@ -50,7 +50,5 @@ def _with_store(settings: Settings, use: Callable[[UserStore], Awaitable[Result]
         finally:
             await store.aclose()
 
-    try:
+    with start_errors():
         return asyncio.run(open_and_use())
-    except ServiceError as error:
-        raise StartError(error.message) from error

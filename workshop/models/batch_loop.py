@@ -17,9 +17,6 @@ from transformers.generation.continuous_batching.utils import drain_queue
 
 from workshop.contracts.errors import ModelFailedError, UnavailableError
 
-CPU_CACHE_TOKENS = 8192
-"""Tokens that all answers under way may have together. On a GPU, its memory sets the limit."""
-
 _CPU_PAGE = 32
 _CHECK_EVERY_S = 1.0
 """How often a request that gets no tokens checks whether the loop still runs."""
@@ -65,11 +62,16 @@ class BatchLoops:
         context_length: of prompt and answer together, in tokens.
         end_ids: tokens that end an answer.
         pad_id: the padding token.
+        cache_tokens: how many tokens the answers of a loop may have together, their prompts included. None: as many as
+            fit into the memory of the GPU.
     """
 
-    def __init__(self, model: Any, context_length: int, end_ids: list[int], pad_id: int | None) -> None:
+    def __init__(
+        self, model: Any, context_length: int, end_ids: list[int], pad_id: int | None, cache_tokens: int | None
+    ) -> None:
         self._model = model
         self._context_length = context_length
+        self._cache_tokens = cache_tokens
         self._ids = {"eos_token_id": end_ids, "pad_token_id": pad_id}
         # A loop either samples or does not, so there are two shared loops, and two for requests that run alone. Each
         # starts when it is first needed.
@@ -138,11 +140,11 @@ class BatchLoops:
     def _start(self, kind: "_Kind") -> "_Loop":
         # Temperature and top_p come with each request; these values only make transformers look for them.
         sampling = {"do_sample": True, "temperature": 0.5, "top_p": 0.5, "top_k": 0} if kind.sampled else {}
-        limits = {}
+        page, limits = ContinuousBatchingConfig.page_size, {}
         if self._model.device.type == "cpu":
-            limits = {"num_blocks": CPU_CACHE_TOKENS // _CPU_PAGE, "page_size": _CPU_PAGE, "max_batch_tokens": 2048}
-        elif kind.alone:
-            limits = {"num_blocks": self._context_length // ContinuousBatchingConfig.page_size + 1}
+            page, limits = _CPU_PAGE, {"page_size": _CPU_PAGE, "max_batch_tokens": 2048}
+        if tokens := self._context_length if kind.alone else self._cache_tokens:
+            limits["num_blocks"] = tokens // page + 1
         manager = self._model.init_continuous_batching(
             GenerationConfig(**self._ids, **sampling),
             ContinuousBatchingConfig(return_logprobs=True, per_request_processors=True, **limits),

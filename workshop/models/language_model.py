@@ -25,7 +25,7 @@ from workshop.contracts.generator import (
     Usage,
     collect,
 )
-from workshop.models.batch_loop import CPU_CACHE_TOKENS, BatchLoops, Sampling, TokenRun
+from workshop.models.batch_loop import BatchLoops, Sampling, TokenRun
 from workshop.models.chat_template import ChatTemplate
 
 transformers_logging.disable_progress_bar()
@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 MIN_TEMPERATURE = 0.01
 """Below it the most probable token is taken. No other would be sampled anyway, and dividing by less overflows."""
+
+CPU_CACHE_TOKENS = 8192
+"""What the cache of a model holds on a CPU, unless it is told otherwise. On a GPU, it takes what memory there is."""
 
 SMALL_MODEL = 100_000_000
 """Parameters below which one thread computes. A step is too short to share: on 2 cores, one is 7 to 15 times faster."""
@@ -46,29 +49,33 @@ class LanguageModel:
         name: the name that callers use.
         model: a causal language model.
         tokenizer: its tokenizer, with a chat template.
+        cache_tokens: how many tokens all answers under way may have together, prompts included. Where several models or
+            replicas share a GPU, each should have its part. Answers that sample have such a cache of their own.
 
     Raises:
         ValueError: the chat template cannot be used.
     """
 
-    def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
+    def __init__(self, name: str, model: Any, tokenizer: Any, cache_tokens: int | None = None) -> None:
         context_length = model.config.get_text_config().max_position_embeddings
-        on_cpu = model.device.type == "cpu"
-        self._card = GeneratorCard(name, min(context_length, CPU_CACHE_TOKENS) if on_cpu else context_length)
+        if cache_tokens is None and model.device.type == "cpu":
+            cache_tokens = CPU_CACHE_TOKENS
+        self._card = GeneratorCard(name, min(context_length, cache_tokens or context_length))
         self._tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer)
         ends = model.generation_config.eos_token_id
         self._end_ids: list[int] = ends if isinstance(ends, list) else [ends]
-        self._loops = BatchLoops(model, self._card.context_length, self._end_ids, tokenizer.pad_token_id)
+        self._loops = BatchLoops(model, self._card.context_length, self._end_ids, tokenizer.pad_token_id, cache_tokens)
         self._running = self._completed = self._cancelled = 0
 
     @classmethod
-    def load(cls, source: str, name: str | None = None) -> Self:
+    def load(cls, source: str, name: str | None = None, cache_tokens: int | None = None) -> Self:
         """Read a model, onto the GPU if there is one.
 
         Args:
             source: a folder, or a name on the Hugging Face hub.
             name: by default, the last part of the source.
+            cache_tokens: see the class.
 
         Raises:
             StartError: there is no such model, or its files cannot be used.
@@ -78,7 +85,7 @@ class LanguageModel:
         with _start_errors(source):
             tokenizer = AutoTokenizer.from_pretrained(source)
             network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-            model = cls(name or Path(source).name, network.to(device).eval(), tokenizer)
+            model = cls(name or Path(source).name, network.to(device).eval(), tokenizer, cache_tokens)
         if device == "cpu" and network.num_parameters() < SMALL_MODEL:
             torch.set_num_threads(1)
         return model

@@ -45,7 +45,7 @@ class TumourClassifier:
 
     def __init__(self, pipeline: Pipeline, card: ModelCard) -> None:
         self.card = card
-        self._pipeline = pipeline
+        self.pipeline = pipeline
 
     def predict(self, rows: FloatMatrix) -> Scores:
         """Score rows: see ``Classifier.predict``.
@@ -61,33 +61,47 @@ class TumourClassifier:
         if errors := impossible_values(rows):
             raise errors[0]
         logger.debug("%s predicts %d rows", self.card.name, len(rows))
-        return Scores(self._pipeline.predict_proba(rows), self.card.classes, self.card.version, self.card.sha256)
+        return Scores(self.pipeline.predict_proba(rows), self.card.classes, self.card.version, self.card.sha256)
 
-    def save(self, folder: Path) -> None:
-        """Write the artifact: the pipeline, and a card with the pipeline's checksum."""
-        model = artifacts.dumps(self._pipeline)
+    def save(self, folder: Path) -> str:
+        """Write the artifact: the pipeline, and a card with the pipeline's checksum, which is returned."""
+        model = artifacts.dumps(self.pipeline)
         card = replace(self.card, sha256=hashlib.sha256(model).hexdigest())
         artifacts.write(folder / _MODEL_FILE, model)
         artifacts.write(folder / _CARD_FILE, json.dumps(asdict(card), indent=2).encode())
+        return card.sha256
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, location: Path | str) -> Self:
         """Read an artifact.
 
+        Args:
+            location: a folder or a URL; see ``artifacts.Location``.
+
         Raises:
-            ArtifactError: missing, damaged, or it contains untrusted code.
+            ArtifactError: missing, damaged, another one than the location asks for, or it contains untrusted code.
         """
-        remedy = "run: python -m workshop train"
+        place = artifacts.Location.parse(str(location))
+        model, content = place.read(_MODEL_FILE), place.read(_CARD_FILE)
         try:
-            model = (folder / _MODEL_FILE).read_bytes()
-            card = _CARD.validate_json((folder / _CARD_FILE).read_bytes())
-            if hashlib.sha256(model).hexdigest() != card.sha256:
-                raise ArtifactError(f"the model in {folder} is damaged: its checksum differs; {remedy}")
-            return cls(artifacts.loads(model), card)
-        except OSError as error:
-            raise ArtifactError(f"cannot read the model: {error.filename}: {error.strerror}; {remedy}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
-            raise ArtifactError(f"the model in {folder} is damaged: its card cannot be read; {remedy}") from error
+            card = _CARD.validate_json(content)
+        except ValidationError as error:
+            raise ArtifactError(
+                f"the model in {place.url} is damaged: its card cannot be read; {place.remedy}"
+            ) from error
+        names = tuple(feature.name for feature in card.features)
+        if (card.classes, card.positive_class, names) != (CLASSES, CLASSES[0], FEATURES):
+            raise ArtifactError(f"the model in {place.url} has other classes or features; {place.remedy}")
+        checksum = hashlib.sha256(model).hexdigest()
+        if checksum != card.sha256:
+            raise ArtifactError(f"the model in {place.url} is damaged: its checksum differs; {place.remedy}")
+        if place.sha256 not in {None, checksum}:
+            raise ArtifactError(f"the model in {place.url} is another one: its checksum is not {place.sha256}")
+        try:
+            pipeline = artifacts.loads(model)
+        except Exception as error:  # whatever skops and the libraries raise whose objects it builds
+            raise ArtifactError.because(f"the model in {place.url} cannot be loaded", error, place.remedy) from error
+        return cls(pipeline, replace(card, version=place.version or card.version))
 
 
 def impossible_values(rows: FloatMatrix) -> list[InvalidInputError]:

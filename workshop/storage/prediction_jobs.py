@@ -45,6 +45,7 @@ class PredictionJobRow(Base):
     def to_job(self) -> PredictionJob:
         return PredictionJob(
             id=self.id,
+            owner=self.owner,
             attempt=self.attempt,
             status=JobStatus(self.status),
             progress=Progress(self.rows, self.rejected, self.share),

@@ -8,7 +8,7 @@ from starlette import types
 from starlette.datastructures import MutableHeaders
 
 from workshop import __version__
-from workshop.api.dependencies import ClassifierDep, ModelCardDep, limit_rate, require_ready, requires
+from workshop.api.dependencies import ModelCardDep, ServicesDep, limit_rate, require_ready, requires
 from workshop.api.errors import Explanation, error_responses, mistakes
 from workshop.api.revalidation import NOT_MODIFIED
 from workshop.api.routes import JsonRequest, ProtocolRoute
@@ -22,7 +22,7 @@ from workshop.api.schemas.inference import (
     Ready,
     ServerMetadata,
 )
-from workshop.contracts.classifier import ModelCard
+from workshop.contracts.classifier import Classifier, ModelCard
 from workshop.contracts.errors import NotFoundError
 from workshop.contracts.principals import Scope
 
@@ -92,6 +92,14 @@ async def check_version(version: Annotated[str, Path(description="Such as `1.0.0
     """Raise NotFoundError if the model has another version."""
     if version != card.version:
         raise NotFoundError(f"there is no version {version} of {card.name}; available: {card.version}")
+
+
+async def get_asked_classifier(request: Request, services: ServicesDep, card: NamedModelDep) -> Classifier:
+    """A request that names a version never gets one that is on trial."""
+    asked = request.path_params
+    if asked["name"] != card.name or "version" in asked:
+        return services.champion or services.classifier
+    return services.classifier
 
 
 MODEL = "/models/{name}"
@@ -179,7 +187,10 @@ _INFER: dict[str, Any] = {
     **_INFER,
 )
 async def infer(
-    tumours: InferenceRequest, binary: BinaryDataDep, card: NamedModelDep, classifier: ClassifierDep
+    tumours: InferenceRequest,
+    binary: BinaryDataDep,
+    card: NamedModelDep,
+    classifier: Annotated[Classifier, Depends(get_asked_classifier)],
 ) -> InferenceResponse | Response:
     """One tensor of shape [n, 30], or thirty by the names of the features, as JSON or as binary data after the JSON."""
     scores = await classifier.predict(tumours.rows(binary))

@@ -14,9 +14,10 @@
 # - run a FastAPI app on Ray Serve, built inside each replica,
 # - tell which state breaks when you add a second replica, and move it to where it belongs,
 # - explain how many connections a replica accepts, and what happens to the next one,
-# - keep a slow reader from filling the memory of Serve's proxy.
+# - keep a slow reader from filling the memory of Serve's proxy,
+# - write the layer that connects FastAPI and Ray Serve, and name six mistakes that are made there.
 #
-# On an idle machine, the code takes {{ minutes }} and {{ memory }} of memory. Allow 45 minutes, exercises included.
+# On an idle machine, the code takes {{ minutes }} and {{ memory }} of memory. Allow 60 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("10.3")` runs what exercise 3 builds on.
 
@@ -685,6 +686,232 @@ def rooms(bus):
 check("10.3", rooms)
 
 # %% [markdown]
+# ## The layer between
+#
+# `HandleBus` and `RoomOnBus` are an integration layer: the room knows no Ray, the bus knows no FastAPI, and these two
+# classes know both. The layer is thin, and yet most mistakes happen there. Three of them, one by one.
+#
+# The first one finds its model by name. `Price` is the model of a shop, and the API asks Serve for its handle.
+
+# %% start_at=false
+serve.delete("room on a bus")
+
+
+# %%
+class Price:
+    def __init__(self, per_letter):
+        self.per_letter = per_letter
+
+    async def of(self, item):
+        return len(item) * self.per_letter
+
+
+# %%
+def shop(price):
+    app = FastAPI()
+    app.get("/price/{item}")(price)
+    return app
+
+
+class ShopByName:
+    def __init__(self, price):
+        self.unused = price
+
+    def __serve_build_asgi_app__(self):
+        handle = serve.get_deployment_handle("Price", "shop")
+
+        async def price(item: str):
+            return await handle.of.remote(item)
+
+        return shop(price)
+
+
+# %% [markdown]
+# It works. Then somebody deploys the same code a second time, under another name, to try other prices: a hundred per
+# letter.
+
+
+# %%
+def run_shop(name, per_letter):
+    api = serve.deployment(serve.ingress()(ShopByName)).options(ray_actor_options={"num_cpus": 0.1})
+    serve.run(api.bind(serve.deployment(Price).bind(per_letter)), name=name, route_prefix=f"/{name}")
+    return client.get(f"{url}/{name}/price/tea").json()
+
+
+# %% start_at=false
+run_shop("shop", 1)
+
+# %% [markdown]
+# What does tea cost in the second shop?
+
+# %%
+guess = ...
+
+# %% start_at=false
+compare(guess, run_shop("test-shop", 100))
+
+# %% [markdown]
+# The second shop asks the model of the first. Nothing fails, and the trial has tried nothing. A handle that comes with
+# `bind` cannot belong to another application.
+#
+# The second mistake concerns the lifespan. FastAPI passes what it yields to each request, as `request.state`. It can
+# also put things on `app.state`.
+
+# %% start_at=false
+for name in ("shop", "test-shop"):
+    serve.delete(name)
+
+# %%
+from contextlib import asynccontextmanager
+
+from fastapi import Request
+
+
+# %%
+@asynccontextmanager
+async def lifespan(app):
+    app.state.greeting = "hello"
+    yield {"greeting": "hello"}
+
+
+# %%
+def greetings():
+    app = FastAPI(lifespan=lifespan)
+    app.get("/yielded")(greeting_yielded)
+    app.get("/kept")(greeting_kept)
+    return app
+
+
+async def greeting_yielded(request: Request):
+    return request.state.greeting
+
+
+async def greeting_kept(request: Request):
+    return request.app.state.greeting
+
+
+# %% [markdown]
+# Which status code does each of the two return, on uvicorn and on Serve?
+
+# %%
+guess = {"uvicorn /yielded": ..., "uvicorn /kept": ..., "Serve /yielded": ..., "Serve /kept": ...}
+
+
+# %%
+class Greetings:
+    def __serve_build_asgi_app__(self):
+        return greetings()
+
+
+# %% start_at=false
+serve.run(serve.deployment(serve.ingress()(Greetings)).bind(), name="greetings", route_prefix="/greetings")
+
+# %% start_at=false
+with run_app(greetings(), name="lesson 10") as server:
+    bases = {"uvicorn": server.url, "Serve": f"{url}/greetings"}
+    statuses = {
+        f"{name} {path}": client.get(base + path).status_code
+        for name, base in bases.items()
+        for path in ("/yielded", "/kept")
+    }
+compare(guess, statuses)
+
+# %% [markdown]
+# Serve runs the lifespan itself, and does not pass on what it yields. `app.state` works on both runtimes.
+#
+# The third mistake: `serve.ingress` also takes a function that makes the app. A `functools.partial` of one is not a
+# function for Serve. It takes the object for an app, which fails only when a request comes.
+
+# %%
+from functools import partial
+
+
+# %%
+class Partial:
+    pass
+
+
+# %% start_at=false
+serve.run(
+    serve.deployment(serve.ingress(partial(greetings))(Partial)).bind(), name="greetings", route_prefix="/greetings"
+)
+client.get(f"{url}/greetings/kept").status_code
+
+# %% start_at=false
+serve.delete("greetings")
+
+# %% [markdown]
+# With three others that you have seen, the list is complete:
+#
+# | mistake | what happens | instead |
+# |---|---|---|
+# | a decorated class in a module (lesson 09) | it is pickled with all that the module holds | decorate in the layer |
+# | state in a variable of the app | each replica has its own | the client, or a deployment |
+# | state that the lifespan yields | it is missing on Serve | `app.state` |
+# | a handle that is looked up by name | it may be another application's | `bind` |
+# | a factory that is not a function | each request fails | `__serve_build_asgi_app__` |
+# | an error that cannot be unpickled (lesson 09) | another error arrives | all arguments to `super().__init__` |
+#
+# ### Exercise 4: write the layer
+#
+# The API team has written `create_app(model)`, the other one a class `Model` without Ray. Write
+# `integrate(create_app, Model, **options)`. It returns a Serve application with two deployments: `Model`, made without
+# arguments and with these options, and the API, in which each replica serves `create_app(model)`.
+#
+# `await model.predict(row)` returns what `Model.predict` returns. Ray's errors stay outside:
+#
+# - What `Model.predict` raises is raised, as it was: no class of Ray's.
+# - If the model's queue is full, `Busy` is raised.
+# - If the model cannot be reached, because its replica has died, `Unavailable` is raised.
+
+# %%
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError
+
+
+class Busy(Exception):
+    """Try again in a moment."""
+
+
+class Unavailable(Exception):
+    """Try again later."""
+
+
+# %% exercise="10.4"
+def integrate(create_app, Model, **options):
+    # solution (about 22 lines)
+    class Adapter:
+        def __init__(self, handle):
+            self.handle = handle
+
+        async def predict(self, row):
+            try:
+                return await self.handle.predict.remote(row)
+            except RayTaskError as error:
+                raise error.cause from None
+            except BackPressureError as error:
+                raise Busy from error
+            except RayError as error:
+                raise Unavailable from error
+
+    class Api:
+        def __init__(self, create_app, model):
+            self.create_app, self.model = create_app, model
+
+        def __serve_build_asgi_app__(self):
+            return self.create_app(Adapter(self.model))
+
+    model = serve.deployment(Model).options(**options).bind()
+    return serve.deployment(serve.ingress()(Api)).bind(create_app, model)
+    # starter
+    # return ...
+    # end
+
+
+# %%
+check("10.4", integrate)
+
+# %% [markdown]
 # ## Quiz
 #
 # **1.** A room that keeps its members in a set works on a laptop. With three replicas, users complain that messages get
@@ -721,6 +948,7 @@ check("10.3", rooms)
 # | as many connections as memory allows | `max_ongoing_requests` per replica | a high limit, and an idle timeout |
 # | `send` waits for a slow reader | `send` never waits | a window of unconfirmed data, confirmed by pongs |
 # | `Bus()` | `HandleBus(handle)` | an app that uses only the methods they share |
+# | errors are raised | Ray's errors are raised | a layer that raises the contract's |
 #
 # You can now write an app that does not depend on its runtime, or on how many replicas it has. Next, in lesson 11, you
 # choose how many replicas to run.

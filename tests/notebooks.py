@@ -43,7 +43,7 @@ from ray import serve
 from workshop.integration.serve_cluster import ray_cluster
 from workshop.settings import Settings
 
-with ray_cluster(Settings(ray_cpus=16, language_models=False)):
+with ray_cluster(Settings(ray_cpus=16, ray_gpus=1, language_models=False)):
     print(ray.get_runtime_context().gcs_address, flush=True)
     for _ in sys.stdin:
         left = ["Serve", *serve.status().applications] if serve.status().proxies else []

@@ -80,6 +80,17 @@ def test_a_command_that_does_not_answer_says_so(tmp_path, monkeypatch):
         run_command("mute", name="t", folder=tmp_path)
 
 
+def test_a_server_may_answer_before_it_is_ready(tmp_path):
+    (tmp_path / "slow_app.py").write_text(
+        "from fastapi import FastAPI, Response\n"
+        "app, statuses = FastAPI(), iter([503, 404, 200, 201])\n"
+        "@app.get('/ready')\n"
+        "def answer(): return Response(status_code=next(statuses))\n"
+    )
+    with run_command("uvicorn slow_app:app --port {port}", name="t", folder=tmp_path, ready="/ready") as command:
+        assert httpx.get(command.url + "/ready").status_code == 201
+
+
 def test_while_it_starts_its_last_line_is_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
     monkeypatch.setattr(progress, "REFRESH_S", 0.01)

@@ -28,7 +28,7 @@ def test_the_text_says_the_same():
         "built: client, HTTP server\n"
         "this lesson: contracts\n"
         "later: middleware, routers, in-process, handle, deployment, model, streaming, WebSockets, logs, metrics, "
-        "auth, limits, dependencies, errors, two runtimes, replicas, cascade, RAG"
+        "auth, limits, dependencies, errors, two runtimes, replicas, GPU, registry, cascade, RAG"
     )
     assert repr(service_map("16")).endswith("this lesson: nothing\nlater: nothing")
 

@@ -27,6 +27,7 @@ _HOME = {
     "stop_all": "running",
     "stop_serve": "ray_serve",
     "timeline": "pictures",
+    "watch_serve": "serve_panel",
     "waterfall": "pictures",
 }
 

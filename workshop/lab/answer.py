@@ -7,7 +7,7 @@ import copy
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -24,6 +24,8 @@ E = TypeVar("E", bound=BaseException)
 
 UNUSED = object()
 """The value of ``Answer.last`` while the check has not used the answer."""
+SETTLED = 20
+"""Turns of the event loop after which nothing more happens by itself."""
 LATE_S = 1.0
 """How long to wait for the error of an app whose response has ended."""
 
@@ -50,6 +52,14 @@ class Answer:
         Lists, dicts, sets and arrays are copied first, so the learner's code cannot change the check's own.
         """
         return self.run(self._start(args, kwargs))
+
+    def instance(self, *args: Any, methods: Sequence[str], **kwargs: Any) -> Any:
+        """Call the answer, a class, and return the object; NotYet if it lacks one of the methods."""
+        made = self.call(*args, **kwargs)
+        for method in methods:
+            if not callable(getattr(made, method, None)):
+                raise NotYet(f"A class with a method `{method}` is needed here.", got=show(made))
+        return made
 
     def together(self, *calls: tuple[Any, ...]) -> list[Any]:
         """Call the async answer with each tuple of arguments and await them all at once."""
@@ -215,6 +225,22 @@ def _muted_log(logger: str, thread: str) -> Iterator[None]:
         yield
     finally:
         logging.getLogger(logger).removeFilter(elsewhere)
+
+
+async def settle() -> None:
+    """Let everything that can go on do so, until it waits for something."""
+    for _ in range(SETTLED):
+        await asyncio.sleep(0)
+
+
+def outcome_of(call: asyncio.Future[Any]) -> str:
+    """What has become of a call, for a verdict."""
+    if not call.done():
+        return "it waits"
+    if call.cancelled():
+        return "it was cancelled"
+    error = call.exception()
+    return f"{type(error).__name__} is raised" if error else f"{show(call.result())} is returned"
 
 
 async def _first(items: AsyncIterator[Any], limit: int) -> list[Any]:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import httpx
@@ -21,7 +21,7 @@ STOP_LIMIT_S = 10.0
 _named: dict[str, "Command"] = {}
 
 
-def run_command(command: str, *, name: str, folder: str | Path | None = None) -> "Command":
+def run_command(command: str, *, name: str, folder: str | Path | None = None, ready: str | None = None) -> "Command":
     """Start a server by its command line and return once it accepts requests.
 
     If it starts slowly, the last line of its output is shown meanwhile. A server that was started under the same name
@@ -31,6 +31,7 @@ def run_command(command: str, *, name: str, folder: str | Path | None = None) ->
         command: such as ``"uvicorn my_app:app --port {port}"``; ``{port}`` becomes a free port.
         name: a name for this server.
         folder: the working directory of the command.
+        ready: a path that answers with success once the server is ready. By default, any answer will do.
 
     Raises:
         RuntimeError: it ended, or did not answer in time. The message holds its output.
@@ -38,7 +39,7 @@ def run_command(command: str, *, name: str, folder: str | Path | None = None) ->
     if name in _named:
         _named[name].stop()
     _named[name] = started = Command(command, folder)
-    started.wait_until_it_answers()
+    started.wait_until_it_answers(ready)
     return started
 
 
@@ -73,17 +74,16 @@ class Command(AbstractContextManager["Command"]):
         # Not by seek and read: the command writes at the same position.
         return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
 
-    def wait_until_it_answers(self) -> None:
-        """Return once there is any HTTP response."""
+    def wait_until_it_answers(self, ready: str | None = None) -> None:
+        """Return once there is any HTTP response, or one from the path ``ready`` that says success."""
         deadline = time.monotonic() + START_LIMIT_S
         with waiting_for(self._program, self._last_line):
             while time.monotonic() < deadline and self._process.poll() is None:
-                try:
-                    httpx.get(self.url, trust_env=False)
-                except httpx.HTTPError:
-                    time.sleep(0.1)
-                else:
-                    return
+                with suppress(httpx.HTTPError):
+                    answer = httpx.get(f"{self.url}{ready or ''}", trust_env=False)
+                    if answer.is_success or ready is None:
+                        return
+                time.sleep(0.1)
         ended = self._process.poll()
         self.stop()
         what = f"did not answer within {START_LIMIT_S:.0f} s" if ended is None else f"ended with exit status {ended}"

@@ -23,7 +23,7 @@ from packaging.specifiers import SpecifierSet
 from workshop.contracts.errors import StartError
 from workshop.lab.verdicts import card
 from workshop.machine import available_memory, usable_cores
-from workshop.settings import PROJECT, read_settings
+from workshop.settings import PROJECT, Settings, read_settings
 
 GB = 1_000_000_000
 RAY_LESSON_MEMORY = 1_500_000_000
@@ -103,7 +103,7 @@ def doctor() -> Report:
         (
             check_python(metadata("fastapi-ray-serve-workshop")["Requires-Python"]),
             check_packages(PROJECT / "requirements.lock"),
-            check_model(settings.artifact),
+            check_model(settings),
             check_language_models(settings.retriever_artifact),
             check_memory(),
             check_shared_memory(settings.object_store_mb * 2**20),
@@ -153,12 +153,13 @@ def check_packages(lock: Path) -> Finding:
     return Finding("Packages", Status.OK, f"all {len(pins)} as tested")
 
 
-def check_model(folder: Path) -> Finding:
+def check_model(settings: Settings) -> Finding:
     """The trained classifier: loads it, as the service does at its start."""
     try:  # imported here: there must be a report even without scikit-learn
+        from workshop.integration.services import active_location  # noqa: PLC0415
         from workshop.models.tumours import TumourClassifier  # noqa: PLC0415
 
-        model = TumourClassifier.load(folder)
+        model = TumourClassifier.load(active_location(settings))
     except (StartError, ImportError) as error:
         return Finding("Trained model", Status.FAILURE, str(error), "Run: make artifacts")
     return Finding("Trained model", Status.OK, f"{model.card.name} {model.card.version}")

@@ -2,11 +2,11 @@
 
 import atexit
 import logging
+import os
 from contextlib import ExitStack
 
 from workshop.integration.serve_cluster import serve_cluster
 from workshop.lab.progress import waiting_for
-from workshop.machine import free_port
 from workshop.settings import Settings
 
 _running = ExitStack()
@@ -20,14 +20,14 @@ def start_serve() -> str:
     """
     global _url  # noqa: PLW0603
     if _url is None:
-        port = free_port()
         # More logical CPUs than cores: the replicas of the lessons mostly wait.
-        settings = Settings(ray_cpus=16, language_models=False)
+        # And a GPU, whether there is one or not: a model that finds none runs on the CPU.
+        settings = Settings(ray_cpus=16, ray_gpus=1, language_models=False)
+        os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # for ``watch_serve``; by default ten seconds
         with waiting_for("Ray and Serve"):
-            _running.enter_context(serve_cluster(settings, host="127.0.0.1", port=port))
+            _url = _running.enter_context(serve_cluster(settings, host="127.0.0.1", port=0))
         # Serve warns each time that a replica is slow to say how busy it is. On a small machine they all are.
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        _url = f"http://127.0.0.1:{port}"
     return _url
 
 

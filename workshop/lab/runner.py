@@ -1,5 +1,6 @@
 """Run a check on an answer, and turn whatever happens into a verdict."""
 
+import gc
 import inspect
 import io
 import json
@@ -58,6 +59,8 @@ def _judge_once(task: Exercise, value: object) -> Verdict:
         warnings.filterwarnings("always", "coroutine .* was never awaited", RuntimeWarning)
         thread.start()
         thread.join(task.seconds + GRACE)
+        if not verdicts or verdicts[0].outcome is not Outcome.RIGHT:
+            gc.collect()  # a coroutine that nobody awaited is reported now, and not while a later check runs
     if verdicts:
         verdict = verdicts[0]
     else:

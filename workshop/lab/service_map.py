@@ -43,7 +43,9 @@ PARTS = [
     Part("errors", 4, 380, 210, height=30),
     Part("two runtimes", 10, 652, 174, height=30),
     Part("replicas", 11, 788, 174, height=30),
-    Part("cascade, RAG", 14, 924, 174, height=30),
+    Part("GPU", 12, 788, 210, height=30),
+    Part("registry", 13, 924, 174, height=30),
+    Part("cascade, RAG", 14, 924, 210, height=30),
 ]
 
 # Who owns what: the name of the package over the boxes of one team.

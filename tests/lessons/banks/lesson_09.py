@@ -129,6 +129,10 @@ class CascadeByOptions(Cascade):
         return label if certainty >= 0.9 else await self.ask(patient)
 
 
+AS_IN_NOTEBOOKS = {"env_vars": {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}}
+"""Where a handle's response can be had without an event loop. On the tests' Ray, Serve runs as for the service."""
+
+
 class CascadeInAThread(Cascade):
     def label(self, patient: int) -> Any:
         label, certainty = draft(patient)
@@ -279,7 +283,7 @@ BANK = {
         "right": [
             bound(Cascade, bound(Expert, name="the expert")),
             bound(CascadeByOptions, bound(Oncologist, max_ongoing_requests=10)),
-            bound(CascadeInAThread, bound(Expert)),
+            bound(CascadeInAThread, bound(Expert), ray_actor_options={"runtime_env": AS_IN_NOTEBOOKS}),
         ],
         "wrong": [
             (bound(Cascade, Expert), "one deployment is needed: that of `Expert`"),

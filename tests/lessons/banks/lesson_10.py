@@ -6,16 +6,19 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from secrets import token_bytes, token_hex
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
 from fastapi import FastAPI, HTTPException, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse
 from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
 
 # 10.1: from factory to application
 
@@ -498,6 +501,142 @@ def without_finally(bus: Any) -> Callable[..., Any]:
     return enter
 
 
+# 10.4: the layer between
+
+
+class Busy(Exception):
+    """Try again in a moment."""
+
+
+class Unavailable(Exception):
+    """Try again later."""
+
+
+class Adapter:
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+
+    async def predict(self, row: Any) -> Any:
+        try:
+            return await self.handle.predict.remote(row)
+        except RayTaskError as error:
+            raise error.cause from None
+        except BackPressureError as error:
+            raise Busy from error
+        except RayError as error:
+            raise Unavailable from error
+
+
+class Api:
+    adapter: Any = Adapter
+
+    def __init__(self, create_app: Any, model: Any) -> None:
+        self.create_app, self.model = create_app, model
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return self.create_app(self.adapter(self.model))
+
+
+def layer(adapter: Any, *, ignores_options: bool = False) -> Any:
+    def integrate(create_app: Any, Model: Any, **options: Any) -> Any:
+        ingress = type("Api", (Api,), {"adapter": staticmethod(adapter)})
+        model = serve.deployment(Model).options(**({} if ignores_options else options)).bind()
+        return serve.deployment(serve.ingress()(ingress)).bind(create_app, model)
+
+    return integrate
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    try:
+        yield
+    except RayError as error:
+        if isinstance(error, RayTaskError):
+            raise error.cause from error
+        raise Unavailable("gone") from error
+    except RayServeException as error:
+        raise (Busy() if isinstance(error, BackPressureError) else Unavailable()) from error
+
+
+def with_a_function(create_app: Any, Model: Any, **options: Any) -> Any:
+    """An object with one function, and a factory that `serve.ingress` takes."""
+
+    class Layer:
+        def __init__(self, model: Any) -> None:
+            async def predict(row: Any) -> Any:
+                with translated():
+                    return await model.predict.remote(row)
+
+            self.model = SimpleNamespace(predict=predict)
+
+        def __serve_build_asgi_app__(self) -> Any:
+            return create_app(self.model)
+
+    deployed = serve.deployment(name="the-model", **options)(Model)
+    return serve.deployment(name="the-api")(serve.ingress()(Layer)).bind(deployed.bind())
+
+
+class PassesAllOn(Adapter):
+    async def predict(self, row: Any) -> Any:
+        return await self.handle.predict.remote(row)
+
+
+class TakesAllForUnavailable(Adapter):
+    async def predict(self, row: Any) -> Any:
+        try:
+            return await self.handle.predict.remote(row)
+        except Exception as error:
+            raise Unavailable from error
+
+
+class KnowsNoQueue(Adapter):
+    async def predict(self, row: Any) -> Any:
+        try:
+            return await self.handle.predict.remote(row)
+        except RayTaskError as error:
+            raise error.cause from None
+        except (RayError, RayServeException) as error:
+            raise Unavailable from error
+
+
+class KnowsNoDeath(Adapter):
+    async def predict(self, row: Any) -> Any:
+        try:
+            return await self.handle.predict.remote(row)
+        except RayTaskError as error:
+            raise error.cause from None
+        except BackPressureError as error:
+            raise Busy from error
+
+
+class RayErrorFirst(Adapter):
+    async def predict(self, row: Any) -> Any:
+        try:
+            return await self.handle.predict.remote(row)
+        except RayError as error:
+            raise Unavailable from error
+        except BackPressureError as error:
+            raise Busy from error
+
+
+class ForgetsRemote(Adapter):
+    async def predict(self, row: Any) -> Any:
+        return await self.handle.predict(row)
+
+
+class ForgetsAwait(Adapter):
+    async def predict(self, row: Any) -> Any:
+        return self.handle.predict.remote(row)
+
+
+def without_a_hop(create_app: Any, Model: Any, **options: Any) -> Any:
+    class Layer:
+        def __serve_build_asgi_app__(self) -> Any:
+            return create_app(Model())
+
+    return serve.deployment(serve.ingress()(Layer)).bind()
+
+
 BANK = {
     "10.1": {
         "right": [bound(Ingress), bound(BuildsWhereItStarts), with_a_builder, closes_over_the_factory],
@@ -554,6 +693,23 @@ BANK = {
             (rooms(local_members), "hears nothing"),
             (rooms(simple(lambda socket: socket)), "await bus.publish"),
             (lambda bus: None, "FastAPI app"),
+        ],
+    },
+    "10.4": {
+        "right": [layer(Adapter), with_a_function],
+        "wrong": [
+            (layer(lambda handle: handle), "`await model.predict(21)` in the API."),
+            (layer(PassesAllOn), "RayTaskError(TooLow)"),
+            (layer(TakesAllForUnavailable), "'error': 'Unavailable'"),
+            (layer(RayErrorFirst), "'error': 'Unavailable'"),
+            (layer(KnowsNoQueue), "The queue is full."),
+            (layer(Adapter, ignores_options=True), "The queue is full."),
+            (layer(KnowsNoDeath), "The model's replica has died."),
+            (layer(ForgetsRemote), "`await model.predict(21)` in the API."),
+            (layer(ForgetsAwait), "`await model.predict(21)` in the API."),
+            (without_a_hop, "The model runs in the API's process."),
+            (lambda create_app, Model, **options: create_app(Model()), "A bound application"),
+            (lambda create_app, Model, **options: None, "is a `return` missing?"),
         ],
     },
 }

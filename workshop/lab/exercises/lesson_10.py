@@ -20,7 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 from workshop.lab.answer import Answer, Client
 from workshop.lab.applications import need_serve, running
 from workshop.lab.expectations import NotYet, becomes_true, expect, show
-from workshop.lab.fixtures.lesson_10 import Bus, OtherProcess, reporting
+from workshop.lab.fixtures.lesson_10 import Bus, Doubler, OtherProcess, asking, reporting
 from workshop.lab.registry import exercise
 
 LIMIT_S = 30
@@ -65,9 +65,9 @@ def runs_on_serve(answer: Answer) -> None:
 
 
 @contextmanager
-def _reachable(answer: Answer, application: Any) -> Iterator[Client]:
+def _reachable(answer: Answer, application: Any, seconds: float = SOON_S) -> Iterator[Client]:
     """Run the application behind Serve's proxy for the length of the block, and yield an HTTP client for it."""
-    with running(application) as name, Client(answer, f"{_proxy_url()}/{name}", SOON_S) as client:
+    with running(application) as name, Client(answer, f"{_proxy_url()}/{name}", seconds) as client:
         routes = client.base_url.join("/-/routes")
         becomes_true(lambda: f"/{name}" in httpx.get(routes, trust_env=False).json(), SOON_S)
         try:
@@ -307,3 +307,38 @@ def _talk(members: list[_Member], texts: tuple[str, ...]) -> None:
         for listener in members:
             if listener is not speaker:
                 listener.expect(text, "All others in the room hear each text as it was said, but not the sender.")
+
+
+@exercise(
+    "10.4",
+    hints=[
+        "Three parts: an adapter with a `predict` that awaits `handle.predict.remote(row)`, a class for "
+        "`serve.ingress()` that makes the app with the adapter, and the two deployments, the model's bound into the "
+        "API's.",
+        "`except RayTaskError as error: raise error.cause`, then `except BackPressureError`, and `RayError` last: the "
+        "first one is a `RayError`, too. `serve.deployment(Model).options(**options).bind()` is the model.",
+    ],
+    right="Neither team has to know what runs between them.",
+    seconds=LIMIT_S,
+)
+def connects(answer: Answer) -> None:
+    need_serve()
+    options = {"max_ongoing_requests": 1, "max_queued_requests": 1, "ray_actor_options": {"num_cpus": 0.1}}
+    application = answer.call(asking, Doubler, **options)
+    answer.given = "integrate(create_app, Model, max_ongoing_requests=1, max_queued_requests=1, …)"
+    with _reachable(answer, application, LIMIT_S / 3) as client:
+        first = _json(client.get("/predict/21"))
+        expect(first.get("result"), 42, why=f"`await model.predict(21)` in the API. {first.get('error', '')}".strip())
+        if first["model_runs_in"] == first["api_runs_in"]:
+            raise NotYet("The model runs in the API's process.", expected="a deployment of its own")
+        got = _json(client.get("/predict/-1"))
+        expect(got, {"error": "TooLow", "field": "mean_area"}, why="`Model.predict(-1)` raises TooLow('mean_area').")
+        got = client.together(5, "GET", "/predict/300")
+        answer.given = "five requests at the same time, with room for one, and a queue of one"
+        outcomes = Counter(_json(response).get("error", "a result") for response in got)
+        if set(outcomes) != {"a result", "Busy"}:
+            raise NotYet(
+                "The queue is full.", expected="some results, and Busy for the others", got=show(dict(outcomes))
+            )
+        got = _json(client.get("/predict/-2"))
+        expect(got.get("error"), "Unavailable", why="The model's replica has died.")

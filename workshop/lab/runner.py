@@ -57,10 +57,12 @@ def _judge_once(task: Exercise, value: object) -> Verdict:
     printed = io.StringIO()
     with redirect_stdout(printed), redirect_stderr(printed), warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", "coroutine .* was never awaited", RuntimeWarning)
+        gc.freeze()  # the search below leaves out what was there before: in a long session, that takes seconds
         thread.start()
         thread.join(task.seconds + GRACE)
         if not verdicts or verdicts[0].outcome is not Outcome.RIGHT:
             gc.collect()  # a coroutine that nobody awaited is reported now, and not while a later check runs
+        gc.unfreeze()
     if verdicts:
         verdict = verdicts[0]
     else:

@@ -858,7 +858,7 @@ BANK = {
         "right": [drawn, with_a_generator, with_percent, with_crc, with_hmac],
         "wrong": [
             (lambda caller, number, share: random.random() < share, "For a caller, the result is always the same."),
-            (lambda caller, number, share: hash((caller, number)) % 1000 < 1000 * share, "Another process draws"),
+            (lambda caller, number, share: hash(number + caller) % 1000 < 1000 * share, "Another process draws"),
             (remembers, "Who had the challenger keeps it."),
             (remembers_the_draw, "Another process draws other callers."),
             (lambda caller, number, share: drawn(caller, "", share), "Another version asks other callers."),

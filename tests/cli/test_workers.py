@@ -11,6 +11,7 @@ import pytest
 from tests.cli.conftest import Run
 from tests.processes import of_each
 from tests.service import RECORD, until
+from workshop.integration.uvicorn_server import Worker, configuration
 from workshop.machine import free_port
 
 pytestmark = pytest.mark.slow
@@ -133,6 +134,14 @@ def test_a_worker_that_cannot_start_ends_the_service(run, tmp_path):
     assert run.err.splitlines()[-1] == "workshop: a worker could not start; the reason is above"
     assert "Traceback" not in run.err
     assert not run.leftovers()
+
+
+def test_a_worker_that_dies_while_it_is_asked_is_not_waited_for():
+    worker = Worker(configuration("tests.nowhere:app"), [])
+    worker.start()
+    worker.process.kill()
+    assert not worker.ping(timeout=10**6)
+    worker.join()
 
 
 @pytest.mark.parametrize(

@@ -41,3 +41,8 @@ def begin_stop() -> None:
     limit = threading.Timer(LIMIT_S, os._exit, [1])
     limit.daemon = True  # a shutdown that completes does not wait for it
     limit.start()
+
+
+def is_stopping() -> bool:
+    """Whether ``begin_stop`` has been called: only it has signals ignored."""
+    return signal.getsignal(signal.SIGTERM) is signal.SIG_IGN

@@ -3,6 +3,7 @@
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +18,13 @@ from uvicorn.supervisors import multiprocess
 from workshop.contracts.errors import StartError
 from workshop.integration.http_limits import LimitedHttpProtocol
 from workshop.integration.reaper import reaper
-from workshop.integration.stopping import SIGNALS, begin_stop, end_tasks
+from workshop.integration.stopping import SIGNALS, begin_stop, end_tasks, is_stopping
 from workshop.machine import freeze_loaded_objects
 
 HANG_S = 60
 """A worker that shows no sign of life for this long is replaced. On a busy machine, importing PyTorch takes a while."""
+PING_S = 0.1
+"""How often to look whether a worker that is to answer has died, and whether the service is to stop."""
 
 
 def configuration(app: ASGIApp | str, **options: Any) -> uvicorn.Config:
@@ -78,6 +81,24 @@ class Worker(multiprocess.Process):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         super().start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    def ping(self, timeout: float = 5) -> bool:
+        """Whether it answers in time, in seconds. Unlike uvicorn's, this does not wait for a process that has died.
+
+        When the service is to stop, it waits for nobody: a process that has just been started may take long to answer.
+        """
+        deadline = time.monotonic() + timeout
+        try:
+            self.parent_conn.send(b"ping")
+            while not self.parent_conn.poll(PING_S):
+                if is_stopping():
+                    return True
+                if time.monotonic() > deadline or not self.process.is_alive():
+                    return False
+            self.parent_conn.recv()
+        except (OSError, EOFError):
+            return False
+        return True
 
     @property
     def server(self) -> uvicorn.Server:

@@ -159,7 +159,7 @@ class Answer:
                 return await result
         except TimeoutError as error:
             if limit.expired():
-                raise TooLong(self._seconds, trace(error.__cause__ or error)) from None
+                raise TooLong(self._seconds, trace(error.__context__ or error)) from None
             raise
 
 

@@ -6,24 +6,24 @@
 # %% [markdown]
 # # 12 GPU deployments
 #
-# A graphics card that answers one prompt at a time is bored: most of it waits for its own memory. Sixteen prompts together take
-# hardly longer than one. You will fill the card, without making anyone wait for the longest answer.
+# A graphics card that answers one prompt at a time is bored: most of it waits for its own memory. On a large card, sixteen prompts
+# together take hardly longer than one. You will fill the card, without making anyone wait for the longest answer.
 #
 # Afterwards you can
 #
 # - run the same deployment on a card and on a CPU,
-# - batch prompts of different lengths, and say what the padding costs,
+# - batch prompts of different lengths, and say why padding costs,
 # - explain why answers should join and leave a batch at each token,
 # - stream tokens out of a replica,
-# - let several replicas share a card, and give each its part of the memory.
+# - let several replicas share a card, and compute how much of its memory each may use.
 #
-# Everything runs on a CPU as well, and shows the same effects: the model is small. On an idle machine without a card, the code
+# Everything runs on a CPU as well, because the model is small, and shows the same effects. On an idle machine without a card, the code
 # takes {{ minutes }} and {{ memory }} of memory. Allow 60 minutes, exercises included.
 #
 # Arriving late, or restarted the kernel? `await start_at("12.3")` runs what exercise 3 builds on.
 
 # %%
-from workshop.lab import bars, check, compare, curve, hint, marks
+from workshop.lab import bars, check, compare, hint, marks
 from workshop.lab import service_map, solution, start_at, start_serve, stop_all, stop_serve, waterfall
 
 service_map("12")
@@ -31,8 +31,8 @@ service_map("12")
 # %% [markdown]
 # ## One at a time
 #
-# This deployment loads a language model and moves it to the card, if there is one. CPUs are slow with half precision, so there the
-# model gets single precision. Nothing else differs.
+# This deployment loads a language model and moves it to the card, if there is one. Many CPUs are slow with numbers of two bytes (half
+# precision), so there the model gets four (single precision).
 
 # %%
 import asyncio
@@ -50,6 +50,7 @@ folder = str(Path(workshop.models.__file__).parent / "weights" / "workshop-main"
 
 # %% [markdown]
 # An answer usually ends when the model says so. For our measurements it never does: each answer gets as many tokens as we ask for.
+# `chat` puts a question into the form that the model was trained on.
 
 
 # %%
@@ -58,11 +59,15 @@ def load_model(folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(1)  # of the CPU: a model this small is faster with one
+    torch.set_num_threads(1)  # of the CPU: a model this small is usually faster with one
     dtype = "auto" if device == "cuda" else torch.float32
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
     network.generation_config.eos_token_id = -1  # no token ends the answer
     return network, AutoTokenizer.from_pretrained(folder, padding_side="left")
+
+
+def chat(question):
+    return f"<|user|>{question}<|end|><|assistant|>"
 
 
 # %%
@@ -70,8 +75,8 @@ class OneByOne:
     def __init__(self, folder):
         self.network, self.tokenizer = load_model(folder)
 
-    async def complete(self, text, tokens):
-        prompt = self.tokenizer(text, return_tensors="pt").to(self.network.device)
+    async def complete(self, question, tokens):
+        prompt = self.tokenizer(chat(question), return_tensors="pt").to(self.network.device)
         ids = self.network.generate(**prompt, max_new_tokens=tokens, do_sample=False)
         return self.tokenizer.decode(ids[0, prompt.input_ids.shape[1] :])
 
@@ -80,8 +85,8 @@ class OneByOne:
 
 
 # %% [markdown]
-# `num_gpus` reserves a part of a card, here half of one. Where there is none, this notebook's Ray has one in its books only. To save
-# memory, each model of this lesson makes room for the next one.
+# `num_gpus` reserves a part of a card, here half of one. On a machine without a card, this notebook's Ray pretends to have one. To save
+# memory, each model of this lesson is deleted before the next one starts.
 
 # %%
 half = {"ray_actor_options": {"num_gpus": 0.5}, "max_ongoing_requests": 64}
@@ -97,7 +102,7 @@ one_by_one = run_model(OneByOne)
 await one_by_one.device.remote()
 
 # %%
-question = "<|user|>What is Ray Serve?<|end|><|assistant|>"
+question = "What is Ray Serve?"
 
 # %% start_at=false
 await one_by_one.complete.remote(question, 24)
@@ -124,19 +129,21 @@ speed["one at a time"] = {n: await tokens_per_second(one_by_one.complete.remote,
 compare(guess, speed["one at a time"], "tokens per second")
 
 # %% [markdown]
-# About the same, however many ask: the replica works on one prompt after the other. For each token it has to read all weights of
-# the model. With sixteen prompts in one tensor, it would read them once for sixteen tokens.
+# Nearly the same, however many ask: the replica works on one prompt after the other. A thread for each prompt would not help much,
+# because all threads need the same hardware. For each token, the replica reads all weights of the model. With sixteen prompts in one
+# tensor, it would read them once for sixteen tokens.
 #
 # ## Sixteen in one tensor
 #
-# `@serve.batch` collects calls, as in lesson 09. The tokenizer pads the prompts to one length, and `generate` extends all of
-# them.
+# `@serve.batch` collects calls, as in lesson 09: `questions` and `tokens` are lists, with one item for each call. The tokenizer pads
+# the prompts to one length, and `generate` extends all of them.
 
 
 # %%
 class Batched(OneByOne):
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.02)
-    async def complete(self, texts, tokens):
+    async def complete(self, questions, tokens):
+        texts = [chat(question) for question in questions]
         prompts = self.tokenizer(texts, return_tensors="pt", padding=True).to(self.network.device)
         ids = self.network.generate(**prompts, max_new_tokens=max(tokens), do_sample=False)
         answers = ids[:, prompts.input_ids.shape[1] :]
@@ -157,12 +164,18 @@ guess = {1: ..., 4: ..., 16: ...}
 speed["a batch"] = {n: await tokens_per_second(batched.complete.remote, n) for n in (1, 4, 16)}
 compare(guess, speed["a batch"], "tokens per second")
 
+
+# %%
+def by_callers(speed):
+    return {f"callers: {n}": {name: rates[n] for name, rates in speed.items()} for n in (1, 4, 16)}
+
+
 # %% start_at=false
-curve(speed, x="callers at the same time", y="tokens per second", title="the same model, the same replica")
+bars(by_callers(speed), y="tokens per second", title="the same model on the same hardware")
 
 # %% [markdown]
-# The same model on the same hardware is several times as fast, because sixteen callers share each step. On a large card with a
-# large model, the gain is greater still.
+# With sixteen callers, the same model on the same hardware is several times as fast, because they share each step. One caller alone
+# has nothing to share, and waits 20 ms for company. On a large card with a large model, the gain is usually greater still.
 #
 # ## Padding
 #
@@ -172,9 +185,10 @@ curve(speed, x="callers at the same time", y="tokens per second", title="the sam
 
 # %%
 class OnEitherSide(Batched):
-    async def compare(self, texts, side):
+    async def first_answer(self, questions, side):
+        texts = [chat(question) for question in questions]
         prompts = self.tokenizer(texts, return_tensors="pt", padding=True, padding_side=side).to(self.network.device)
-        ids = self.network.generate(**prompts, max_new_tokens=20, do_sample=False)
+        ids = self.network.generate(**prompts, max_new_tokens=10, do_sample=False)
         return self.tokenizer.decode(ids[0, prompts.input_ids.shape[1] :])
 
 
@@ -185,25 +199,26 @@ long_question = question.replace("Ray Serve", "the difference between a deployme
 batched = run_model(OnEitherSide)
 
 # %% [markdown]
-# Each line is the answer to the short prompt. With which padding is it the answer that the prompt gets alone?
+# The short prompt is answered three times: alone, and beside the long one with padding on the left and on the right. With which
+# padding is the answer the same as alone, `"left"` or `"right"`?
 
 # %%
 guess = ...
 
 # %% start_at=false
-alone = await batched.compare.remote([question], "left")
-both = {side: await batched.compare.remote([question, long_question], side) for side in ("left", "right")}
+alone = await batched.first_answer.remote([question], "left")
+both = {side: await batched.first_answer.remote([question, long_question], side) for side in ("left", "right")}
 compare(guess, ", ".join(side for side, answer in both.items() if answer == alone))
 both
 
 # %% [markdown]
-# A model continues what stands last. With the padding on the right, that is a row of padding tokens, in spite of the mask. So
-# prompts are padded on the left, and all of them end in the same column.
+# A model continues what stands last. With the padding on the right, that is a row of padding tokens. The mask, which `**prompts` hands
+# over too, does not change that. So prompts are padded on the left, and all of them end in the same column.
 #
 # ### Exercise 1: a rectangle of prompts
 #
 # `pad_left(prompts, pad)` gets lists of token IDs, and returns two lists of lists: the rows of the tensor, all as long as the longest
-# prompt, and the rows of the mask, with 1 for tokens and 0 for padding. A prompt may contain the padding token itself. The
+# prompt, and the rows of the mask, with 1 for tokens and 0 for padding. A prompt may be empty, or contain the padding token itself. The
 # lists that it gets stay as they are.
 
 
@@ -225,13 +240,14 @@ check("12.1", pad_left)
 
 # %% [markdown]
 # Padding is work that nobody asked for. A rectangle of one prompt with 1000 tokens and fifteen with 10 tokens has 16 000
-# places, and 1150 of them are used. Sorted by length, the short ones share a rectangle of their own.
+# places, and 1150 of them are used. With a rectangle of their own for the short ones, all places are used. So the places of a rectangle
+# get a limit, which also keeps it within the card's memory.
 #
 # ### Exercise 2: few rectangles that fit
 #
-# `batches(lengths, most)` returns lists of indices: which prompts to put together. Every index occurs once. A batch takes as many
-# places as it has prompts, times the length of its longest one, and that is at most `most`. Only a prompt that is longer than
-# `most` gets a batch of its own. Return as few batches as possible.
+# `batches(lengths, most)` says which prompts to put together: it returns lists of indices, in any order. Every index occurs once. A
+# batch takes as many places as it has prompts, times the length of its longest one. These are at most `most`; a prompt that alone is
+# longer still goes in, by itself. Return as few batches as possible, and leave `lengths` as it is.
 
 
 # %% exercise="12.2"
@@ -256,7 +272,7 @@ check("12.2", batches)
 # %% [markdown]
 # ## Nobody waits for the longest
 #
-# Answers have different lengths, too. Seven callers ask for 150 tokens. A moment later an eighth one asks for five. How many
+# Answers have different lengths, too. Seven callers ask for 150 tokens. An eighth one asks for five, 100 ms later. How many
 # milliseconds does the eighth wait?
 
 # %%
@@ -285,11 +301,11 @@ compare(guess, waits["caller 8"][1] - waits["caller 8"][0], "ms")
 waterfall(waits, title="a batch that runs to its end")
 
 # %% [markdown]
-# The batch was on its way, so the eighth waited until it was over. The model makes one token per prompt and step, and between two
-# steps nothing keeps it from changing who takes part. That is continuous batching: who is finished leaves, who waits joins.
+# The batch was under way, so the eighth waited until it was over. But the model makes one token per prompt and step, and between two
+# steps the batch may change. That is continuous batching: an answer that is finished leaves, and one that waits joins.
 #
-# The service uses that of `transformers`. It comes without padding: the prompts lie one behind the other, and each token
-# sees only its own.
+# The service uses the continuous batching of `transformers`. It needs no padding: the prompts lie one behind the other, and each token
+# attends only to its own prompt and answer.
 
 
 # %%
@@ -319,7 +335,7 @@ def as_prompt(question, tokens):
 
 # %%
 continuous = run_model(Continuous)
-await tokens_per_second(continuous.complete.remote, 2)
+_ = await tokens_per_second(continuous.complete.remote, 2)  # the first calls are slower
 
 # %% [markdown]
 # How many milliseconds does the eighth wait now?
@@ -332,30 +348,30 @@ waits = await seven_and_one(continuous.complete.remote)
 compare(guess, waits["caller 8"][1] - waits["caller 8"][0], "ms")
 
 # %% start_at=false
-waterfall(waits, title="an answer joins and leaves at each token")
+waterfall(waits, title="answers join and leave between two steps")
 
 # %% start_at=false
 speed["continuous"] = {n: await tokens_per_second(continuous.complete.remote, n) for n in (1, 4, 16)}
-curve(speed, x="callers at the same time", y="tokens per second", title="the same model, the same replica")
+bars(by_callers(speed), y="tokens per second", title="the same model on the same hardware")
 
 # %% [markdown]
-# The seven pay a little: between two steps there is now more to do than `generate` does with one full batch, and with a model as
-# small as ours a step takes no longer than that. With a large model it does. And real callers never come as one full batch.
+# The seven may pay for it: compare where their bars end. Between two steps there is more to do than in `generate`, and a step of so
+# small a model takes hardly longer than that. A step of a large model does. And callers seldom come as one full batch.
 #
 # ### Exercise 3: join and leave at each token
 #
 # Write a class `Loop(step, room)`. `await extend(prompt, count)` returns a list of `count` new tokens. `await step(sequences)` gets
 # lists of tokens, each a prompt and what has been added to it, and returns the next token of each, in the same order.
 #
-# - All sequences under way go into one call, but no more than `room`. The others wait, and join in the order in which they came.
-# - Who comes joins at the next step. Who has all tokens leaves at once. So does who gives up waiting.
+# - All sequences go into one call, but no more than `room`. The others wait, and join in the order in which they came.
+# - Whoever comes joins at the next step that has room. Whoever has all tokens leaves at once, and so does a caller that is cancelled.
 # - One `step` runs at a time, and none while nobody asks.
-# - If a `step` fails, its callers get the error, and later ones get their tokens.
+# - If a `step` fails, the callers that took part in it get the error. All others get their tokens.
 
 
 # %% exercise="12.3"
 class Loop:
-    # solution (about 32 lines)
+    # solution (about 31 lines)
     def __init__(self, step, room):
         self.step, self.room = step, room
         self.runs = []  # those under way first, then those that wait
@@ -382,13 +398,12 @@ class Loop:
     async def advance(self, under_way):
         try:
             tokens = await self.step([list(sequence) for sequence, *_ in under_way])
+            for (sequence, *_), token in zip(under_way, tokens, strict=True):
+                sequence.append(token)
         except Exception as error:
             for *_, done in under_way:
                 if not done.done():
                     done.set_exception(error)
-        else:
-            for (sequence, *_), token in zip(under_way, tokens, strict=True):
-                sequence.append(token)
 
     # starter
     # def __init__(self, step, room):
@@ -406,7 +421,8 @@ check("12.3", Loop)
 # ## Tokens on their way
 #
 # A person reads a few words per second, and need not wait for the last one. A handle with `stream=True` calls an async
-# generator, and yields what it yields. Here four callers read 60 tokens each. When does the first token arrive, and when the last?
+# generator, and passes on each value as it comes. Here four callers read 60 tokens each. When does the very first token arrive, and
+# when the very last?
 
 # %%
 guess = {"first": ..., "last": ...}
@@ -428,8 +444,10 @@ compare(guess, {"first": min(times[0] for times in streams), "last": max(times[-
 marks({f"caller {number}": times for number, times in enumerate(streams, start=1)}, title="four streams of one replica")
 
 # %% [markdown]
+# All four advance together, because each step makes one token for each of them.
+#
 # The deployment of the service looks like this. It knows neither FastAPI nor Ray, and holds several models, because PyTorch itself
-# takes more memory than a small model. `aclosing` ends the answer when its reader leaves, which makes room in the batch.
+# takes more memory than a small model. `aclosing` ends the model's work as soon as the reader leaves, which makes room in the batch.
 
 # %%
 from collections.abc import AsyncGenerator, Mapping
@@ -476,13 +494,15 @@ ray.cluster_resources()["GPU"], ray.available_resources().get("GPU", 0)
 
 
 # %% [markdown]
-# This class says which card Ray has given to its replica, if three replicas ask for a third each. Are those three cards, or one?
+# Three replicas of this class ask for a third of a card each. A call returns the replica's id, and the card that Ray has given to it.
+# Are those three cards, or one?
 
 
 # %%
 class WhichCard:
-    async def card(self):
-        return ray.get_runtime_context().get_accelerator_ids()["GPU"]
+    async def ask(self):
+        [card] = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+        return serve.get_replica_context().replica_id.unique_id, f"card {card}"
 
 
 # %%
@@ -494,15 +514,15 @@ third = {"num_replicas": 3, "ray_actor_options": {"num_gpus": 0.33, "num_cpus": 
 which = serve.run(serve.deployment(WhichCard).options(**third).bind(), name="which", route_prefix=None)
 
 # %% start_at=false
-cards = [await which.card.remote() for _ in range(20)]
-compare(guess, len({tuple(card) for card in cards}), "cards")
-ray.available_resources().get("GPU", 0)
+given = dict([await which.ask.remote() for _ in range(30)])
+compare(guess, len(set(given.values())), "cards")
+given, ray.available_resources().get("GPU", 0)
 
 # %% [markdown]
 # All three got the same card, and the books say that 0.01 of it is left. But nothing divides the card itself. Each replica
 # may take all of its memory, and then the next one that needs some fails. A fraction is a promise, and you have to keep it.
 #
-# A fourth replica has no room. It waits, and Serve says so:
+# A fourth replica has no room. It stays in the state STARTING for as long as the others hold the card:
 
 # %% start_at=false
 four = serve.deployment(WhichCard).options(**{**third, "num_replicas": 4}).bind()
@@ -515,16 +535,17 @@ await asyncio.sleep(5)
 dict(replica_states("WhichCard", "which"))
 
 # %% [markdown]
-# A language model needs memory for its weights and, for each token of every answer under way, for a key and a value per
-# layer: the cache. The weights are given. So the cache is what you can choose, and it decides how many answers fit.
+# A language model needs memory for its weights and for its cache: a few numbers, called keys and values, for each token of every prompt
+# and answer under way. The size of the weights is given. You choose the size of the cache, and so how many answers fit.
 #
 # ### Exercise 4: how many tokens fit?
 #
 # `cache_tokens(memory, share, weights, layers, heads, size, width)` returns how many tokens fit into a replica's cache. The card has
-# `memory` bytes, of which the replica may use `share`. Its weights take `weights` bytes. Another tenth of its share stays free, for
-# what a step computes. A token has, for each layer and each of its `heads`, a key and a value of `size` numbers with `width` bytes.
+# `memory` bytes, and the replica may use a fraction of them, `share`, such as 0.5. A tenth of what it may use stays free, for what a
+# step computes. The weights take `weights` bytes, and the rest is for the cache. Each token has, for each of the `layers` and each of
+# their `heads`, a key and a value of `size` numbers with `width` bytes each.
 #
-# Return a whole number. If the weights do not fit, it is 0.
+# Return an `int`, rounded down. If the weights do not fit, it is 0.
 
 
 # %% exercise="12.4"
@@ -542,34 +563,35 @@ def cache_tokens(memory, share, weights, layers, heads, size, width):
 check("12.4", cache_tokens)
 
 # %% [markdown]
-# A model with eight billion parameters in half precision has 16 GB of weights, and a cache of 128 KiB per token. A card with
-# 80 GB can hold two of them. This is what their caches hold, if each gets half:
+# A model with eight billion parameters in half precision has 16 GB of weights. With 32 layers of eight heads of 128 numbers, a token
+# takes 128 KiB of its cache. If two such models share a card with 80 GB, their caches hold:
 
 # %%
 GB = 10**9
-each = (0.45 * 80 * GB - 16 * GB) / (2 * 32 * 8 * 128 * 2)
-{"tokens": round(each), "answers of 1000 tokens": round(each / 1000)}
+each = int((0.9 * 0.5 * 80 * GB - 16 * GB) // (2 * 32 * 8 * 128 * 2))
+{"tokens": each, "answers of 1000 tokens": each // 1000}
 
 # %% [markdown]
-# By default, a model takes the memory that is free when it starts, and a second one finds none. `WORKSHOP_MODEL_CACHE_TOKENS` gives
-# each its part.
+# By default, the cache of a model takes most of the memory that is free when it starts, and too little is left for a second model.
+# With `WORKSHOP_MODEL_CACHE_TOKENS`, the cache of each of the service's models holds that many tokens.
 #
 # ## Quiz
 #
 # **1.** A card is 100 % busy, says its driver, and makes 40 tokens per second for one caller. Is it full?
-# <details><summary>Answer</summary>Busy means that something runs on it at any moment. With sixteen callers in a batch, it is as
-# busy and makes many more tokens.</details>
+# <details><summary>Answer</summary>Not necessarily. Busy means that something runs on it at any moment. With sixteen callers in a batch,
+# it is as busy and makes many more tokens.</details>
 #
 # **2.** Answers have between 5 and 500 tokens, and you batch with <code>@serve.batch</code>. What do most callers wait for?
-# <details><summary>Answer</summary>For the longest answer of their batch, and before that for the longest of the batch before.</details>
+# <details><summary>Answer</summary>For the longest answer of their batch. If another batch was under way when they came, for the
+# longest answer of that one, too.</details>
 #
 # **3.** Two replicas have <code>num_gpus=0.5</code>, and the second one fails with "out of memory". Why did Ray allow it?
-# <details><summary>Answer</summary>Ray counts reservations. It does not limit what a process takes. The first replica has taken
-# more than its half.</details>
+# <details><summary>Answer</summary>Ray counts reservations. It does not limit what a process takes. Probably the first replica has
+# taken more than its half, or the second one needs more.</details>
 #
 # **4.** A deployment reserves a GPU, and the machine has none. What happens?
-# <details><summary>Answer</summary>On Ray in general, its replica waits for ever. This service's own Ray books a GPU that is not
-# there, with a warning, and the model runs on the CPU.</details>
+# <details><summary>Answer</summary>On Ray in general, its replica waits until a machine with a GPU joins. The Ray that this service starts
+# pretends to have one, and the model runs on the CPU.</details>
 #
 # **5.** A reader closes its browser in the middle of an answer. Why does it matter on a card?
 # <details><summary>Answer</summary>Its sequence takes a place in each step, and memory for its cache. If nobody ends it, others wait

@@ -129,6 +129,18 @@ def in_their_order(lengths: list[int], most: int) -> Any:
     return found
 
 
+def takes_lengths_out(lengths: list[int], most: int) -> Any:
+    found = batches(lengths, most)
+    while lengths:
+        lengths.pop()
+    return found
+
+
+def sorts_texts(lengths: list[int], most: int) -> Any:
+    order = sorted(range(len(lengths)), key=lambda index: str(lengths[index]))
+    return [[order[index] for index in batch] for batch in in_their_order([lengths[index] for index in order], most)]
+
+
 def ascending(lengths: list[int], most: int) -> Any:
     found: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
@@ -277,7 +289,7 @@ class WithoutATask:
                     try:
                         tokens = await asyncio.shield(work)
                     except asyncio.CancelledError:
-                        self.order.remove(mine)  # the step goes on, and others get its tokens
+                        self.leave(mine)  # the step goes on, and others get its tokens
                         for one, token in zip(now, await work, strict=True):
                             one["ids"].append(token)
                         raise
@@ -289,8 +301,10 @@ class WithoutATask:
                         one["ids"].append(token)
             return mine["ids"][len(prompt) :]
         finally:
-            if mine in self.order:
-                self.order.remove(mine)
+            self.leave(mine)
+
+    def leave(self, mine: dict[str, Any]) -> None:
+        self.order = [one for one in self.order if one is not mine]
 
 
 class Alone:
@@ -480,6 +494,81 @@ class Shared(Loop):
         self.task = None
 
 
+class ShortestFirst(Loop):
+    async def advance(self, under_way: list[Any]) -> None:
+        self.runs[self.room :] = sorted(self.runs[self.room :], key=lambda run: run[1] - len(run[0]))
+        await super().advance(under_way)
+
+
+class SetsAnErrorOnWhatIsCancelled(Loop):
+    """Raises InvalidStateError in its task if a caller has left during a step that fails."""
+
+    async def advance(self, under_way: list[Any]) -> None:
+        try:
+            tokens = await self.step([list(sequence) for sequence, *_ in under_way])
+            for (sequence, *_), token in zip(under_way, tokens, strict=True):
+                sequence.append(token)
+        except Exception as error:
+            for *_, done in under_way:
+                done.set_exception(error)
+
+
+class SetsALastTokenOnWhatIsCancelled(Loop):
+    """Takes out those who have left only after a step, and raises InvalidStateError if one has left during its last."""
+
+    async def work(self) -> None:
+        while self.runs:
+            await self.advance(self.runs[: self.room])
+            for sequence, length, done in self.runs:
+                if len(sequence) == length:
+                    done.set_result(sequence)
+            self.runs = [run for run in self.runs if not run[2].done()]
+        self.task = None
+
+
+class LooksAfterTheStep(Loop):
+    """Does a step for nobody if its only caller leaves before the first one."""
+
+    async def work(self) -> None:
+        while True:
+            self.runs = [run for run in self.runs if not run[2].done()]
+            await self.advance(self.runs[: self.room])
+            for sequence, length, done in self.runs:
+                if len(sequence) >= length and not done.done():
+                    done.set_result(sequence)
+            self.runs = [run for run in self.runs if not run[2].done()]
+            if not self.runs:
+                break
+        self.task = None
+
+
+class EndsLater(Loop):
+    """Who comes while its task ends is forgotten."""
+
+    async def work(self) -> None:
+        task = self.task
+        await super().work()
+        self.task = task
+        await asyncio.sleep(0)
+        self.task = None
+
+
+class ByPrompt(Loop):
+    """Of two callers with the same prompt, one is forgotten."""
+
+    async def advance(self, under_way: list[Any]) -> None:
+        self.runs = list({tuple(run[0]): run for run in self.runs}.values())
+        await super().advance(self.runs[: self.room])
+
+
+class RemovesAnEqual(WithoutATask):
+    """Dicts are equal if their contents are: another caller may be taken out."""
+
+    def leave(self, mine: dict[str, Any]) -> None:
+        if mine in self.order:
+            self.order.remove(mine)
+
+
 class OnlyNewTokens(Loop):
     """Gives `step` only what was added last."""
 
@@ -569,6 +658,8 @@ BANK = {
             (returns_lengths, "Every index occurs once."),
             (forgets_the_last, "Every index occurs once."),
             (adds_an_empty_one, "A batch has at least one prompt."),
+            (takes_lengths_out, "`lengths` stays as it is."),
+            (sorts_texts, "Fewer batches are enough."),
             (lambda lengths, most: len(batches(lengths, most)), "A list of lists"),
             (lambda lengths, most: list(range(len(lengths))), "A list of lists"),
             (lambda lengths, most: None, "Got None"),
@@ -586,6 +677,13 @@ BANK = {
             (ChangesThePrompt, "The caller's prompt stays as it is."),
             (WithoutRoom, "There is room for two."),
             (LastComeFirst, "in which they came"),
+            (ShortestFirst, "in which they came"),
+            (SetsAnErrorOnWhatIsCancelled, "InvalidStateError"),
+            (SetsALastTokenOnWhatIsCancelled, "InvalidStateError"),
+            (LooksAfterTheStep, "`step` is called without a sequence."),
+            (EndsLater, "extend([50], 1) as soon as"),
+            (ByPrompt, "Another call with the same prompt"),
+            (RemovesAnEqual, "Another call with the same prompt"),
             (KeepsThoseWhoLeft, "Who gives up leaves, and makes room."),
             (SetsWhatIsCancelled, "Who gives up leaves, and makes room."),
             (Dies, "A `step` has failed."),

@@ -1,6 +1,7 @@
 """Lesson 12: GPU deployments."""
 
 import asyncio
+from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
@@ -54,7 +55,7 @@ def pads_left(answer: Answer) -> None:
         "The first prompt of a batch is then its longest. Put the next one into the last batch if "
         "`(len(batch) + 1) * longest` is at most `most`; otherwise it begins a new batch.",
     ],
-    right="Prompts of like length share a rectangle, so little of it is padding.",
+    right="No rectangle is too large, and there are as few as can be.",
 )
 def groups(answer: Answer) -> None:
     for lengths, most, fewest in (
@@ -68,10 +69,11 @@ def groups(answer: Answer) -> None:
         ([1000] + [10] * 15, 1000, 2),
         ([30, 7, 50], 20, 3),
         ([50, 4, 4, 4, 4, 50], 20, 3),
+        ([9, 10, 100, 9, 10, 100], 200, 2),
         ([7], 7, 1),
         ([], 10, 0),
     ):
-        got = answer.call(lengths, most)
+        got = answer.call(list(lengths), most)
         if not isinstance(got, list | tuple) or not all(isinstance(batch, list | tuple) for batch in got):
             expect(got, [[0]], why="A list of lists of indices is returned.")
         indices = sorted(index for batch in got for index in batch)
@@ -89,6 +91,10 @@ def groups(answer: Answer) -> None:
                 )
         if len(got) > fewest:
             raise NotYet("Fewer batches are enough.", expected=f"{fewest} batches", got=show(got))
+    answer.given = "a list of lengths, which the caller uses again"
+    lengths = [3, 1, 2]
+    answer.run(answer.value(lengths, 6))
+    expect(lengths, [3, 1, 2], why="`lengths` stays as it is.", exact=True)
 
 
 class _Card:
@@ -114,12 +120,17 @@ class _Card:
             self.begun.clear()
         return [sequence[-1] + 1 for sequence in sequences]
 
+    async def begins(self) -> bool:
+        """Wait for a step to begin; whether it did."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(BEGIN_S):
+                await self.begun.wait()
+        return self.begun.is_set()
+
     async def steps(self, count: int) -> None:
         """Let so many steps end, or fewer if no more begin."""
         for _ in range(count):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(BEGIN_S):
-                    await self.begun.wait()
+            if await self.begins():
                 self.goes.release()
             await settle()
 
@@ -137,7 +148,8 @@ class _Card:
 def joins_and_leaves(answer: Answer) -> None:
     async def scenario() -> None:
         asyncio.get_running_loop().set_task_factory(_remembered)
-        for attack in (_one, _together, _latecomer, _crowd, _gives_up, _fails, _idle):
+        for attack in (_one, _together, _latecomer, _crowd, _gives_up, _fails, _is_cancelled_in_a_step, _alike, _idle):
+            _tasks.clear()  # what failed in an earlier attack, such as a step that was to fail, explains nothing
             await attack(answer)
 
     answer.run(scenario())
@@ -164,12 +176,16 @@ class _Learner:
         call = self.loop.extend(prompt, count)
         if not asyncio.iscoroutine(call) and not asyncio.isfuture(call):
             raise NotAttempted if call is ... else NotYet("`extend` is an `async def` method.", got=show(call))
-        begun = asyncio.ensure_future(call)
-        _tasks.discard(begun)  # this one is the check's
-        begun.add_done_callback(lambda call: call.cancelled() or call.exception())  # asyncio logs what nobody looked at
+        begun = self.begin(call)
         await settle()
         if begun.done() and not begun.cancelled() and begun.exception() is None and begun.result() is ...:
             raise NotAttempted
+        return begun
+
+    def begin(self, call: Awaitable[Any]) -> "asyncio.Future[Any]":
+        begun = asyncio.ensure_future(call)
+        _tasks.discard(begun)  # this one is the check's
+        begun.add_done_callback(lambda call: call.cancelled() or call.exception())  # asyncio logs what nobody looked at
         return begun
 
     def given(self, given: str) -> None:
@@ -180,7 +196,7 @@ class _Learner:
         got = [sorted(call) for call in self.card.calls]
         expect(got, [sorted(call) for call in calls], why=f"`step` gets these. {why}")
 
-    async def expect_answer(self, call: "asyncio.Future[Any]", tokens: list[int], why: str) -> None:
+    async def expect_answer(self, call: "asyncio.Future[Any]", tokens: list[Any], why: str) -> None:
         if not (await asyncio.wait([call], timeout=PATIENCE_S))[0]:
             call.cancel()
             for task in _tasks:
@@ -239,13 +255,13 @@ async def _latecomer(answer: Answer) -> None:
 async def _crowd(answer: Answer) -> None:
     loop = _Learner(answer, room=2)
     loop.given("four sequences at the same time, and `room=2`")
-    calls = [await loop.begun([number], count) for number, count in ((10, 3), (20, 1), (30, 1), (40, 1))]
+    calls = [await loop.begun([number], count) for number, count in ((10, 3), (20, 1), (30, 2), (40, 1))]
     for _ in range(10):
         await loop.card.steps(1)
     most = max(len(call) for call in loop.card.calls)
     if most > 2:
         raise NotYet("There is room for two.", expected="two sequences at most", got=f"{most} in one step")
-    for call, tokens in zip(calls, ([11, 12, 13], [21], [31], [41]), strict=True):
+    for call, tokens in zip(calls, ([11, 12, 13], [21], [31, 32], [41]), strict=True):
         await loop.expect_answer(call, tokens, "Who waits joins when another one leaves.")
     first_seen = list(dict.fromkeys(sequence[0] for call in loop.card.calls for sequence in sorted(call)))
     expect(first_seen, [10, 20, 30, 40], why="They join in the order in which they came.")
@@ -271,6 +287,46 @@ async def _gives_up(answer: Answer) -> None:
     await loop.expect_answer(third, [31, 32], "It has nothing to do with the one that was cancelled.")
     if any(sequence[0] == 40 for call in loop.card.calls for sequence in call):
         raise NotYet("Who gave up while it waited takes part in no step.", got=show(loop.card.calls))
+
+
+async def _is_cancelled_in_a_step(answer: Answer) -> None:
+    for error in (None, MemoryError("no room on the card")):
+        loop = _Learner(answer, room=2)
+        loop.given(
+            f"extend([10], 1) is cancelled during its step{', which fails' if error else ''}; then extend([20], 1)"
+        )
+        gone = await loop.begun([10], 1)
+        await loop.card.begins()
+        gone.cancel()
+        await settle()
+        loop.card.error = error
+        await loop.card.steps(1)
+        loop.card.error = None
+        later = await loop.begun([20], 1)
+        await loop.card.steps(2)
+        await loop.expect_answer(later, [21], "The one that was cancelled does not matter to others.")
+    loop = _Learner(answer, room=2)
+    loop.given("extend([10], 1) is cancelled before its first step; then extend([20], 1)")
+    gone = loop.begin(loop.loop.extend([10], 1))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await loop.card.steps(1)
+    later = await loop.begun([20], 1)
+    await loop.card.steps(2)
+    await loop.expect_answer(later, [21], "The one that was cancelled does not matter to others.")
+    if [] in loop.card.calls:
+        raise NotYet("`step` is called without a sequence.", got="step([])")
+
+
+async def _alike(answer: Answer) -> None:
+    loop = _Learner(answer, room=1)
+    loop.given("`room=1`: extend([10], 2) is under way; extend([20], 2) waits twice, and the second one is cancelled")
+    first, second, third = [await loop.begun([number], 2) for number in (10, 20, 20)]
+    await loop.card.steps(1)
+    third.cancel()
+    await loop.card.steps(4)
+    await loop.expect_answer(first, [11, 12], "It is under way.")
+    await loop.expect_answer(second, [21, 22], "Another call with the same prompt does not matter to it.")
 
 
 async def _fails(answer: Answer) -> None:
@@ -307,6 +363,14 @@ async def _idle(answer: Answer) -> None:
     again = await loop.begun([20], 2)
     await loop.card.steps(2)
     await loop.expect_answer(again, [21, 22], "The loop works again.")
+    loop.given("extend([40], 1), and extend([50], 1) as soon as that has returned")
+
+    async def twice() -> list[Any]:
+        return [await loop.loop.extend([40], 1), await loop.loop.extend([50], 1)]
+
+    both = loop.begin(twice())
+    await loop.card.steps(3)
+    await loop.expect_answer(both, [[41], [51]], "The loop works again.")
     loop.given("another loop with a card of its own, while the first one works")
     here, elsewhere = await loop.begun([30], 1), await other.begun([70], 1)
     await other.card.steps(1)
